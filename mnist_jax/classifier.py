@@ -1,0 +1,31 @@
+"""Classifier: the one thing that attacks, certificates and evaluation know of a network."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Classifier:
+    """A function from images to logits, with its weights apart.
+
+    Attributes:
+      apply: `apply(params, images) -> logits`, with images float32 `[B, *shape]` in [0, 1] and logits `[B, C]`. What
+        it gives for an image must not depend on the others in the batch. It is compared by value: two classifiers
+        with equal `apply` share every program that was compiled for one of them.
+      params: any pytree of arrays; its leaves are the leaves of the classifier.
+
+    Make one of any JAX function, of any input shape and number of classes:
+
+        Classifier(lambda params, images: images.reshape(len(images), -1) @ params["w"], {"w": w})
+    """
+
+    apply: Callable[[Any, jax.Array], jax.Array] = field(metadata={"static": True})
+    params: Any
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Logits `[B, C]` of images `[B, *shape]`."""
+        return self.apply(self.params, images)

@@ -1,0 +1,94 @@
+"""Random affine and elastic distortions of images, for training: one more image of the same digit.
+
+Elastic distortions are those of Simard, Steinkraus & Platt, "Best practices for convolutional neural networks applied
+to visual document analysis" (2003). Resampling is done in two passes, first along the rows and then along the columns
+(Catmull & Smith 1980). A pass adds up copies of the images, each shifted by a whole number of pixels and weighted by
+linear interpolation: no gathers, which are slow on every backend, and the batch as the last axis (see layers.py).
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+REACH = 7  # pixels: displacements are clipped to +- REACH
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """How much an image may be distorted; each is drawn for every image on its own.
+
+    Attributes:
+      rotation: largest angle, in degrees.
+      scaling: largest relative change of size, of height and width apart.
+      shear: largest shear, in pixels a pixel.
+      translation: largest shift, in pixels.
+      elastic: standard deviation of the elastic displacement, in pixels.
+      smoothness: standard deviation of the Gaussian that smooths the elastic field, in pixels.
+    """
+
+    rotation: float = 0.0
+    scaling: float = 0.0
+    shear: float = 0.0
+    translation: float = 0.0
+    elastic: float = 0.0
+    smoothness: float = 4.0
+
+    def __call__(self, key: jax.Array, images: jax.Array) -> jax.Array:
+        """`images` `[B, H, W, C]`, distorted; what comes in from outside is 0. Values stay in their range."""
+        batch, height, width, _ = images.shape
+        affine_key, elastic_key = jax.random.split(key)
+        down, right = self._affine(affine_key, batch, height, width)
+        if self.elastic:
+            field = self._elastic_field(elastic_key, batch, height, width)
+            down, right = down + field[0], right + field[1]
+        x = images.transpose(1, 2, 3, 0)
+        x = _resample(x, right[:, :, None], axis=1)
+        x = _resample(x, down[:, :, None], axis=0)
+        return x.transpose(3, 0, 1, 2)
+
+    def _affine(self, key, batch, height, width):
+        """Displacements `[H, W, B]` along columns and along rows."""
+        bounds = (
+            self.rotation * np.pi / 180,
+            self.scaling,
+            self.scaling,
+            self.shear,
+            self.translation,
+            self.translation,
+        )
+        draws = jax.random.uniform(key, (6, batch), minval=-1, maxval=1)
+        angle, tall, wide, shear, move_down, move_right = draws * jnp.array(bounds)[:, None]
+        y = (jnp.arange(height) - (height - 1) / 2)[:, None, None]
+        x = (jnp.arange(width) - (width - 1) / 2)[None, :, None]
+        # [[cos, -sin], [sin, cos]] @ [[1, shear], [0, 1]] with the scales, less the identity.
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        right = ((1 + wide) * cos - 1) * x + ((1 + wide) * (cos * shear - sin)) * y + move_right
+        down = ((1 + tall) * sin) * x + ((1 + tall) * (sin * shear + cos) - 1) * y + move_down
+        return down, right
+
+    def _elastic_field(self, key, batch, height, width):
+        """`[2, H, W, B]`: white noise, smoothed by a Gaussian, with the standard deviation that was asked for."""
+        rows, columns = (_smoothing_matrix(size, self.smoothness) for size in (height, width))
+        noise = jax.random.normal(key, (2, rows.shape[1], columns.shape[1], batch))
+        return self.elastic * jnp.einsum("yi,xj,dijb->dyxb", rows, columns, noise)
+
+
+def _smoothing_matrix(size: int, sigma: float) -> np.ndarray:
+    """A Gaussian over noise on a grid of spacing sigma that reaches beyond the edges; rows of norm 1."""
+    grid = np.arange(-2 * sigma, size + 2 * sigma, sigma)
+    matrix = np.exp(-(((np.arange(size)[:, None] - grid) / sigma) ** 2) / 2)
+    return (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _resample(x: jax.Array, displacement: jax.Array, axis: int) -> jax.Array:
+    """`x[..., i + displacement, ...]` by linear interpolation, for x `[H, W, C, B]`."""
+    displacement = jnp.clip(displacement, -REACH, REACH)
+    size = x.shape[axis]
+    padded = jnp.pad(x, [(REACH, REACH) if a == axis else (0, 0) for a in range(x.ndim)])
+    shifted = (
+        (shift, jax.lax.slice_in_dim(padded, REACH + shift, REACH + shift + size, axis=axis))
+        for shift in range(-REACH, REACH + 1)
+    )
+    return sum(jnp.maximum(1 - jnp.abs(displacement - shift), 0) * image for shift, image in shifted)

@@ -1,0 +1,198 @@
+"""The networks, and the hyperparameters that each was trained with in the original project.
+
+A network is a Flax module class. What the rest of the project works with is its pure functions: weights are a flat
+dictionary from names (`"features.0.kernel"`) to arrays, parameters and batch statistics together.
+"""
+
+import functools
+
+import jax
+import optax
+from flax import nnx
+
+from mnist_jax import layers, losses
+from mnist_jax.errors import unknown
+
+Weights = dict[str, jax.Array]
+
+IMAGE_SHAPE = (28, 28, 1)
+CLASSES = 10
+
+
+def uniform_by_fan_in(key, shape, dtype, *, fan_in: int):
+    """PyTorch's initialization of linear and convolutional layers, kernel and bias: U(-1, 1) / sqrt(fan_in)."""
+    return jax.random.uniform(key, shape, dtype, -1, 1) / fan_in**0.5
+
+
+def linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+    init = functools.partial(uniform_by_fan_in, fan_in=inputs)
+    return nnx.Linear(inputs, outputs, kernel_init=init, bias_init=init, rngs=rngs)
+
+
+def conv(inputs: int, outputs: int, size: int, rngs: nnx.Rngs) -> nnx.Conv:
+    init = functools.partial(uniform_by_fan_in, fan_in=size * size * inputs)
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (size, size),
+        padding="VALID",
+        kernel_init=init,
+        bias_init=init,
+        conv_general_dilated=layers.convolution,
+        rngs=rngs,
+    )
+
+
+class Network(nnx.Module):
+    """`features` on the image, `classifier` on what comes out of them, flattened; the result is the logits.
+
+    The class attributes are the original project's training hyperparameters; recipe `original` uses just these.
+    """
+
+    learning_rate = 2e-4
+    epochs = 30
+    batch_size = 32
+    optimizer = staticmethod(optax.adam)
+    loss = staticmethod(losses.cross_entropy_of_softmax)
+
+    features: nnx.Sequential
+    classifier: nnx.Sequential
+
+    def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Logits `[B, 10]` of images `[B, 28, 28, 1]` in [0, 1]; `rngs` draws the dropout masks in training mode."""
+        x = self.features(images, rngs=rngs)
+        return self.classifier(x.reshape(len(x), -1), rngs=rngs)
+
+    @classmethod
+    def initialize(cls, key: jax.Array) -> Weights:
+        """Fresh weights, distributed as PyTorch initializes these layers."""
+        return _flatten(cls(nnx.Rngs(key)))
+
+    @classmethod
+    def apply(cls, weights: Weights, images: jax.Array) -> jax.Array:
+        """Logits in evaluation mode: running batch statistics, no dropout, so no image depends on another."""
+        model = _unflatten(cls, weights)
+        model.eval()
+        return model(images)
+
+    @classmethod
+    def apply_training(cls, weights: Weights, images: jax.Array, key: jax.Array) -> tuple[jax.Array, Weights]:
+        """Logits in training mode, and the weights with their batch statistics moved on by this batch."""
+        model = _unflatten(cls, weights)
+        model.train()
+        logits = model(images, rngs=nnx.Rngs(dropout=key))
+        return logits, _flatten(model)
+
+
+class MLP(Network):
+    def __init__(self, rngs: nnx.Rngs):
+        self.features = nnx.Sequential()
+        self.classifier = nnx.Sequential(
+            linear(784, 120, rngs), nnx.relu, linear(120, 120, rngs), nnx.relu, linear(120, 10, rngs)
+        )
+
+
+class MLP_d(Network):
+    def __init__(self, rngs: nnx.Rngs):
+        self.features = nnx.Sequential()
+        self.classifier = nnx.Sequential(
+            nnx.Dropout(0.5),
+            linear(784, 120, rngs),
+            nnx.relu,
+            nnx.Dropout(0.5),
+            linear(120, 120, rngs),
+            nnx.relu,
+            nnx.Dropout(0.5),
+            linear(120, 10, rngs),
+        )
+
+
+class MLP_bn(Network):
+    def __init__(self, rngs: nnx.Rngs):
+        self.features = nnx.Sequential()
+        self.classifier = nnx.Sequential(
+            linear(784, 120, rngs),
+            nnx.relu,
+            layers.BatchNorm(120, rngs=rngs),
+            linear(120, 120, rngs),
+            nnx.relu,
+            layers.BatchNorm(120, rngs=rngs),
+            linear(120, 10, rngs),
+        )
+
+
+def conv_features(rngs: nnx.Rngs) -> nnx.Sequential:
+    # ReLU after the pool gives the same values as before it, for a quarter of the work.
+    return nnx.Sequential(
+        conv(1, 20, 5, rngs), layers.max_pool, nnx.relu, conv(20, 40, 3, rngs), layers.max_pool, nnx.relu
+    )
+
+
+class CNN(Network):
+    def __init__(self, rngs: nnx.Rngs):
+        self.features = conv_features(rngs)
+        self.classifier = nnx.Sequential(linear(1000, 120, rngs), nnx.relu, linear(120, 10, rngs))
+
+
+class CNN_d(Network):
+    def __init__(self, rngs: nnx.Rngs):
+        self.features = conv_features(rngs)
+        self.classifier = nnx.Sequential(
+            nnx.Dropout(0.5), linear(1000, 120, rngs), nnx.relu, nnx.Dropout(0.5), linear(120, 10, rngs)
+        )
+
+
+class CNN_bn(Network):
+    def __init__(self, rngs: nnx.Rngs):
+        self.features = nnx.Sequential(
+            conv(1, 20, 5, rngs),
+            layers.max_pool,
+            nnx.relu,
+            layers.BatchNorm(20, rngs=rngs),
+            conv(20, 40, 3, rngs),
+            layers.max_pool,
+            nnx.relu,
+            layers.BatchNorm(40, rngs=rngs),
+        )
+        self.classifier = nnx.Sequential(
+            linear(1000, 120, rngs), nnx.relu, layers.BatchNorm(120, rngs=rngs), linear(120, 10, rngs)
+        )
+
+
+NETWORKS: dict[str, type[Network]] = {cls.__name__: cls for cls in (MLP, MLP_d, MLP_bn, CNN, CNN_d, CNN_bn)}
+
+
+def by_name(name: str) -> type[Network]:
+    """The network class of that name. Raises `InputError`, with the nearest names, where there is none."""
+    if name not in NETWORKS:
+        raise unknown("network", name, NETWORKS)
+    return NETWORKS[name]
+
+
+@functools.cache
+def _skeleton(cls: type[Network]) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: cls(nnx.Rngs(0))))
+
+
+def _name(path) -> str:
+    return ".".join(str(part) for part in path if part != "layers")
+
+
+def _flatten(model: Network) -> Weights:
+    return {_name(path): variable[...] for path, variable in nnx.to_flat_state(nnx.state(model))}
+
+
+def _unflatten(cls: type[Network], weights: Weights) -> Network:
+    graphdef, skeleton = _skeleton(cls)
+    flat = [(path, variable.replace(weights[_name(path)])) for path, variable in nnx.to_flat_state(skeleton)]
+    return nnx.merge(graphdef, nnx.from_flat_state(flat))
+
+
+def shapes(cls: type[Network]) -> dict[str, tuple[int, ...]]:
+    """The names of the network's weights, each with its shape."""
+    return {_name(path): variable.shape for path, variable in nnx.to_flat_state(_skeleton(cls)[1])}
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a weight is a running batch statistic, which no gradient trains."""
+    return name.endswith((".mean", ".var"))

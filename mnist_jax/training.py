@@ -1,0 +1,169 @@
+"""Training: recipes, one step, some steps as one program, one loop.
+
+state = start(network, recipe, jax.random.key(seed), steps)
+for progress in epoch(network, recipe, train, state): ...
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mnist_jax import losses
+from mnist_jax.data import Split, normalize
+from mnist_jax.distortion import Distortion
+from mnist_jax.networks import Network, Weights, is_statistic
+
+
+def constant(peak: float, steps: int) -> optax.Schedule:
+    return optax.constant_schedule(peak)
+
+
+def one_cycle(peak: float, steps: int) -> optax.Schedule:
+    """Linear warm-up over a tenth of the steps, then a cosine down to zero (Smith & Topin 2018)."""
+    warmup = max(1, steps // 10)
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that says how a network is trained, apart from the seed and the data.
+
+    Attributes:
+      loss: a function of logits `[B, C]` and labels `[B]`, from losses.py.
+      optimizer: makes an optax optimizer of a learning-rate schedule.
+      schedule: makes that schedule of `learning_rate`, its peak, and the number of steps.
+      distortion: of the training images, or None.
+      averaging: decay, per step, of the exponential moving average of the weights that is the result; 0 for none.
+    """
+
+    name: str
+    loss: Callable[[jax.Array, jax.Array], jax.Array]
+    optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
+    learning_rate: float
+    epochs: int
+    batch_size: int
+    schedule: Callable[[float, int], optax.Schedule] = constant
+    distortion: Distortion | None = None
+    averaging: float = 0.0
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """The recipe as plain JSON values: functions by their names."""
+        return {k: v.__name__ if callable(v) and hasattr(v, "__name__") else v for k, v in asdict(self).items()}
+
+    def steps(self, images: int) -> int:
+        """Gradient steps in all; the last batch of an epoch may be a smaller one."""
+        return self.epochs * math.ceil(images / self.batch_size)
+
+    def make_optimizer(self, steps: int) -> optax.GradientTransformation:
+        return self.optimizer(self.schedule(self.learning_rate, steps))
+
+
+class State(NamedTuple):
+    """The state of a training: a pytree. With it, and the recipe and the data, a run goes on as if never stopped."""
+
+    weights: Weights
+    average: Weights  # empty where the recipe averages nothing
+    optimizer: optax.OptState
+    key: jax.Array
+    epoch: jax.Array  # epochs done
+    step: jax.Array  # steps done
+
+    def result(self) -> Weights:
+        """The weights to evaluate and to keep."""
+        return self.average or self.weights
+
+
+class Progress(NamedTuple):
+    """Where an epoch is, with the means over it so far, of the loss and of the accuracy on the batches as trained."""
+
+    state: State
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+
+
+def start(network: type[Network], recipe: Recipe, key: jax.Array, steps: int) -> State:
+    """The state before the first of `steps` steps."""
+    init_key, key = jax.random.split(key)
+    weights = network.initialize(init_key)
+    optimizer = recipe.make_optimizer(steps).init(_parameters(weights))
+    zero = jnp.zeros((), jnp.int32)
+    return State(weights, dict(weights) if recipe.averaging else {}, optimizer, key, zero, zero)
+
+
+def epoch(network: type[Network], recipe: Recipe, train: Split, state: State) -> Iterator[Progress]:
+    """Trains for one epoch over `train` (arrays on the device), in a new order; yields some times on the way.
+
+    The state of the last `Progress` has the epoch counted.
+    """
+    images = len(train.labels)
+    order_key, _ = epoch_keys = jax.random.split(jax.random.fold_in(state.key, state.epoch))
+    order = np.asarray(jax.random.permutation(order_key, images))
+    loss = correct = seen = done = 0
+    steps = math.ceil(images / recipe.batch_size)
+    for batches in _pieces(order, recipe.batch_size):
+        state, sums = train_steps(network, recipe, recipe.steps(images), state, train, batches, epoch_keys[1])
+        done, seen = done + len(batches), seen + batches.size
+        if done == steps:
+            state = state._replace(epoch=state.epoch + 1)
+        loss, correct = (total + float(s) for total, s in zip((loss, correct), sums, strict=True))
+        yield Progress(state, done, steps, loss / seen, correct / seen)
+
+
+def _pieces(order: np.ndarray, batch_size: int, longest: int = 100) -> Iterator[np.ndarray]:
+    """The order as arrays `[steps, batch]`, equal ones so that one program serves them, and the smaller last batch."""
+    full = len(order) // batch_size
+    length = max((k for k in range(1, longest + 1) if full % k == 0), default=1)
+    if length < longest // 4:  # no good divisor: pieces of the longest size and a shorter one
+        length = min(longest, max(full, 1))
+    batches = order[: full * batch_size].reshape(full, batch_size)
+    yield from (batches[i : i + length] for i in range(0, full, length))
+    if len(order) % batch_size:
+        yield order[None, full * batch_size :]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def train_steps(network, recipe, total_steps, state, train, batches, key):
+    """One program for many steps, a batch of indices `[steps, B]` each: the new state, and (loss, correct) summed."""
+    step = partial(_train_step, network, recipe, recipe.make_optimizer(total_steps), key)
+
+    def body(state, batch):
+        return step(state, normalize(train.images[batch]), train.labels[batch])
+
+    state, sums = jax.lax.scan(body, state, batches)
+    return state, jax.tree.map(jnp.sum, sums)
+
+
+def _train_step(network, recipe, optimizer, key, state, images, labels):
+    distortion_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    if recipe.distortion:
+        images = recipe.distortion(distortion_key, images)
+
+    def mean_loss(parameters):
+        logits, moved = network.apply_training(state.weights | parameters, images, dropout_key)
+        loss = recipe.loss(logits, labels)
+        return loss.mean(), (loss.sum(), losses.accuracy(logits, labels).sum(), moved)
+
+    parameters = _parameters(state.weights)
+    gradients, (loss, correct, moved) = jax.grad(mean_loss, has_aux=True)(parameters)
+    updates, optimizer_state = optimizer.update(gradients, state.optimizer, parameters)
+    weights = moved | optax.apply_updates(parameters, updates)
+    average = state.average
+    if recipe.averaging:
+        # Young averages forget faster, so that the random start does not stay in them.
+        decay = jnp.minimum(recipe.averaging, (1.0 + state.step) / (10.0 + state.step))
+        average = optax.incremental_update(weights, average, 1 - decay)
+    new = state._replace(weights=weights, average=average, optimizer=optimizer_state, step=state.step + 1)
+    return new, (loss, correct)
+
+
+def _parameters(weights: Weights) -> Weights:
+    return {name: array for name, array in weights.items() if not is_statistic(name)}
