@@ -5,10 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import numpy as np
+
+from mnist_jax import losses
+from mnist_jax.data import Split, normalize
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Classifier:
     """A function from images to logits, with its weights apart.
 
@@ -29,3 +33,26 @@ class Classifier:
     def __call__(self, images: jax.Array) -> jax.Array:
         """Logits `[B, C]` of images `[B, *shape]`."""
         return self.apply(self.params, images)
+
+
+def predict(classifier: Classifier, images: np.ndarray, chunk: int = 250) -> np.ndarray:
+    """Logits `[N, C]` of any number of uint8 images `[N, *shape]`, a chunk at a time.
+
+    The last chunk is filled up, so that one compiled program serves them all.
+    """
+    parts = []
+    for start in range(0, len(images), chunk):
+        part = images[start : start + chunk]
+        missing = [(0, chunk - len(part))] + [(0, 0)] * (part.ndim - 1)
+        parts.append(_logits(classifier, np.pad(part, missing))[: len(part)])
+    return np.concatenate(parts)
+
+
+@jax.jit
+def _logits(classifier: Classifier, images: jax.Array) -> jax.Array:
+    return classifier(normalize(images))
+
+
+def accuracy(classifier: Classifier, split: Split) -> float:
+    """The share of the images of a split that are classified correctly."""
+    return float(losses.accuracy(predict(classifier, split.images), split.labels).mean())

@@ -1,0 +1,58 @@
+"""Print the accuracies of trained networks."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mnist_jax import checkpoint, command, data
+from mnist_jax.classifier import accuracy
+from mnist_jax.errors import InputError
+
+SPLITS = ("train", "test", "val")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = command.Parser("evaluate", __doc__)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", help="a checkpoint's path, or a name such as CNN or CNN-original")
+    which.add_argument("--all", action="store_true", help="every network that ships with the project")
+    parser.add_argument("--output", type=Path, default=checkpoint.RUNS, help="folder of your own trained networks")
+    parser.add_data_options(dataset=None)
+    return parser.parse_args(argv)
+
+
+def chosen(options: argparse.Namespace) -> list[Path]:
+    if not options.all:
+        return [checkpoint.find(options.model, options.output)]
+    if paths := sorted(checkpoint.shipped().glob("*.safetensors")):
+        return paths
+    raise InputError(f"there are no trained networks in {checkpoint.shipped()}; reinstall mnist_jax")
+
+
+def evaluate(path: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The accuracies of the network at `path`, on the data it was trained for unless the options name others."""
+    trained = checkpoint.load(path)
+    name = options.dataset or trained.about.get("dataset", "mnist")
+    dataset = data.load(name, options.data_dir)
+    accuracies = {split: accuracy(trained.classifier(), getattr(dataset, split)) for split in SPLITS}
+    return {"model": path.stem, "path": str(path), "dataset": name, "accuracies": accuracies}
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(argv)
+    command.start()
+    results = []
+    if not options.json:
+        print(f"{'network':18}" + "".join(f"{split:>9}" for split in SPLITS))
+    for path in chosen(options):
+        command.note(f"evaluating {path}")
+        results.append(evaluate(path, options))
+        if not options.json:
+            figures = "".join(f"{value:>9.2%}" for value in results[-1]["accuracies"].values())
+            print(f"{results[-1]['model']:18}{figures}", flush=True)
+    if options.json:
+        command.report({"networks": results}, "", as_json=True)
+
+
+if __name__ == "__main__":
+    command.run(main)
