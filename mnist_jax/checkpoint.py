@@ -6,6 +6,7 @@ A trained network is a safetensors file: its weights by name, and what made them
 
 import hashlib
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from mnist_jax.networks import Network, Weights
 from mnist_jax.version import VERSION
 
 FORMAT = 1  # of the file; files of a newer format are refused
+KEY = "mnist_jax"  # of the metadata
 
 RECIPES = ("best", "original")  # the one that a bare name means first
 
@@ -67,10 +69,11 @@ class Checkpoint(NamedTuple):
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Writes the checkpoint, whole or not at all. Raises `InputError` where that can't be done."""
     arrays = {name: np.asarray(array) for name, array in sorted(checkpoint.weights.items())}
-    about = json.dumps(checkpoint.about | {"version": VERSION}, sort_keys=True)
-    metadata = {"format": str(FORMAT), "architecture": checkpoint.network.__name__, "about": about}
-    metadata["sha256"] = _fingerprint(metadata, arrays)
-    files.write(path, safetensors.numpy.save(arrays, metadata))
+    about = checkpoint.about | {"version": VERSION}
+    header = {"format": FORMAT, "architecture": checkpoint.network.__name__, "about": about}
+    header["sha256"] = _fingerprint(header, arrays)
+    # One entry: safetensors writes several in any order, and the same network should give the same file.
+    files.write(path, safetensors.numpy.save(arrays, {KEY: json.dumps(header, sort_keys=True)}))
 
 
 def load(path: Path) -> Checkpoint:
@@ -87,18 +90,23 @@ def load(path: Path) -> Checkpoint:
         raise InputError(f"cannot read the checkpoint {path} ({error.strerror or error})") from error
     except safetensors.SafetensorError as error:
         raise InputError(f"the checkpoint {path} is truncated or altered ({error}); train or copy it anew") from error
-    if not {"format", "architecture", "about", "sha256"} <= metadata.keys():
+    if KEY not in metadata:
         raise InputError(
             f"{path} is a safetensors file, but no checkpoint of mnist_jax; "
             "mnist_jax.pytorch.load reads a PyTorch state_dict"
         )
-    if not metadata["format"].isdecimal() or int(metadata["format"]) > FORMAT:
-        raise InputError(f"the checkpoint {path} was written by a newer mnist_jax; upgrade mnist_jax to read it")
-    if metadata.pop("sha256") != _fingerprint(metadata, arrays):
-        raise InputError(f"the checkpoint {path} has been altered since it was written; train or copy it anew")
-    network = networks.by_name(metadata["architecture"])
+    altered = InputError(f"the checkpoint {path} has been altered since it was written; train or copy it anew")
+    try:
+        header = json.loads(metadata[KEY])
+        if header["format"] > FORMAT:
+            raise InputError(f"the checkpoint {path} was written by a newer mnist_jax; upgrade mnist_jax to read it")
+        if header.pop("sha256") != _fingerprint(header, arrays):
+            raise altered
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise altered from error
+    network = networks.by_name(header["architecture"])
     check_shapes(path, network, arrays)
-    return Checkpoint(network, {k: jnp.asarray(v) for k, v in arrays.items()}, json.loads(metadata["about"]))
+    return Checkpoint(network, {k: jnp.asarray(v) for k, v in arrays.items()}, header["about"])
 
 
 def check_shapes(path: Path, network: type[Network], arrays: dict[str, np.ndarray]) -> None:
@@ -109,8 +117,8 @@ def check_shapes(path: Path, network: type[Network], arrays: dict[str, np.ndarra
         raise InputError(f"{path} does not hold the weights of {network.__name__}: {', '.join(wrong)} differ")
 
 
-def _fingerprint(metadata: dict[str, str], arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+def _fingerprint(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name, array in arrays.items():
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
@@ -211,5 +219,6 @@ def drop_state(folder: Path) -> None:
 def _manager(folder: Path):
     import orbax.checkpoint as ocp
 
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what goes wrong is raised too, and said in our words
     options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
     return ocp.CheckpointManager(folder.absolute(), options=options)

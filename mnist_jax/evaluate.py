@@ -38,18 +38,22 @@ def evaluate(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     return {"model": path.stem, "path": str(path), "dataset": name, "accuracies": accuracies}
 
 
+HEADER = f"{'network':18}" + "".join(f"{split:>9}" for split in SPLITS)
+
+
+def row(result: dict[str, Any]) -> str:
+    return f"{result['model']:18}" + "".join(f"{accuracy:>9.2%}" for accuracy in result["accuracies"].values())
+
+
 def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
     command.start()
-    results = []
-    if not options.json:
-        print(f"{'network':18}" + "".join(f"{split:>9}" for split in SPLITS))
+    results: list[dict[str, Any]] = []
     for path in chosen(options):
         command.note(f"evaluating {path}")
         results.append(evaluate(path, options))
         if not options.json:
-            figures = "".join(f"{value:>9.2%}" for value in results[-1]["accuracies"].values())
-            print(f"{results[-1]['model']:18}{figures}", flush=True)
+            print(row(results[-1]) if len(results) > 1 else f"{HEADER}\n{row(results[-1])}", flush=True)
     if options.json:
         command.report({"networks": results}, "", as_json=True)
 

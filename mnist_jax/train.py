@@ -200,7 +200,9 @@ def finish(run: Run, state: training.State, history: list[dict[str, Any]]) -> di
         from mnist_jax import plot  # Matplotlib takes a while to import
 
         weights, figure = run.path(".safetensors"), run.path(".png")
-        checkpoint.save(weights, checkpoint.Checkpoint(run.network, state.result(), about))
+        # Times stay out of the file, so that two runs with one seed give the same file.
+        untimed = [{k: v for k, v in record.items() if k != "seconds"} for record in history]
+        checkpoint.save(weights, checkpoint.Checkpoint(run.network, state.result(), about | {"history": untimed}))
         files.write(figure, plot.history(history, f"{run.name}: val accuracy {accuracies['val']:.2%}"))
         checkpoint.drop_state(run.path(".state"))
         result |= {"weights": str(weights), "figure": str(figure)}

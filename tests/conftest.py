@@ -1,9 +1,79 @@
-"""Strict settings for every test: no silent rank promotion, and no accelerator where one happens to be."""
+"""Strict settings for every test, and what tests share: a small dataset on disk and the real commands."""
 
 import os
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # also for the commands that tests run
+
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
+import numpy as np
+import pytest
+
+from mnist_jax import data
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "seed_networks"
+
+
+@pytest.fixture(scope="session")
+def mnist() -> data.Dataset:
+    return data.load()
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    path.write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+@pytest.fixture(scope="session")
+def few_digits(mnist, tmp_path_factory) -> Path:
+    """A folder with IDX files of 960 real training images (800 and 160 for test) and 100 val images."""
+    folder = tmp_path_factory.mktemp("few_digits")
+    for name, split, count in (("train", mnist.train, 960), ("t10k", mnist.val, 100)):
+        write_idx(folder / f"{name}-images-idx3-ubyte", split.images[:count, :, :, 0])
+        write_idx(folder / f"{name}-labels-idx1-ubyte", split.labels[:count])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def command(tmp_path_factory):
+    """Starts `python -m mnist_jax.MODULE ARGUMENTS` in a folder; gives the process, its output still to be read."""
+    cache = tmp_path_factory.mktemp("programs")
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"}
+
+    def start(module, *arguments, cwd, warnings="error", **options):
+        line = [sys.executable, "-W", warnings, "-m", f"mnist_jax.{module}", *map(str, arguments)]
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(line, cwd=cwd, env=environment | options.pop("env", {}), **pipes, **options)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run(command):
+    """Runs a command to its end; gives the exit status, stdout and stderr."""
+
+    def finish(module, *arguments, cwd, **options):
+        process = command(module, *arguments, cwd=cwd, **options)
+        out, err = process.communicate(timeout=120)
+        return process.returncode, out, err
+
+    return finish
+
+
+@pytest.fixture(scope="session")
+def refused(run):
+    """Runs a command that must refuse its input with status 2; gives its one line."""
+
+    def finish(module, *arguments, cwd, **options):
+        status, out, err = run(module, *arguments, cwd=cwd, **options)
+        errors = [line for line in err.splitlines() if not line.startswith(("device: ", "training ", "evaluating "))]
+        assert (status, out, len(errors)) == (2, "", 1), (status, out, err)
+        assert errors[0].startswith("error: ")
+        return errors[0]
+
+    return finish

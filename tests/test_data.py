@@ -137,12 +137,13 @@ def test_import_needs_no_tensorflow_datasets():
 @pytest.mark.parametrize(("name", "near"), [("fashion", "fashion_mnist"), ("KMNIST", "kmnist"), ("mnits", "mnist")])
 def test_unknown_name_with_a_near_one(name, near):
     message = refused(f"unknown dataset {name!r}: did you mean {near}", name)
-    assert message.endswith("The datasets are mnist, fashion_mnist, kmnist")
+    assert message.endswith("? There are mnist, fashion_mnist, kmnist")
 
 
 def test_unknown_name(tmp_path):
-    assert "did you mean" not in refused("unknown dataset 'imagenet': The datasets are mnist, ", "imagenet")
-    refused("unknown dataset 'imagenet'", "imagenet", data_dir=write_folder(tmp_path, small_files()))
+    expected = "unknown dataset 'imagenet': There are mnist, fashion_mnist, kmnist"
+    assert refused(expected, "imagenet") == expected
+    refused(expected, "imagenet", data_dir=write_folder(tmp_path, small_files()))
 
 
 # Folders

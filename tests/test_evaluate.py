@@ -1,0 +1,85 @@
+"""python -m mnist_jax.evaluate, on real files."""
+
+import json
+import os
+import time
+
+import jax
+import pytest
+
+from mnist_jax import checkpoint
+from mnist_jax.networks import CNN, MLP
+
+SHIPPED = sorted(checkpoint.shipped().glob("*.safetensors"))
+
+
+def test_all_prints_the_accuracies_that_the_shipped_networks_were_kept_with(run, tmp_path):
+    status, out, err = run("evaluate", "--all", "--json", cwd=tmp_path)
+    assert status == 0, err
+    results = json.loads(out)["networks"]
+    assert len(results) == len(SHIPPED) == 12
+    for result in results:
+        kept = checkpoint.load(checkpoint.shipped() / f"{result['model']}.safetensors").about["accuracies"]
+        # Another processor rounds otherwise, and an image or two may change sides.
+        assert result["accuracies"] == pytest.approx(kept, abs=2e-4)
+
+
+def test_text(run, tmp_path, few_digits):
+    status, out, err = run("evaluate", "--model", "MLP-original", "--data-dir", few_digits, cwd=tmp_path)
+    assert status == 0, err
+    header, row = out.splitlines()
+    assert header.split() == ["network", "train", "test", "val"]
+    assert row.startswith("MLP-original")
+    assert "evaluating" in err
+
+
+def untrained(path, network=MLP):
+    path.parent.mkdir(exist_ok=True)
+    checkpoint.save(path, checkpoint.Checkpoint(network, network.initialize(jax.random.key(0)), {}))
+    return path
+
+
+def test_own_newest_network_comes_before_the_shipped_one(run, tmp_path, few_digits):
+    older, newer = (untrained(tmp_path / f"runs/MLP-{recipe}.safetensors") for recipe in ("best", "original"))
+    os.utime(older, (time.time() - 100,) * 2)
+    untrained(tmp_path / "runs/MLP_bn-best.safetensors")
+    status, out, err = run("evaluate", "--model", "MLP", "--data-dir", few_digits, "--json", cwd=tmp_path)
+    assert status == 0, err
+    assert json.loads(out)["networks"][0]["path"] == str(newer.relative_to(tmp_path))
+    assert f"evaluating {newer.relative_to(tmp_path)}" in err
+
+
+def test_damaged_checkpoints_are_refused(refused, tmp_path):
+    path = untrained(tmp_path / "MLP.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    assert "is truncated or altered" in refused("evaluate", "--model", path, cwd=tmp_path)
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert "has been altered" in refused("evaluate", "--model", path, cwd=tmp_path)
+    path.write_bytes(whole.replace(b'architecture\\": \\"MLP', b'architecture\\": \\"CNN'))
+    assert "has been altered" in refused("evaluate", "--model", path, cwd=tmp_path)
+    path.write_bytes(b"")
+    assert "is truncated or altered" in refused("evaluate", "--model", path, cwd=tmp_path)
+
+
+def test_checkpoint_of_another_architecture_or_a_newer_version_is_refused(refused, tmp_path, monkeypatch):
+    path = tmp_path / "CNN.safetensors"
+    checkpoint.save(path, checkpoint.Checkpoint(CNN, MLP.initialize(jax.random.key(0)), {}))
+    assert "does not hold the weights of CNN" in refused("evaluate", "--model", path, cwd=tmp_path)
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    untrained(path)
+    assert "was written by a newer mnist_jax" in refused("evaluate", "--model", path, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "CNNN"), "unknown network 'CNNN': did you mean CNN"),
+        (("--model", "nowhere/CNN.safetensors"), "cannot read the checkpoint nowhere/CNN.safetensors"),
+        (("--model", "CNN-best-kmnist"), "no trained CNN-best-kmnist"),
+        (("--model", "CNN", "--dataset", "kminst"), "unknown dataset 'kminst': did you mean kmnist"),
+        ((), "one of the arguments --model --all is required"),
+    ],
+)
+def test_bad_options_are_refused(refused, tmp_path, arguments, message):
+    assert message in refused("evaluate", *arguments, cwd=tmp_path)

@@ -1,0 +1,73 @@
+import jax
+import numpy as np
+import pytest
+from conftest import REFERENCE
+
+from mnist_jax import checkpoint, pytorch
+from mnist_jax.classifier import accuracy
+from mnist_jax.errors import InputError
+from mnist_jax.networks import CNN, CNN_bn
+
+# The accuracy table of the original project, in percent: train, test, val.
+ORIGINAL = {
+    "MLP": (98.70, 97.05, 96.92),
+    "MLP_d": (95.76, 96.15, 95.58),
+    "MLP_bn": (99.54, 97.99, 97.77),
+    "CNN": (99.62, 98.95, 99.05),
+    "CNN_d": (99.00, 98.78, 98.99),
+    "CNN_bn": (99.93, 99.22, 99.20),
+}
+
+
+@pytest.mark.parametrize("architecture", ORIGINAL)
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="the original project's weights are not here")
+def test_original_weights_give_the_original_accuracies_to_the_digit(architecture, mnist):
+    trained = pytorch.load(REFERENCE / f"{architecture}.npz", architecture)
+    found = [round(100 * accuracy(trained.classifier(), s), 2) for s in (mnist.train, mnist.test, mnist.val)]
+    assert tuple(found) == ORIGINAL[architecture]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_export_and_import_give_the_same_weights(tmp_path, suffix):
+    trained = checkpoint.Checkpoint(CNN_bn, CNN_bn.initialize(jax.random.key(0)), {})
+    path = tmp_path / f"weights{suffix}"
+    pytorch.save(path, trained)
+    again = pytorch.load(path, "CNN_bn")
+    assert again.weights.keys() == trained.weights.keys()
+    for name, array in trained.weights.items():
+        np.testing.assert_array_equal(again.weights[name], array)
+
+
+def test_exported_weights_mean_the_same_to_a_network_of_channels_first():
+    """The forward pass as PyTorch computes it: NCHW, OIHW, [out, in], flattened channel by channel."""
+    weights = CNN.initialize(jax.random.key(0))
+    state = pytorch.to_state_dict(weights, CNN)
+    images = jax.random.uniform(jax.random.key(1), (2, 28, 28, 1))
+
+    x = np.asarray(images).transpose(0, 3, 1, 2)
+    for layer in ("features.0", "features.3"):
+        windows = np.lib.stride_tricks.sliding_window_view(x, state[f"{layer}.weight"].shape[2:], (2, 3))
+        x = np.einsum("bchwij,ocij->bohw", windows, state[f"{layer}.weight"])
+        x = np.maximum(x + state[f"{layer}.bias"][:, None, None], 0)
+        x = x.reshape(*x.shape[:2], x.shape[2] // 2, 2, x.shape[3] // 2, 2).max((3, 5))
+    x = x.reshape(2, -1) @ state["classifier.0.weight"].T + state["classifier.0.bias"]
+    x = np.maximum(x, 0) @ state["classifier.2.weight"].T + state["classifier.2.bias"]
+    np.testing.assert_allclose(x, CNN.apply(weights, images), atol=1e-5)
+
+
+def test_what_is_no_state_dict_of_the_architecture_is_refused(tmp_path):
+    path = tmp_path / "weights.npz"
+    pytorch.save(path, checkpoint.Checkpoint(CNN, CNN.initialize(jax.random.key(0)), {}))
+    with pytest.raises(InputError, match=r"no state_dict of CNN_bn: classifier\.2\.running_mean"):
+        pytorch.load(path, "CNN_bn")
+    arrays = dict(np.load(path))
+    arrays["classifier.0.weight"] = arrays["classifier.0.weight"][:, :-1]
+    with pytest.raises(InputError, match=r"classifier\.0\.weight has the wrong shape"):
+        pytorch.from_state_dict(arrays, CNN)
+    with pytest.raises(InputError, match="cannot read"):
+        pytorch.load(tmp_path / "missing.npz", "CNN")
+    path.write_bytes(b"garbage")
+    with pytest.raises(InputError, match="cannot read"):
+        pytorch.load(path, "CNN")
+    with pytest.raises(InputError, match=r"must end in \.safetensors or \.npz"):
+        pytorch.save(tmp_path / "weights.pt", checkpoint.Checkpoint(CNN, {}, {}))

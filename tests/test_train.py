@@ -1,0 +1,209 @@
+"""python -m mnist_jax.train, as a person runs it: real processes on a small real dataset."""
+
+import json
+import resource
+import signal
+
+import pytest
+
+from mnist_jax import checkpoint, training
+from mnist_jax.networks import NETWORKS
+
+TINY = ("--model", "MLP", "--epochs", "2")
+
+
+def test_trains_reports_and_keeps(run, few_digits, tmp_path):
+    status, out, err = run("train", *TINY, "--data-dir", few_digits, cwd=tmp_path)
+    assert status == 0, err
+    assert "train " in out
+    assert "test " in out
+    assert "val " in out
+    assert "runs/MLP-original.safetensors" in out
+    assert "runs/MLP-original.png" in out
+    assert err.splitlines()[0].startswith("device: cpu")
+    assert sum(line.startswith("epoch ") for line in err.splitlines()) == 2
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        "MLP-original.png",
+        "MLP-original.safetensors",
+    ]
+    assert (tmp_path / "runs/MLP-original.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_json_is_all_of_stdout_and_says_what_was_done(run, few_digits, tmp_path):
+    arguments = (
+        "--model",
+        "MLP_d",
+        "--recipe",
+        "best",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "64",
+        "--learning-rate",
+        "3e-3",
+    )
+    status, out, err = run("train", *arguments, "--seed", 7, "--json", "--data-dir", few_digits, cwd=tmp_path)
+    assert status == 0, err
+    result = json.loads(out)
+    assert (result["model"], result["recipe"], result["dataset"], result["seed"]) == ("MLP_d", "best", "mnist", 7)
+    assert (
+        result["hyperparameters"] | {"epochs": 1, "batch_size": 64, "learning_rate": 3e-3} == result["hyperparameters"]
+    )
+    assert [record["epoch"] for record in result["history"]] == [1]
+    kept = checkpoint.load(tmp_path / result["weights"])
+    assert kept.about["accuracies"] == result["accuracies"]
+    assert kept.about["hyperparameters"] == result["hyperparameters"]
+
+
+def test_no_save_writes_nothing(run, few_digits, tmp_path):
+    status, out, _ = run("train", *TINY, "--no-save", "--data-dir", few_digits, cwd=tmp_path)
+    assert status == 0
+    assert "val " in out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("model", ["CNN_bn", "CNN_d"])
+def test_one_seed_gives_the_same_file_and_another_seed_another(run, few_digits, tmp_path, model):
+    contents = []
+    for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
+        arguments = ("--model", model, "--epochs", 1, "--seed", seed, "--data-dir", few_digits, "--output", folder)
+        status, _, err = run("train", *arguments, cwd=tmp_path)
+        assert status == 0, err
+        contents.append((tmp_path / folder / f"{model}-original.safetensors").read_bytes())
+    assert contents[0] == contents[1]
+    assert contents[0] != contents[2]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(run, few_digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    status, _, err = run("train", *LONG, "--data-dir", few_digits, "--output", folder, cwd=folder)
+    assert status == 0, err
+    return (folder / "MLP_bn-best.safetensors").read_bytes()
+
+
+LONG = ("--model", "MLP_bn", "--recipe", "best", "--epochs", "150", "--batch-size", "50")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopped_and_resumed_gives_the_bits_of_an_uninterrupted_run(
+    command, run, few_digits, tmp_path, uninterrupted, number
+):
+    arguments = (*LONG, "--data-dir", few_digits, "--output", tmp_path)
+    process = command("train", *arguments, cwd=tmp_path)
+    state = tmp_path / "MLP_bn-best.state"
+    epoch = 0
+    for line in process.stderr:
+        epoch += line.startswith("epoch ")
+        # A kill leaves what was written last; the others write on their way out.
+        if epoch and (number != signal.SIGKILL or any(path.name.isdecimal() for path in state.glob("*"))):
+            break
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130, err
+        assert "--resume goes on from there" in err
+    assert not (tmp_path / "MLP_bn-best.safetensors").exists()
+
+    status, _, err = run("train", *arguments, "--resume", cwd=tmp_path)
+    assert status == 0, err
+    assert "resuming MLP_bn-best after epoch" in err
+    assert (tmp_path / "MLP_bn-best.safetensors").read_bytes() == uninterrupted
+    assert not state.exists()
+
+
+def test_resume_refuses_other_hyperparameters_and_a_damaged_state(command, refused, few_digits, tmp_path):
+    arguments = (*LONG, "--data-dir", few_digits, "--output", tmp_path)
+    process = command("train", *arguments, cwd=tmp_path)
+    assert any(line.startswith("epoch ") for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+
+    line = refused("train", *arguments, "--learning-rate", "0.5", "--resume", cwd=tmp_path)
+    assert "other hyperparameters (it had learning_rate 0.002); resume with the same" in line
+    line = refused("train", *arguments, "--seed", "5", "--resume", cwd=tmp_path)
+    assert "other seed; resume with the same" in line
+
+    for path in (tmp_path / "MLP_bn-best.state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+    assert "is damaged" in refused("train", *arguments, "--resume", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "CNM"), "unknown network 'CNM': did you mean CNN"),
+        (("--model", "resnet"), "unknown network 'resnet': There are MLP, MLP_d, MLP_bn, CNN, CNN_d, CNN_bn"),
+        (("--model", "MLP", "--dataset", "mnits"), "unknown dataset 'mnits': did you mean mnist"),
+        (("--model", "MLP", "--recipe", "bets"), "unknown recipe 'bets': did you mean best"),
+        (("--model", "MLP", "--epochs", "0"), "--epochs: '0' is not a whole number of at least 1"),
+        (("--model", "MLP", "--batch-size", "2.5"), "--batch-size: '2.5' is not a whole number of at least 1"),
+        (("--model", "MLP", "--learning-rate", "-1"), "--learning-rate: '-1' is not a number above 0"),
+        (("--model", "MLP", "--learning-rate", "nan"), "--learning-rate: 'nan' is not a number above 0"),
+        (("--model", "MLP", "--batch-size", "801"), "--batch-size 801 is larger than the training set of 800 images"),
+        (("--model", "MLP", "--resume"), "there is nothing to resume"),
+        (("--model", "MLP", "--resume", "--no-save"), "leave one of them out"),
+        (("--epochs", "1"), "the following arguments are required: --model"),
+    ],
+)
+def test_bad_options_are_refused(refused, few_digits, tmp_path, arguments, message):
+    assert message in refused("train", *arguments, "--data-dir", few_digits, cwd=tmp_path)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_bad_data_is_refused(refused, few_digits, tmp_path):
+    assert "cannot read the data folder" in refused("train", *TINY, "--data-dir", "nowhere", cwd=tmp_path)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for path in few_digits.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    labels = folder / "train-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:-1])
+    assert "is truncated or damaged" in refused("train", *TINY, "--data-dir", folder, cwd=tmp_path)
+    labels.unlink()
+    assert "lacks train-labels-idx1-ubyte" in refused("train", *TINY, "--data-dir", folder, cwd=tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_output_that_cannot_be_written_is_refused_at_once(refused, few_digits, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = refused("train", *TINY, "--data-dir", few_digits, "--output", tmp_path / "file", cwd=tmp_path)
+    assert "cannot write to the folder" in line
+
+
+def test_full_disk_leaves_nothing_half_written(run, few_digits, tmp_path):
+    """A limit on the size of files stands for the disk: writing fails in the same place, with an OSError."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    earlier = b"an earlier result"
+    (tmp_path / "MLP-original.safetensors").write_bytes(earlier)
+    arguments = (*TINY, "--data-dir", few_digits, "--output", tmp_path)
+    # Without the cache of compiled programs, which would meet the limit too.
+    options = {"preexec_fn": limit, "env": {"JAX_ENABLE_COMPILATION_CACHE": "0"}}
+    status, out, err = run("train", *arguments, cwd=tmp_path, **options)
+    assert (status, out) == (2, ""), err
+    assert err.splitlines()[-1].startswith("error: cannot write")
+    assert [path.name for path in tmp_path.iterdir()] == ["MLP-original.safetensors"]
+    assert (tmp_path / "MLP-original.safetensors").read_bytes() == earlier
+
+
+def test_first_sign_of_life_comes_before_the_data(command, tmp_path):
+    """Not timed: the device line is there while the process has not yet refused its input."""
+    process = command("train", *TINY, "--data-dir", "nowhere", cwd=tmp_path)
+    assert process.stderr.readline().startswith("device: ")
+    process.communicate(timeout=60)
+
+
+def test_recipes_are_those_that_names_of_checkpoints_know():
+    assert set(training.RECIPES) == set(checkpoint.RECIPES)
+
+
+@pytest.mark.parametrize("network", NETWORKS.values())
+def test_best_takes_no_more_gradient_steps_than_original(network):
+    images = 50_000
+    assert training.best(network).steps(images) <= training.original(network).steps(images)
