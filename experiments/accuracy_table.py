@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from mnist_jax import files, plot
+
 # train, test and val accuracy in the README of the original project, in percent.
 ORIGINAL = {
     "MLP": (98.70, 97.05, 96.92),
@@ -42,13 +44,40 @@ def trained(network: str, recipe: str, seed: int, output: Path) -> dict:
     return json.loads(result.read_text())
 
 
-def row(network: str, recipe: str, results: list[dict]) -> str:
-    """Mean and sample standard deviation over the seeds, in percent."""
+def statistics(results: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sample standard deviation over the seeds of the three accuracies, in percent."""
     percent = 100 * np.array([[result["accuracies"][split] for split in SPLITS] for result in results])
-    mean, spread = percent.mean(0), percent.std(0, ddof=1) if len(results) > 1 else np.full(3, np.nan)
-    cells = [f"{m:.2f} ± {s:.2f}" for m, s in zip(mean, spread, strict=True)]
-    seconds = np.median([result["history"][-1]["seconds"] for result in results])
-    return f"| {network} | {recipe} | {len(results)} | " + " | ".join(cells) + f" | {seconds:.0f} s |"
+    return percent.mean(0), percent.std(0, ddof=1) if len(results) > 1 else np.zeros(3)
+
+
+def table(results: dict[tuple[str, str], list[dict]], networks: list[str]) -> str:
+    lines = [
+        "| network | recipe | seeds | train | test | val | val error | seconds |",
+        "|:--|:--|--:" + "|--:" * 5 + "|",
+    ]
+    for network in networks:
+        train, test, val = (f"{accuracy:.2f}" for accuracy in ORIGINAL[network])
+        lines.append(f"| **{network}** | original project | 1 | {train} | {test} | {val} | {100 - float(val):.2f} | |")
+        for (name, recipe), runs in results.items():
+            if name == network:
+                mean, spread = statistics(runs)
+                cells = [f"{m:.2f} ± {s:.2f}" for m, s in zip(mean, spread, strict=True)]
+                seconds = np.median([run["history"][-1]["seconds"] for run in runs])
+                cells += [f"{100 - mean[2]:.2f}", f"{seconds:.0f}"]
+                lines.append(f"| | `{recipe}` | {len(runs)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def figure(results: dict[tuple[str, str], list[dict]], networks: list[str]) -> bytes:
+    rows = []
+    for network in networks:
+        errors = {"original project": (100 - ORIGINAL[network][2], 0.0)}
+        for (name, recipe), runs in results.items():
+            if name == network:
+                mean, spread = statistics(runs)
+                errors[f"recipe {recipe}"] = (100 - mean[2], spread[2])
+        rows.append({"network": network, "errors": errors})
+    return plot.errors(rows)
 
 
 def main() -> None:
@@ -57,6 +86,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(ORIGINAL), choices=ORIGINAL)
     parser.add_argument("--seeds", type=int, help="how many, from 0 (default: 5 for original, 3 for best)")
     parser.add_argument("--output", type=Path, default=Path("runs/accuracy_table"))
+    parser.add_argument("--figure", type=Path, help="draw the val errors too, as this PNG")
     options = parser.parse_args()
 
     jobs = [
@@ -68,13 +98,9 @@ def main() -> None:
     results: dict[tuple[str, str], list[dict]] = {}
     for network, recipe, seed in tqdm(jobs, desc="trainings", disable=None):
         results.setdefault((network, recipe), []).append(trained(network, recipe, seed, options.output))
-
-    print("| network | recipe | seeds | train | test | val | time |")
-    print("|:--|:--|--:|--:|--:|--:|--:|")
-    for network in options.networks:
-        print(f"| {network} | original project | 1 | " + " | ".join(f"{a:.2f}" for a in ORIGINAL[network]) + " | |")
-        for recipe in options.recipes:
-            print(row(network, recipe, results[network, recipe]))
+    print(table(results, options.networks))
+    if options.figure:
+        files.write(options.figure, figure(results, options.networks))
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def ratio(seconds: list[float], to: list[float]) -> float:
 
 
 def epochs_table(names: list[str], train: data.Split, fraction: float, rounds: int, rate: float) -> dict[str, Any]:
-    """Prints a row for each network and contender as soon as they are timed."""
+    """A row for each network and contender, with the times of a whole epoch."""
     images = max(32, round(fraction * len(train.labels)))
     scale = len(train.labels) / images
     part = data.Split(train.images[:images], train.labels[:images])
@@ -176,6 +176,7 @@ def epochs_table(names: list[str], train: data.Split, fraction: float, rounds: i
     print("weights, and the gradients by the inputs of all layers but the first.\n")
     results, rows = {}, []
     for name in names:
+        print(f"{name} ...", file=sys.stderr)
         network = NETWORKS[name]
         contenders: dict[str, Callable[[], Any]] = {"ours": partial(epoch, network, part)}
         if name.startswith("CNN"):
@@ -289,18 +290,11 @@ def compile_seconds(network: type[Network], train: data.Split) -> list[float]:
 # channels first and batch last, CHWN.
 
 
-def nhwc_windows(x: jax.Array, h: int, w: int, tile: int = 1) -> jax.Array:
-    height, width = x.shape[1] - h + 1, (x.shape[2] - w) // tile + 1
-    return jnp.concatenate(
-        [x[:, i : i + height, j : j + tile * (width - 1) + 1 : tile] for i in range(h) for j in range(w)], -1
-    )
-
-
 def nhwc_columns(tile: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`tile` neighbouring columns of the output at a time, as one matrix; 1 makes plain patches."""
     h, w, _, outputs = kernel.shape
     matrix = tile_kernel(kernel, 1, tile)
-    y = nhwc_windows(x, h, w + tile - 1, tile) @ matrix.reshape(-1, tile * outputs)
+    y = windows(x, h, w + tile - 1, tile=tile, axis=-1) @ matrix.reshape(-1, tile * outputs)
     return y.reshape(*y.shape[:2], -1, outputs)
 
 
@@ -312,10 +306,6 @@ def tile_kernel(kernel: jax.Array, rows: int, columns: int) -> jax.Array:
         for j in range(columns)
     ]
     return jnp.stack(moved, 3)
-
-
-def nhwc_quarters(x: jax.Array) -> list[jax.Array]:
-    return [x[:, i::2, j::2] for i in range(2) for j in range(2)]
 
 
 def quarters(x: jax.Array) -> list[jax.Array]:
@@ -379,7 +369,7 @@ def masked_maximum_jvp(primals, tangents):
     return largest, jnp.where(index.astype(jnp.int8) == place, t, 0).sum(0)
 
 
-def windows(x: jax.Array, h: int, w: int, stride: int = 1, tile: int = 1) -> jax.Array:
+def windows(x: jax.Array, h: int, w: int, stride: int = 1, tile: int = 1, axis: int = 0) -> jax.Array:
     """`[C, H, W, N]` to `[h * w * C, H', W', N]`: rows in steps of `stride`, columns in steps of `tile`."""
     height, width = (x.shape[1] - h) // stride + 1, (x.shape[2] - w) // tile + 1
     slices = [
@@ -387,7 +377,7 @@ def windows(x: jax.Array, h: int, w: int, stride: int = 1, tile: int = 1) -> jax
         for i in range(h)
         for j in range(w)
     ]
-    return jnp.concatenate(slices)
+    return jnp.concatenate(slices, axis)
 
 
 def times_matrix(matrix: jax.Array, x: jax.Array) -> jax.Array:
@@ -538,7 +528,7 @@ def nhwc(first: Block, second: Block) -> Logits:
 
 
 def nhwc_block(tile: int, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    return jax.nn.relu(winner_of_pairs(nhwc_quarters(nhwc_columns(tile, x, kernel) + bias)))
+    return jax.nn.relu(winner_of_pairs(quarters(nhwc_columns(tile, x, kernel) + bias)))
 
 
 def batch_last(first: Block, second: Block | None = None) -> Logits:
@@ -669,6 +659,7 @@ def formulations_table(train: data.Split, rounds: int, fraction: float) -> dict[
     print(f"from {rounds} rounds. Smallest time in brackets. error: largest difference to lax.conv_general_dilated,")
     print("relative to the largest number, of logits and of gradients by weights and images.\n")
     for what, contenders in runs.items():
+        print(f"{what} ...", file=sys.stderr)
         seconds = take_turns({name: run for name, (run, _) in contenders.items()}, rounds)
         results[what] = {name: [t / contenders[name][1] for t in times] for name, times in seconds.items()}
     ours, *_ = tried

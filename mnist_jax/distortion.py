@@ -59,13 +59,16 @@ class Distortion:
             self.translation,
         )
         draws = jax.random.uniform(key, (6, batch), minval=-1, maxval=1)
-        angle, tall, wide, shear, move_down, move_right = draws * jnp.array(bounds)[:, None]
+        angle, tall, wide, shear, move_down, move_right = (draws * jnp.array(bounds)[:, None])[:, None, None, :]
         y = (jnp.arange(height) - (height - 1) / 2)[:, None, None]
         x = (jnp.arange(width) - (width - 1) / 2)[None, :, None]
-        # [[cos, -sin], [sin, cos]] @ [[1, shear], [0, 1]] with the scales, less the identity.
+        # Where the pixel at (x, y) comes from: a x + b y and c x + d y, a rotation times a shear, then scaled.
         cos, sin = jnp.cos(angle), jnp.sin(angle)
-        right = ((1 + wide) * cos - 1) * x + ((1 + wide) * (cos * shear - sin)) * y + move_right
-        down = ((1 + tall) * sin) * x + ((1 + tall) * (sin * shear + cos) - 1) * y + move_down
+        a, b = (1 + wide) * cos, (1 + wide) * (cos * shear - sin)
+        c, d = (1 + tall) * sin, (1 + tall) * (sin * shear + cos)
+        down = c * x + (d - 1) * y + move_down
+        # The pass along the rows comes first, when a pixel is still in the row that it comes from.
+        right = ((a * d - b * c) / d - 1) * x + b / d * (y - move_down) + move_right
         return down, right
 
     def _elastic_field(self, key, batch, height, width):

@@ -6,7 +6,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
 STYLE = {
     "font.size": 9,
@@ -38,6 +38,36 @@ def history(epochs: Sequence[dict[str, Any]], title: str) -> bytes:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         accuracy.legend(loc="lower right")
         figure.suptitle(title, fontsize=10)
+        return _png(figure)
+
+
+def errors(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Val error of each network under several recipes, a line a network, smaller to the left.
+
+    A row is `{"network": name, "errors": {label: (mean, standard deviation)}}`, in percent, with the same labels in
+    every row.
+    """
+    markers = dict(zip(rows[0]["errors"], (("o", "#bbbbbb"), ("s", "#4477aa"), ("D", "#cc6677")), strict=False))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+        axes = figure.subplots()
+        for y, row in enumerate(rows):
+            means = [mean for mean, _ in row["errors"].values()]
+            axes.plot([min(means), max(means)], [y, y], color="#dddddd", linewidth=3, zorder=1, solid_capstyle="round")
+            for label, (mean, spread) in row["errors"].items():
+                marker, color = markers[label]
+                style = {"fmt": marker, "color": color, "markersize": 7, "zorder": 2, "elinewidth": 1.5}
+                axes.errorbar(mean, y, xerr=spread or None, label=label if y == 0 else None, **style)
+                axes.annotate(f"{mean:.2f}", (mean, y), (0, 7), textcoords="offset points", ha="center", fontsize=7)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator([0.3, 0.5, 1, 2, 3, 5]))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:g} %")
+        axes.set_yticks(range(len(rows)), [row["network"] for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.7)
+        axes.set_xlabel("error on val, the official 10,000 test images (log scale)")
+        axes.grid(axis="y", visible=False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=3)
         return _png(figure)
 
 

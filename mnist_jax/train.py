@@ -165,20 +165,26 @@ def fit(run: Run, state: training.State, history: list[dict[str, Any]]) -> train
                     keeper.keep(state, history)  # as it was after the last whole epoch
                     raise KeyboardInterrupt
             state = progress.state
-            record = measure(run, state) | {"train_loss": progress.loss, "train_accuracy": progress.accuracy}
+            record = measure(run, classify(run, state, split)) | {
+                "train_loss": progress.loss,
+                "train_accuracy": progress.accuracy,
+            }
             history.append({"epoch": number, "seconds": round(earlier + time.monotonic() - began, 3)} | record)
             tqdm.write(epoch_line(history[-1], run.recipe.epochs), file=sys.stderr)
             keeper.keep_now_and_then(state, history)
     return state
 
 
-def measure(run: Run, state: training.State) -> dict[str, float]:
+def classify(run: Run, state: training.State, train: data.Split) -> Classifier:
+    return Classifier(run.network.apply, training.result(run.network, state, train))
+
+
+def measure(run: Run, classifier: Classifier) -> dict[str, float]:
     """Loss and accuracy on `test`."""
-    split = run.dataset.test
-    logits = predict(Classifier(run.network.apply, state.result()), split.images)
+    logits, labels = predict(classifier, run.dataset.test.images), run.dataset.test.labels
     return {
-        "test_loss": float(run.recipe.loss(logits, split.labels).mean()),
-        "test_accuracy": float(losses.accuracy(logits, split.labels).mean()),
+        "test_loss": float(run.recipe.loss(logits, labels).mean()),
+        "test_accuracy": float(losses.accuracy(logits, labels).mean()),
     }
 
 
@@ -192,7 +198,7 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
 
 def finish(run: Run, state: training.State, history: list[dict[str, Any]]) -> dict[str, Any]:
     """Measures the result and keeps it; gives what the command prints as JSON."""
-    classifier = Classifier(run.network.apply, state.result())
+    classifier = classify(run, state, run.dataset.train)
     accuracies = {split: accuracy(classifier, getattr(run.dataset, split)) for split in ("train", "test", "val")}
     about = run.about() | {"accuracies": accuracies, "history": history}
     result = {"model": run.network.__name__, **about, "weights": None, "figure": None}
@@ -202,7 +208,7 @@ def finish(run: Run, state: training.State, history: list[dict[str, Any]]) -> di
         weights, figure = run.path(".safetensors"), run.path(".png")
         # Times stay out of the file, so that two runs with one seed give the same file.
         untimed = [{k: v for k, v in record.items() if k != "seconds"} for record in history]
-        checkpoint.save(weights, checkpoint.Checkpoint(run.network, state.result(), about | {"history": untimed}))
+        checkpoint.save(weights, checkpoint.Checkpoint(run.network, classifier.params, about | {"history": untimed}))
         files.write(figure, plot.history(history, f"{run.name}: val accuracy {accuracies['val']:.2%}"))
         checkpoint.drop_state(run.path(".state"))
         result |= {"weights": str(weights), "figure": str(figure)}

@@ -45,10 +45,10 @@ def command(tmp_path_factory):
     cache = tmp_path_factory.mktemp("programs")
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"}
 
-    def start(module, *arguments, cwd, warnings="error", **options):
-        line = [sys.executable, "-W", warnings, "-m", f"mnist_jax.{module}", *map(str, arguments)]
+    def start(module, *arguments, cwd, prefix=(), env=None):
+        line = [*prefix, sys.executable, "-W", "error", "-m", f"mnist_jax.{module}", *map(str, arguments)]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(line, cwd=cwd, env=environment | options.pop("env", {}), **pipes, **options)
+        return subprocess.Popen(line, cwd=cwd, env=environment | (env or {}), **pipes)
 
     return start
 

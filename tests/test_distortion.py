@@ -12,8 +12,8 @@ import pytest
 
 from mnist_jax.distortion import REACH, Distortion, _resample
 
-SIZE = 41
-MIDDLE = slice(14, 27)  # no displacement that is tried here reaches the edge from within
+SIZE = 31
+MIDDLE = slice(9, 22)  # no displacement that is tried here reaches the edge from within
 EVERYTHING = Distortion(rotation=30, scaling=0.3, shear=0.3, translation=5, elastic=2)
 
 
@@ -158,9 +158,9 @@ def test_elastic_displacements():
 
 
 def test_elastic_displacements_are_as_large_at_the_edges():
-    field = Distortion(elastic=1.5)._elastic_field(jax.random.key(0), 1000, 28, 20)
-    assert field.shape == (2, 28, 20, 1000)
-    np.testing.assert_allclose(np.asarray(field).std(-1), 1.5, rtol=5 / math.sqrt(2000))
+    field = Distortion(elastic=1.5)._elastic_field(jax.random.key(0), 500, 28, 20)
+    assert field.shape == (2, 28, 20, 500)
+    np.testing.assert_allclose(np.asarray(field).std(-1), 1.5, rtol=5 / math.sqrt(1000))
 
 
 # All of them together
@@ -180,9 +180,8 @@ def test_what_comes_in_is_black_and_the_middle_of_a_white_image_stays_white():
     assert (got.min(axis=(1, 2, 3)) == 0).all()
 
 
-@pytest.mark.parametrize("distortion", [Distortion(rotation=5), Distortion(elastic=1)], ids=["affine", "elastic"])
-def test_every_image_has_its_own_draw(distortion):
-    got = distort(distortion, np.broadcast_to(noise(1, 10, 10, 1), (8, 10, 10, 1)))
+def test_every_image_has_its_own_draw():
+    got = distort(EVERYTHING, np.broadcast_to(noise(1, 28, 28, 1), (8, 28, 28, 1)))
     assert len(np.unique(got.reshape(8, -1), axis=0)) == 8
 
 

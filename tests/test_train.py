@@ -1,7 +1,6 @@
 """python -m mnist_jax.train, as a person runs it: real processes on a small real dataset."""
 
 import json
-import resource
 import signal
 
 import pytest
@@ -176,16 +175,13 @@ def test_output_that_cannot_be_written_is_refused_at_once(refused, few_digits, t
 
 def test_full_disk_leaves_nothing_half_written(run, few_digits, tmp_path):
     """A limit on the size of files stands for the disk: writing fails in the same place, with an OSError."""
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
+    limit = ("sh", "-c", 'ulimit -f 200; exec "$@"', "sh")  # blocks of 512 bytes
     earlier = b"an earlier result"
     (tmp_path / "MLP-original.safetensors").write_bytes(earlier)
     arguments = (*TINY, "--data-dir", few_digits, "--output", tmp_path)
     # Without the cache of compiled programs, which would meet the limit too.
-    options = {"preexec_fn": limit, "env": {"JAX_ENABLE_COMPILATION_CACHE": "0"}}
-    status, out, err = run("train", *arguments, cwd=tmp_path, **options)
+    without_cache = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
+    status, out, err = run("train", *arguments, cwd=tmp_path, prefix=limit, env=without_cache)
     assert (status, out) == (2, ""), err
     assert err.splitlines()[-1].startswith("error: cannot write")
     assert [path.name for path in tmp_path.iterdir()] == ["MLP-original.safetensors"]

@@ -32,16 +32,19 @@ def loss(logits, labels):
 
 
 class Small(networks.Network):
-    """Everything that a network can have, in a size that compiles at once."""
+    """A network with batch normalization that compiles at once: it sees 16 of the pixels."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.features = nnx.Sequential(lambda images: images[:, ::7, ::7])
         self.classifier = nnx.Sequential(
-            networks.linear(16, 12, rngs),
-            layers.BatchNorm(12, rngs=rngs),
-            nnx.Dropout(0.5),
-            networks.linear(12, 10, rngs),
+            networks.linear(16, 12, rngs), layers.BatchNorm(12, rngs=rngs), networks.linear(12, 10, rngs)
         )
+
+
+class SmallWithDropout(networks.Network):
+    def __init__(self, rngs: nnx.Rngs):
+        self.features = nnx.Sequential(lambda images: images[:, ::7, ::7])
+        self.classifier = nnx.Sequential(nnx.Dropout(0.5), networks.linear(16, 10, rngs))
 
 
 ADAM = Recipe("adam", loss, optax.adam, learning_rate=1e-3, epochs=3, batch_size=16)
@@ -190,20 +193,20 @@ def test_equal_pieces_share_a_program():
 
 
 def test_steps_do_not_depend_on_how_they_are_cut_into_pieces():
-    recipe = replace(SMALL, distortion=Distortion(rotation=10, translation=2), averaging=0.9)
+    recipe = replace(SMALL, averaging=0.9)
     train = ten_classes(some_images(64))
-    start = started(Small, recipe, train)
+    first = started(SmallWithDropout, recipe, train)
     batches = np.random.default_rng(0).permutation(64).reshape(4, 16)
-    steps = partial(training.train_steps, Small, recipe, 4, train=train, key=jax.random.key(7))
-    whole, sums = steps(start, batches=batches)
-    state, totals = start, np.zeros(2)
+    steps = partial(training.train_steps, SmallWithDropout, recipe, 4, train=train, key=jax.random.key(7))
+    whole, sums = steps(first, batches=batches)
+    state, totals = first, np.zeros(2)
     for batch in batches:
         state, more = steps(state, batches=batch[None])
         totals += more
     assert_close(state.weights, whole.weights, atol=1e-5)
     assert_close(state.average, whole.average, atol=1e-5)
     np.testing.assert_allclose(totals, sums, rtol=1e-5)
-    assert_same_bits((state.key, state.step, state.epoch), (start.key, whole.step, start.epoch))
+    assert_same_bits((state.key, state.step, state.epoch), (first.key, whole.step, first.epoch))
 
 
 def test_every_step_draws_its_own_distortion():
@@ -245,7 +248,7 @@ def test_same_seed_same_bits():
         run_epochs(Small, AVERAGED, train, started(Small, AVERAGED, train, seed), epochs=2)[0] for seed in (3, 3, 4)
     )
     assert_same_bits(first, second)
-    for name in ("classifier.0.kernel", "classifier.1.mean", "classifier.3.bias"):
+    for name in ("classifier.0.kernel", "classifier.1.mean", "classifier.2.bias"):
         assert np.all(first.weights[name] != other.weights[name])
 
 
