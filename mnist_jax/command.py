@@ -75,7 +75,7 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
 def start() -> None:
     """Says on which device the work will be done, and keeps compiled programs for the next time."""
     note(f"device: {describe_device()}")
-    if not jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mnist_jax", "programs")
         jax.config.update("jax_compilation_cache_dir", str(cache))
     # By default JAX keeps only what took a second to compile, and so nothing of ours.

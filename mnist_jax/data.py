@@ -43,8 +43,8 @@ _DECOMPRESS = {".gz": gzip.decompress, ".xz": lzma.decompress}
 class Split(NamedTuple):
     """Images with their labels. The arrays may share memory and be read-only: copy before writing."""
 
-    images: np.ndarray  # uint8 [N, 28, 28, 1]
-    labels: np.ndarray  # int32 [N], from 0 to 9
+    images: Any  # uint8 [N, 28, 28, 1], of numpy or, on a device, of jax
+    labels: Any  # int32 [N], from 0 to 9
 
 
 class Dataset(NamedTuple):

@@ -94,4 +94,5 @@ def _resample(x: jax.Array, displacement: jax.Array, axis: int) -> jax.Array:
         (shift, jax.lax.slice_in_dim(padded, REACH + shift, REACH + shift + size, axis=axis))
         for shift in range(-REACH, REACH + 1)
     )
-    return sum(jnp.maximum(1 - jnp.abs(displacement - shift), 0) * image for shift, image in shifted)
+    terms = (jnp.maximum(1 - jnp.abs(displacement - shift), 0) * image for shift, image in shifted)
+    return sum(terms, jnp.zeros((), x.dtype))

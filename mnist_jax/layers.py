@@ -14,6 +14,7 @@ of the parameters are those of Flax (NHWC, HWIO) on every backend. `experiments/
 alternatives.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -21,30 +22,53 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+MOMENTUM = 0.9  # of running statistics: PyTorch calls it 0.1, the share of the new
 BATCH_LAST = (3, 1, 2, 0)  # exchanges NHWC and CHWN; its own inverse
 
 
+NHWC = lax.ConvDimensionNumbers(lhs_spec=(0, 3, 1, 2), rhs_spec=(3, 2, 0, 1), out_spec=(0, 3, 1, 2))
+
+# The options of lax.conv_general_dilated that the product of matrices stands for; others take the backend's own way.
+PLAIN = {
+    "lhs_dilation": (1, 1),
+    "rhs_dilation": (1, 1),
+    "feature_group_count": 1,
+    "batch_group_count": 1,
+    "preferred_element_type": None,
+    "out_sharding": None,
+}
+
+
 def convolution(
-    inputs, kernel, window_strides, padding, lhs_dilation, rhs_dilation, feature_group_count, precision=None, **options
-):
+    inputs, kernel, window_strides, padding, *, dimension_numbers=None, precision=None, **options
+) -> jax.Array:
     """A drop-in for `lax.conv_general_dilated` in `nnx.Conv(..., conv_general_dilated=layers.convolution)`.
 
     Args:
       inputs: `[B, H, W, C]`.
       kernel: `[h, w, C, O]`.
-      window_strides, padding, and the others: as in `lax.conv_general_dilated`.
+      window_strides, padding, precision, and the options: as in `lax.conv_general_dilated`.
 
     Returns:
-      `[B, H', W', O]`. Dilated and grouped convolutions take the backend's own way everywhere.
+      `[B, H', W', O]`.
     """
-    options |= {"lhs_dilation": lhs_dilation, "rhs_dilation": rhs_dilation, "precision": precision}
-    options |= {"feature_group_count": feature_group_count}
-    native = partial(lax.conv_general_dilated, window_strides=window_strides, padding=padding, **options)
-    plain = inputs.ndim == 4 and feature_group_count == 1 and {*lhs_dilation, *rhs_dilation} == {1}
-    if not plain:
+    dimension_numbers = lax.conv_dimension_numbers(inputs.shape, kernel.shape, dimension_numbers)
+    native: Callable[..., jax.Array] = partial(
+        lax.conv_general_dilated,
+        window_strides=window_strides,
+        padding=padding,
+        dimension_numbers=dimension_numbers,
+        precision=precision,
+        **options,
+    )
+    plain = dimension_numbers == NHWC and all(PLAIN.get(name, ...) == value for name, value in options.items())
+    if not plain or not inputs.size:
         return native(inputs, kernel)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(inputs.shape[1:3], kernel.shape[:2], window_strides, padding)
+    room = [n + sum(pads) - k for n, pads, k in zip(inputs.shape[1:3], padding, kernel.shape[:2], strict=True)]
+    if min(*room, *padding[0], *padding[1]) < 0:
+        return native(inputs, kernel)
     as_matrix = partial(_patches_times_matrix, strides=window_strides, padding=padding, precision=precision)
     return lax.platform_dependent(inputs, kernel, cpu=as_matrix, default=native)
 
@@ -101,11 +125,11 @@ class BatchNorm(nnx.BatchNorm):
     """Batch normalization as PyTorch does it (Ioffe & Szegedy 2015).
 
     A batch is normalized by its own biased variance, while the running variance, which evaluation uses, averages the
-    unbiased one; Flax keeps the biased one. PyTorch's momentum of 0.1 is 0.9 here.
+    unbiased one; Flax keeps the biased one.
     """
 
     def __init__(self, num_features: int, *, rngs: nnx.Rngs):
-        super().__init__(num_features, momentum=0.9, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        super().__init__(num_features, momentum=MOMENTUM, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
 
     def __call__(self, x, use_running_average=None, *, mask=None):
         old = self.momentum * self.var[...]

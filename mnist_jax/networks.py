@@ -5,6 +5,7 @@ dictionary from names (`"features.0.kernel"`) to arrays, parameters and batch st
 """
 
 import functools
+import math
 
 import jax
 import optax
@@ -58,10 +59,13 @@ class Network(nnx.Module):
     features: nnx.Sequential
     classifier: nnx.Sequential
 
+    def __init__(self, rngs: nnx.Rngs):
+        """Each network's own sets `features` and `classifier`."""
+
     def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Logits `[B, 10]` of images `[B, 28, 28, 1]` in [0, 1]; `rngs` draws the dropout masks in training mode."""
         x = self.features(images, rngs=rngs)
-        return self.classifier(x.reshape(len(x), -1), rngs=rngs)
+        return self.classifier(x.reshape(len(x), math.prod(x.shape[1:])), rngs=rngs)
 
     @classmethod
     def initialize(cls, key: jax.Array) -> Weights:

@@ -43,7 +43,7 @@ def save(path: str | Path, trained: checkpoint.Checkpoint) -> None:
     path, arrays = Path(path), to_state_dict(trained.weights, trained.network)
     if path.suffix == ".npz":
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
         files.write(path, buffer.getvalue())
     elif path.suffix == ".safetensors":
         files.write(path, safetensors.numpy.save(arrays))
@@ -75,8 +75,8 @@ def from_state_dict(arrays: dict[str, np.ndarray], network: type[Network], sourc
 def to_state_dict(weights: Weights, network: type[Network]) -> dict[str, np.ndarray]:
     """The weights as PyTorch's `load_state_dict(..., strict=False)` takes them, float32 in PyTorch's layout."""
     arrays = {}
-    for name, array in weights.items():
-        array = np.asarray(array)
+    for name, weight in weights.items():
+        array = np.asarray(weight)
         if array.ndim == 4:
             array = array.transpose(3, 2, 0, 1)
         elif array.ndim == 2:

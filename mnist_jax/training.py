@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
-from mnist_jax import losses
+from mnist_jax import layers, losses
 from mnist_jax.data import Split, normalize
 from mnist_jax.distortion import Distortion
 from mnist_jax.errors import unknown
@@ -45,7 +46,7 @@ class Recipe:
     """
 
     name: str
-    loss: Callable[[jax.Array, jax.Array], jax.Array]
+    loss: Callable[[ArrayLike, ArrayLike], jax.Array]
     optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
     learning_rate: float
     epochs: int
@@ -82,7 +83,7 @@ _CONVOLUTIONAL = Recipe(
     "best",
     losses.cross_entropy,
     optax.adam,
-    learning_rate=1e-3,
+    learning_rate=4e-3,
     epochs=30,
     batch_size=50,
     schedule=one_cycle,
@@ -148,7 +149,8 @@ def epoch(network: type[Network], recipe: Recipe, train: Split, state: State) ->
     images = len(train.labels)
     order_key, _ = epoch_keys = jax.random.split(jax.random.fold_in(state.key, state.epoch))
     order = np.asarray(jax.random.permutation(order_key, images))
-    loss = correct = seen = done = 0
+    loss = correct = 0.0
+    seen = done = 0
     steps = math.ceil(images / recipe.batch_size)
     for batches in _pieces(order, recipe.batch_size):
         state, sums = train_steps(network, recipe, recipe.steps(images), state, train, batches, epoch_keys[1])
@@ -185,15 +187,21 @@ def result(network: type[Network], state: State, train: Split) -> Weights:
     batch = min(250, len(train.labels))
     batches = train.images[: 40 * batch]
     batches = batches[: len(batches) // batch * batch].reshape(-1, batch, *batches.shape[1:])
-    return _settle_statistics(network, state.average, batches)
+    return _with_statistics(network, state.average, batches)
 
 
 @partial(jax.jit, static_argnums=0)
-def _settle_statistics(network, weights, batches):
-    def body(weights, images):
-        return network.apply_training(weights, normalize(images), jax.random.key(0))[1], None
+def _with_statistics(network, weights, batches):
+    """The weights with the mean of the statistics of the batches `[K, B, H, W, C]`."""
+    zeros = {name: jnp.zeros_like(array) for name, array in weights.items() if is_statistic(name)}
 
-    return jax.lax.scan(body, weights, batches)[0]
+    def body(sums, images):
+        # From zero, a running statistic moves by this share of the way to the batch's.
+        moved = network.apply_training(weights | zeros, normalize(images), jax.random.key(0))[1]
+        return {name: total + moved[name] / (1 - layers.MOMENTUM) for name, total in sums.items()}, None
+
+    sums, _ = jax.lax.scan(body, zeros, batches)
+    return weights | {name: total / len(batches) for name, total in sums.items()}
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

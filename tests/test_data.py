@@ -72,11 +72,6 @@ def refused(match, *args, **kwargs):
 # MNIST
 
 
-@pytest.fixture(scope="module")
-def mnist():
-    return data.load()
-
-
 def test_mnist_is_mnist(mnist):
     assert mnist.name == "mnist"
     for split, count in zip(mnist[1:], (50_000, 10_000, 10_000), strict=True):

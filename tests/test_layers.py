@@ -27,7 +27,8 @@ def lowered(function, *arguments, platform):
 
 
 def ours(x, kernel, strides=(1, 1), padding="VALID", lhs_dilation=(1, 1), rhs_dilation=(1, 1), groups=1):
-    return layers.convolution(x, kernel, strides, padding, lhs_dilation, rhs_dilation, groups, dimension_numbers=NHWC)
+    options = {"lhs_dilation": lhs_dilation, "rhs_dilation": rhs_dilation, "feature_group_count": groups}
+    return layers.convolution(x, kernel, strides, padding, dimension_numbers=NHWC, **options)
 
 
 def native(x, kernel, strides=(1, 1), padding="VALID", lhs_dilation=(1, 1), rhs_dilation=(1, 1), groups=1):
@@ -94,6 +95,25 @@ def test_convolution_under_vmap():
     one_by_one = [[native(one, other) for other in kernel] for one in x]
     both = jax.jit(jax.vmap(jax.vmap(ours, (None, 0)), (0, None)))
     np.testing.assert_array_equal(both(x, kernel), one_by_one)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel_shape", "padding", "options"),
+    [
+        ((0, 6, 5, 2), (2, 2, 2, 3), "VALID", {}),  # no images
+        ((3, 2, 2, 1), (3, 3, 1, 2), "VALID", {}),  # a kernel larger than the image
+        ((3, 6, 5, 2), (2, 2, 2, 3), ((-1, 0), (0, -1)), {}),
+        ((4, 6, 5, 2), (2, 2, 2, 4), "VALID", {"batch_group_count": 2}),
+        ((3, 6, 5, 2), (2, 2, 2, 3), "VALID", {"preferred_element_type": jnp.float32}),
+        ((3, 2, 6, 5), (4, 2, 2, 2), "VALID", {"dimension_numbers": ("NCHW", "OIHW", "NCHW")}),
+    ],
+)
+def test_what_is_not_plain_is_left_to_the_backend(shape, kernel_shape, padding, options):
+    x, kernel = integers(*shape), integers(*kernel_shape)
+    options = {"dimension_numbers": NHWC} | options
+    got = layers.convolution(x, kernel, (1, 1), padding, **options)
+    wanted = lax.conv_general_dilated(x, kernel, (1, 1), padding, **options)
+    np.testing.assert_array_equal(got, wanted, strict=True)
 
 
 def test_gradient_of_the_gradient_of_a_convolution():

@@ -235,7 +235,7 @@ def test_sixty_four_images_are_learnt_by_heart():
     assert reports[0].accuracy < 0.5
     assert reports[-1].accuracy == 1
     images = np.asarray(train.images, np.float32) / 255
-    logits = jax.jit(MLP.apply)(state.result(), images)
+    logits = jax.jit(MLP.apply)(training.result(MLP, state, train), images)
     np.testing.assert_array_equal(logits.argmax(-1), train.labels)
 
 
@@ -282,14 +282,37 @@ def test_averaging():
         decay = min(0.3, (1 + step) / (10 + step))
         average = {name: decay * average[name] + (1 - decay) * state.weights[name] for name in average}
         assert_close(state.average, average, atol=1e-6)
-    assert state.result() is state.average
     assert np.abs(state.average["classifier.1.var"] - state.weights["classifier.1.var"]).max() > 1e-3
 
 
-def test_without_averaging_the_weights_are_the_result():
-    state = started(Small, SMALL, some_images(16))
+def test_the_result_without_averaging_is_the_weights():
+    train = some_images(16)
+    state = started(Small, SMALL, train)
     assert state.average == {}
-    assert state.result() is state.weights
+    assert_same_bits(training.result(Small, state, train), state.weights)
+
+
+def test_the_result_without_batch_statistics_is_the_average():
+    train = some_images(16)
+    state = started(SmallWithDropout, AVERAGED, train)
+    state = state._replace(average=jax.tree.map(lambda array: 2 * array, state.weights))
+    assert_same_bits(training.result(SmallWithDropout, state, train), state.average)
+
+
+@pytest.mark.parametrize("count", [30, 500])
+def test_the_batch_statistics_of_the_result_are_those_of_its_own_weights(count):
+    train = some_images(count)
+    state = started(Small, AVERAGED, train)
+    # An average with batch statistics that have nothing to do with it.
+    average = {name: array + 1 for name, array in state.weights.items()}
+    got = training.result(Small, state._replace(average=average), train)
+    assert got.keys() == average.keys()
+    for name in average.keys() - {"classifier.1.mean", "classifier.1.var"}:
+        np.testing.assert_array_equal(got[name], average[name])
+    pixels = np.asarray(train.images)[:, ::7, ::7].reshape(count, 16) / 255
+    hidden = pixels @ average["classifier.0.kernel"] + average["classifier.0.bias"][None]
+    np.testing.assert_allclose(got["classifier.1.mean"], hidden.mean(0), rtol=0.01)
+    np.testing.assert_allclose(got["classifier.1.var"], hidden.var(0, ddof=1), rtol=0.02)
 
 
 def test_batch_statistics_are_not_optimized():
