@@ -55,4 +55,4 @@ def _logits(classifier: Classifier, images: jax.Array) -> jax.Array:
 
 def accuracy(classifier: Classifier, split: Split) -> float:
     """The share of the images of a split that are classified correctly."""
-    return float(losses.accuracy(predict(classifier, split.images), split.labels).mean())
+    return float(np.mean(losses.accuracy(predict(classifier, split.images), split.labels), dtype=float))

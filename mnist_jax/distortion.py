@@ -44,9 +44,10 @@ class Distortion:
             field = self._elastic_field(elastic_key, batch, height, width)
             down, right = down + field[0], right + field[1]
         x = images.transpose(1, 2, 3, 0)
-        x = _resample(x, right[:, :, None], axis=1)
+        down, right = jax.lax.optimization_barrier((down, right))
+        x = jax.lax.optimization_barrier(_resample(x, right[:, :, None], axis=1))
         x = _resample(x, down[:, :, None], axis=0)
-        return x.transpose(3, 0, 1, 2)
+        return jax.lax.optimization_barrier(x.transpose(3, 0, 1, 2))
 
     def _affine(self, key, batch, height, width):
         """Displacements `[H, W, B]` along columns and along rows."""

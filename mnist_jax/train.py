@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tqdm import tqdm
 
 from mnist_jax import checkpoint, command, data, files, losses, networks, training
@@ -184,7 +185,7 @@ def measure(run: Run, classifier: Classifier) -> dict[str, float]:
     logits, labels = predict(classifier, run.dataset.test.images), run.dataset.test.labels
     return {
         "test_loss": float(run.recipe.loss(logits, labels).mean()),
-        "test_accuracy": float(losses.accuracy(logits, labels).mean()),
+        "test_accuracy": float(np.mean(losses.accuracy(logits, labels), dtype=float)),
     }
 
 
