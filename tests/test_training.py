@@ -386,3 +386,38 @@ def test_an_unknown_recipe():
         InputError, match=r"^unknown recipe 'orignal': did you mean original\? There are best, original$"
     ):
         training.recipe("orignal", MLP)
+
+
+def test_several_masks_train_on_the_mean_of_their_logits():
+    """One step of plain gradient descent, against the gradient of the loss of the mean, written out."""
+    recipe = replace(SMALL, optimizer=optax.sgd, masks=3, batch_size=8)
+    train = ten_classes(some_images(8))
+    state = started(SmallWithDropout, recipe, train)
+    batches, key = np.arange(8)[None], jax.random.key(3)
+    got, (_, correct) = training.train_steps(SmallWithDropout, recipe, 1, state, train, batches, key)
+
+    images = jnp.asarray(np.asarray(train.images, np.float32) / 255)
+    dropout_key = jax.random.split(jax.random.fold_in(key, 0))[1]
+
+    def mean_logits(weights):
+        logits, _ = SmallWithDropout.apply_training(weights, jnp.concatenate([images] * 3), dropout_key)
+        return (logits[:8] + logits[8:16] + logits[16:]) / 3
+
+    def loss(weights):
+        return losses.cross_entropy(mean_logits(weights), train.labels).mean()
+
+    gradients = jax.grad(loss)(state.weights)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(got.weights[name], state.weights[name] - 1e-2 * gradient, rtol=1e-4, atol=1e-6)
+    assert correct == (mean_logits(state.weights).argmax(-1) == train.labels).sum()
+
+
+def test_masks_change_nothing_without_dropout():
+    train = ten_classes(some_images(16))
+    once, several = (
+        training.train_steps(
+            MLP, recipe, 1, started(MLP, recipe, train), train, np.arange(16)[None], jax.random.key(0)
+        )[0]
+        for recipe in (replace(SMALL, optimizer=optax.sgd, masks=masks) for masks in (1, 4))
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), once.weights, several.weights)
