@@ -8,6 +8,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -62,10 +63,14 @@ class Network(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
         """Each network's own sets `features` and `classifier`."""
 
-    def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Logits `[B, 10]` of images `[B, 28, 28, 1]` in [0, 1]; `rngs` draws the dropout masks in training mode."""
+    def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None, masks: int = 1) -> jax.Array:
+        """Logits `[B, 10]` of images `[B, 28, 28, 1]` in [0, 1].
+
+        In training mode `rngs` draws the dropout masks: `masks` of them for each image, and the logits are the mean.
+        """
         x = self.features(images, rngs=rngs)
-        return self.classifier(x.reshape(len(x), math.prod(x.shape[1:])), rngs=rngs)
+        x = jnp.concatenate([x.reshape(len(x), math.prod(x.shape[1:]))] * masks)
+        return self.classifier(x, rngs=rngs).reshape(masks, len(images), CLASSES).mean(0)
 
     @classmethod
     def initialize(cls, key: jax.Array) -> Weights:
@@ -80,11 +85,13 @@ class Network(nnx.Module):
         return model(images)
 
     @classmethod
-    def apply_training(cls, weights: Weights, images: jax.Array, key: jax.Array) -> tuple[jax.Array, Weights]:
+    def apply_training(
+        cls, weights: Weights, images: jax.Array, key: jax.Array, masks: int = 1
+    ) -> tuple[jax.Array, Weights]:
         """Logits in training mode, and the weights with their batch statistics moved on by this batch."""
         model = _unflatten(cls, weights)
         model.train()
-        logits = model(images, rngs=nnx.Rngs(dropout=key))
+        logits = model(images, rngs=nnx.Rngs(dropout=key), masks=masks)
         return logits, _flatten(model)
 
 

@@ -109,8 +109,8 @@ BEST: dict[str, Recipe] = {
     ),
     "MLP_bn": _DENSE,
     "CNN": replace(_CONVOLUTIONAL, epochs=24),
-    "CNN_d": _CONVOLUTIONAL,
-    "CNN_bn": replace(_CONVOLUTIONAL, epochs=40),
+    "CNN_d": replace(_CONVOLUTIONAL, masks=4),
+    "CNN_bn": replace(_CONVOLUTIONAL, epochs=90, batch_size=100),
 }
 
 RECIPES: dict[str, Callable[[type[Network]], Recipe]] = {"best": best, "original": original}
@@ -242,9 +242,7 @@ def train_steps(network, recipe, total_steps, state, train, batches, key):
 
 def _train_step(network, recipe, optimizer, state, images, labels, dropout_key):
     def mean_loss(parameters):
-        repeated = jnp.concatenate([images] * recipe.masks)
-        logits, moved = network.apply_training(state.weights | parameters, repeated, dropout_key)
-        logits = logits.reshape(recipe.masks, len(labels), -1).mean(0)
+        logits, moved = network.apply_training(state.weights | parameters, images, dropout_key, recipe.masks)
         loss = recipe.loss(logits, labels)
         return loss.mean(), (loss.sum(), losses.accuracy(logits, labels).sum(), moved)
 
