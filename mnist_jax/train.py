@@ -19,7 +19,7 @@ from mnist_jax.classifier import Classifier, accuracy, predict
 from mnist_jax.errors import InputError
 from mnist_jax.networks import NETWORKS, Network
 
-SECONDS_BETWEEN_SAVES = 5.0  # of the state: a kill costs no more than this, and saving next to nothing
+SECONDS_BETWEEN_SAVES = 3.0  # of the state: a kill costs no more than this, and saving next to nothing
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -134,14 +134,14 @@ class Interrupt:
 class Keeper:
     """Keeps the state on the disk: not after every epoch, as an epoch can take less time than writing."""
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.last = run, time.monotonic()
+    def __init__(self, run: Run, kept: int) -> None:
+        self.run, self.kept, self.last = run, kept, time.monotonic()
 
     def keep(self, state: training.State, history: list[dict[str, Any]]) -> None:
-        if self.run.save and history:
+        if self.run.save and len(history) > self.kept:
             about = self.run.about() | {"history": history}
             checkpoint.save_state(self.run.path(".state"), len(history), pack(state), about)
-        self.last = time.monotonic()
+        self.kept, self.last = len(history), time.monotonic()
 
     def keep_now_and_then(self, state: training.State, history: list[dict[str, Any]]) -> None:
         if time.monotonic() - self.last > SECONDS_BETWEEN_SAVES:
@@ -150,7 +150,7 @@ class Keeper:
 
 def fit(run: Run, state: training.State, history: list[dict[str, Any]]) -> training.State:
     """Trains to the end, with a bar and a line an epoch; appends to `history`. Raises `KeyboardInterrupt`."""
-    interrupt, keeper, began = Interrupt(), Keeper(run), time.monotonic()
+    interrupt, keeper, began = Interrupt(), Keeper(run, len(history)), time.monotonic()
     earlier = history[-1]["seconds"] if history else 0.0
     split = data.Split(*map(jnp.asarray, run.dataset.train))
     total = run.recipe.steps(len(split.labels))

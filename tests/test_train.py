@@ -106,6 +106,12 @@ def test_stopped_and_resumed_gives_the_bits_of_an_uninterrupted_run(
         assert "--resume goes on from there" in err
     assert not (tmp_path / "MLP_bn-best.safetensors").exists()
 
+    # Stopped again before an epoch is done, it still has what it had.
+    process = command("train", *arguments, "--resume", cwd=tmp_path)
+    assert any(line.startswith("resuming MLP_bn-best after epoch") for line in process.stderr)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+
     status, _, err = run("train", *arguments, "--resume", cwd=tmp_path)
     assert status == 0, err
     assert "resuming MLP_bn-best after epoch" in err
