@@ -44,6 +44,7 @@ class Distortion:
             field = self._elastic_field(elastic_key, batch, height, width)
             down, right = down + field[0], right + field[1]
         x = images.transpose(1, 2, 3, 0)
+        # The barriers keep XLA from fusing a pass into the next one, which would repeat it for every shift.
         down, right = jax.lax.optimization_barrier((down, right))
         x = jax.lax.optimization_barrier(_resample(x, right[:, :, None], axis=1))
         x = _resample(x, down[:, :, None], axis=0)

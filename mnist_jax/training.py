@@ -95,6 +95,7 @@ _CONVOLUTIONAL = Recipe(
     averaging=0.999,
 )
 _DENSE = replace(_CONVOLUTIONAL, learning_rate=2e-3, epochs=90, batch_size=100)
+_MILD = Distortion(rotation=8, scaling=0.08, shear=0.05, translation=1.0, elastic=0.7)
 
 BEST: dict[str, Recipe] = {
     "MLP": _DENSE,
@@ -103,14 +104,14 @@ BEST: dict[str, Recipe] = {
         learning_rate=3e-3,
         epochs=60,
         batch_size=250,
-        distortion=Distortion(rotation=8, scaling=0.08, shear=0.05, translation=1.0, elastic=0.7),
+        distortion=_MILD,
         averaging=0.9995,
         masks=4,
     ),
     "MLP_bn": _DENSE,
     "CNN": replace(_CONVOLUTIONAL, epochs=24),
-    "CNN_d": replace(_CONVOLUTIONAL, masks=4),
-    "CNN_bn": replace(_CONVOLUTIONAL, epochs=90, batch_size=100),
+    "CNN_d": replace(_CONVOLUTIONAL, epochs=45, distortion=_MILD, masks=4),
+    "CNN_bn": replace(_CONVOLUTIONAL, epochs=40, distortion=_MILD),
 }
 
 RECIPES: dict[str, Callable[[type[Network]], Recipe]] = {"best": best, "original": original}
