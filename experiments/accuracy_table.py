@@ -30,11 +30,15 @@ SPLITS = ("train", "test", "val")
 SEEDS = {"original": 5, "best": 3}
 
 
+def path(network: str, recipe: str, seed: int, output: Path) -> Path:
+    return output / f"seed-{seed}" / f"{network}-{recipe}.json"
+
+
 def trained(network: str, recipe: str, seed: int, output: Path) -> dict:
     """The result of one training: read if it is there, else made."""
-    folder = output / f"seed-{seed}"
-    result = folder / f"{network}-{recipe}.json"
+    result = path(network, recipe, seed, output)
     if not result.exists():
+        folder = result.parent
         arguments = ["--model", network, "--recipe", recipe, "--seed", str(seed), "--output", str(folder), "--json"]
         interrupted = folder / f"{network}-{recipe}.state"
         arguments += ["--resume"] if interrupted.is_dir() else []
@@ -61,7 +65,7 @@ def table(results: dict[tuple[str, str], list[dict]], networks: list[str]) -> st
         for (name, recipe), runs in results.items():
             if name == network:
                 mean, spread = statistics(runs)
-                cells = [f"{m:.2f} ± {s:.2f}" for m, s in zip(mean, spread, strict=True)]
+                cells = [f"{m:.2f}" + f" ± {s:.2f}" * (len(runs) > 1) for m, s in zip(mean, spread, strict=True)]
                 seconds = np.median([run["history"][-1]["seconds"] for run in runs])
                 cells += [f"{100 - mean[2]:.2f}", f"{seconds:.0f}"]
                 lines.append(f"| | `{recipe}` | {len(runs)} | " + " | ".join(cells) + " |")
@@ -85,6 +89,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["original", "best"], choices=SEEDS)
     parser.add_argument("--networks", nargs="+", default=list(ORIGINAL), choices=ORIGINAL)
     parser.add_argument("--seeds", type=int, help="how many, from 0 (default: 5 for original, 3 for best)")
+    parser.add_argument("--done", action="store_true", help="only what is in --output already")
     parser.add_argument("--output", type=Path, default=Path("runs/accuracy_table"))
     parser.add_argument("--figure", type=Path, help="draw the val errors too, as this PNG")
     options = parser.parse_args()
@@ -94,6 +99,7 @@ def main() -> None:
         for recipe in options.recipes
         for network in options.networks
         for seed in range(options.seeds or SEEDS[recipe])
+        if not options.done or path(network, recipe, seed, options.output).exists()
     ]
     results: dict[tuple[str, str], list[dict]] = {}
     for network, recipe, seed in tqdm(jobs, desc="trainings", disable=None):

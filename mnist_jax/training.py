@@ -87,7 +87,7 @@ _CONVOLUTIONAL = Recipe(
     "best",
     losses.cross_entropy,
     optax.adam,
-    learning_rate=4e-3,
+    learning_rate=1e-3,
     epochs=30,
     batch_size=50,
     schedule=one_cycle,
@@ -109,9 +109,9 @@ BEST: dict[str, Recipe] = {
         masks=4,
     ),
     "MLP_bn": _DENSE,
-    "CNN": replace(_CONVOLUTIONAL, epochs=24),
-    "CNN_d": replace(_CONVOLUTIONAL, epochs=45, distortion=_MILD, masks=4),
-    "CNN_bn": replace(_CONVOLUTIONAL, epochs=40, distortion=_MILD),
+    "CNN": _CONVOLUTIONAL,
+    "CNN_d": replace(_CONVOLUTIONAL, learning_rate=1.5e-3, epochs=36, distortion=_MILD, masks=4),
+    "CNN_bn": replace(_CONVOLUTIONAL, learning_rate=4e-3, distortion=_MILD),
 }
 
 RECIPES: dict[str, Callable[[type[Network]], Recipe]] = {"best": best, "original": original}
