@@ -1,6 +1,7 @@
 """Print the accuracies of trained networks."""
 
 import argparse
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,14 @@ def chosen(options: argparse.Namespace) -> list[Path]:
     raise InputError(f"there are no trained networks in {checkpoint.shipped()}; reinstall mnist_jax")
 
 
+load = functools.cache(data.load)  # most networks are of one dataset
+
+
 def evaluate(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The accuracies of the network at `path`, on the data it was trained for unless the options name others."""
     trained = checkpoint.load(path)
     name = options.dataset or trained.about.get("dataset", "mnist")
-    dataset = data.load(name, options.data_dir)
+    dataset = load(name, options.data_dir)
     accuracies = {split: accuracy(trained.classifier(), getattr(dataset, split)) for split in SPLITS}
     return {"model": path.stem, "path": str(path), "dataset": name, "accuracies": accuracies}
 

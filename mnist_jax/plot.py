@@ -60,7 +60,7 @@ def errors(rows: Sequence[dict[str, Any]]) -> bytes:
                 axes.errorbar(mean, y, xerr=spread or None, label=label if y == 0 else None, **style)
                 # The smallest and the first; those between would run into each other.
                 if mean == min(means) or label == next(iter(markers)):
-                    side = (
+                    side: dict[str, Any] = (
                         {"xytext": (-7, -3), "ha": "right"}
                         if mean == min(means)
                         else {"xytext": (0, 6), "ha": "center"}
