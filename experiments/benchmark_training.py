@@ -206,9 +206,9 @@ def plain(network: type[Network]) -> type[Network]:
     """The network as every backend but the CPU gets it: `lax.conv_general_dilated` and `nnx.max_pool`."""
 
     class Plain(network):  # type: ignore[valid-type, misc]
-        def __call__(self, images, rngs=None):
+        def __call__(self, *arguments, **options):
             with mock.patch.object(lax, "platform_dependent", lambda *arrays, default, **_: default(*arrays)):
-                return super().__call__(images, rngs=rngs)
+                return super().__call__(*arguments, **options)
 
     return Plain
 
