@@ -67,6 +67,7 @@ def errors(rows: Sequence[dict[str, Any]]) -> bytes:
                     )
                     axes.annotate(f"{mean:.2f}", (mean, y), textcoords="offset points", fontsize=7, **side)
         axes.set_xscale("log")
+        axes.margins(x=0.1)
         axes.xaxis.set_major_locator(FixedLocator([0.3, 0.5, 1, 2, 3, 5]))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:g} %")
