@@ -38,6 +38,7 @@ import optax
 from jax import lax
 
 from mnist_jax import data, layers, losses, training
+from mnist_jax.command import cores
 from mnist_jax.networks import CNN, IMAGE_SHAPE, NETWORKS, Network, Weights, shapes
 
 try:
@@ -96,10 +97,6 @@ def machine() -> dict[str, str]:
         "cores": f"{cores()} usable of {os.cpu_count()}, {processor()}",
         "versions": ", ".join([f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in packages)]),
     }
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor() -> str:

@@ -136,10 +136,11 @@ class Keeper:
 
     def __init__(self, run: Run, kept: int) -> None:
         self.run, self.kept, self.last = run, kept, time.monotonic()
+        self.about = run.about()  # once: it reads all the images
 
     def keep(self, state: training.State, history: list[dict[str, Any]]) -> None:
         if self.run.save and len(history) > self.kept:
-            about = self.run.about() | {"history": history}
+            about = self.about | {"history": history}
             checkpoint.save_state(self.run.path(".state"), len(history), pack(state), about)
         self.kept, self.last = len(history), time.monotonic()
 
