@@ -83,19 +83,20 @@ def best(network: type[Network]) -> Recipe:
     return BEST[network.__name__]
 
 
+_MILD = Distortion(rotation=8, scaling=0.08, shear=0.05, translation=1.0, elastic=0.7)
+_STRONG = Distortion(rotation=12, scaling=0.12, shear=0.1, translation=1.5, elastic=1.0)
 _CONVOLUTIONAL = Recipe(
     "best",
     losses.cross_entropy,
     optax.adam,
-    learning_rate=1e-3,
-    epochs=30,
+    learning_rate=1.5e-3,
+    epochs=45,
     batch_size=50,
     schedule=one_cycle,
-    distortion=Distortion(rotation=12, scaling=0.12, shear=0.1, translation=1.5, elastic=1.0),
+    distortion=_MILD,
     averaging=0.999,
 )
-_DENSE = replace(_CONVOLUTIONAL, learning_rate=2e-3, epochs=90, batch_size=100)
-_MILD = Distortion(rotation=8, scaling=0.08, shear=0.05, translation=1.0, elastic=0.7)
+_DENSE = replace(_CONVOLUTIONAL, learning_rate=2e-3, epochs=90, batch_size=100, distortion=_STRONG)
 
 BEST: dict[str, Recipe] = {
     "MLP": _DENSE,
@@ -110,8 +111,8 @@ BEST: dict[str, Recipe] = {
     ),
     "MLP_bn": _DENSE,
     "CNN": _CONVOLUTIONAL,
-    "CNN_d": replace(_CONVOLUTIONAL, learning_rate=1.5e-3, epochs=36, distortion=_MILD, masks=4),
-    "CNN_bn": replace(_CONVOLUTIONAL, learning_rate=4e-3, distortion=_MILD),
+    "CNN_d": replace(_CONVOLUTIONAL, epochs=36, masks=4),
+    "CNN_bn": replace(_CONVOLUTIONAL, learning_rate=4e-3),
 }
 
 RECIPES: dict[str, Callable[[type[Network]], Recipe]] = {"best": best, "original": original}
