@@ -1,10 +1,15 @@
 """Figures, from results only. Each function gives the bytes of a PNG."""
 
 import io
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
@@ -17,7 +22,13 @@ STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
 }
+LATEX: Any = {"text.usetex": True, "font.family": "serif"}
 COLORS = {"train": "#4477aa", "test": "#cc6677"}
+FAMILIES = ("#4477aa", "#cc6677", "#117733", "#ddaa33", "#222222", "#66bbdd", "#882255")
+VARIANTS: Sequence[Any] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)), (0, (5, 1.2, 1, 1.2, 1, 1.2)))
+SIGNED = matplotlib.colormaps["RdBu_r"]
+GREY = "#888888"
+IN_AXES: Any = {"xycoords": "axes fraction", "textcoords": "offset points"}
 
 
 def history(epochs: Sequence[dict[str, Any]], title: str) -> bytes:
@@ -77,6 +88,235 @@ def errors(rows: Sequence[dict[str, Any]]) -> bytes:
         axes.grid(axis="y", visible=False)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=3)
         return _png(figure)
+
+
+def attack(
+    image: np.ndarray,
+    adversarial: np.ndarray,
+    *,
+    before: tuple[str, float],
+    after: tuple[str, float],
+    norm: float,
+    latex: bool = False,
+) -> bytes:
+    """An image, the perturbation with its p-norm, and the adversarial image, side by side.
+
+    Args:
+      image, adversarial: `[H, W]`, `[H, W, 1]` or `[H, W, 3]` in [0, 1]. Of a pixel's perturbations, one a colour, the
+        largest is drawn.
+      before, after: the class that the network predicts of each, and its confidence in that, in [0, 1].
+      norm: p.
+      latex: typeset with LaTeX, where it is installed.
+    """
+    latex = latex and latex_available()
+    r = np.subtract(adversarial, image, dtype=np.float64)
+    limit = float(np.abs(r).max()) or 1.0
+    size = _number(float(np.linalg.norm(r.ravel(), norm)), 4)
+    titles = [(f"Prediction: {_text(name, latex)}", f"Confidence: {_percent(c, latex)}") for name, c in (before, after)]
+    titles.insert(1, ("Perturbation", f"${_norm_of_r(norm)} = {size}$"))
+    letters = len("Prediction: ") + max(len(str(name)) for name, _ in (before, after))
+    panels = (_pixels(image), _signed(r, limit), _pixels(adversarial))
+    with matplotlib.rc_context(STYLE | (LATEX if latex else {})):
+        figure = Figure(figsize=(7.2, min(2.34 * image.shape[0] / image.shape[1], 6) + 0.86), layout="compressed")
+        for axes, panel, (first, second) in zip(figure.subplots(1, 3), panels, titles, strict=True):
+            _show(axes, panel)
+            # Not as one text: a formula would move the line above it.
+            for text, height in ((first, 21), (second, 6)):
+                axes.annotate(text, (0.5, 1), (0, height), ha="center", fontsize=min(10, 300 / letters), **IN_AXES)
+        _scale(figure, limit)
+        return _png(figure)
+
+
+def attacks(
+    images: np.ndarray,
+    adversarials: np.ndarray,
+    labels: Sequence[Any] | np.ndarray,
+    predictions: Sequence[Any] | np.ndarray,
+    distances: Sequence[float] | np.ndarray,
+    norm: float,
+) -> bytes:
+    """Many attacks at a glance: image, adversarial image and perturbation of each, the classes and the distance above.
+
+    Args:
+      images, adversarials: `[N, H, W]`, `[N, H, W, 1]` or `[N, H, W, 3]` in [0, 1].
+      labels, predictions: `[N]`, the class of the image, and what the network predicts of the adversarial one.
+      distances: `[N]`, p-norms of the perturbations; 0 where no attack was needed, inf where it failed: those are pale.
+      norm: p.
+    """
+    distances = np.asarray(distances, np.float64)
+    perturbations = np.subtract(adversarials, images, dtype=np.float64)
+    largest = np.abs(perturbations).max(tuple(range(1, perturbations.ndim)))
+    changed = largest[np.isfinite(distances) & (largest > 0)]
+    # Not the largest of all, by which a single image makes all others pale.
+    limit = float(np.median(changed)) if changed.size else 1.0
+    classes = [f"{_text(label)} → {_text(prediction)}" for label, prediction in zip(labels, predictions, strict=True)]
+    titles = list(zip(classes, [_number(d, 3) if np.isfinite(d) else "failed" for d in distances], strict=True))
+    longest = max((len(left) + len(right) + 2 for left, right in titles), default=1)
+    columns = max(1, min(5, len(images), 115 // longest))  # of these letters, 115 fit beside each other
+    rows = max(1, -(-len(images) // columns))
+    height, width = images.shape[1:3]
+    cell = min(7.2 / columns, 3.6)
+    with matplotlib.rc_context(STYLE):
+        size = (cell * columns, rows * (0.19 + cell * height / width / 3.25) + 0.5)
+        figure = Figure(figsize=size, layout="compressed")
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes in grid[len(images) :]:
+            axes.set_axis_off()
+        gap = np.ones((height, -(-width // 20), 3))
+        for i, (axes, found) in enumerate(zip(grid, np.isfinite(distances), strict=False)):
+            panels = (_pixels(images[i]), gap, _pixels(adversarials[i]), gap, _signed(perturbations[i], limit))
+            _show(axes, np.concatenate(panels, 1), alpha=1 if found else 0.3)
+            for side, title in zip(("left", "right"), titles[i], strict=True):
+                axes.set_title(title, loc=side, fontsize=7, pad=2, color="black" if found else GREY)
+        text = f"image, adversarial, perturbation $r$; class → prediction, ${_norm_of_r(norm)}$"
+        figure.suptitle(text, fontsize=8)
+        _scale(figure, limit, extend="both" if (changed > limit).any() else "neither")
+        return _png(figure)
+
+
+def automatic(
+    confidence: Sequence[float] | np.ndarray,
+    norm_history: Sequence[float] | np.ndarray,
+    *,
+    p: float,
+    thresholds: Sequence[float],
+    kept: int | None = None,
+) -> bytes:
+    """The course of the original's method B on one image: the confidence in its label and the perturbation's p-norm.
+
+    Both are `[steps]`; `thresholds` are the confidences at which the loss changes, `kept` is the step of the result.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True)
+        marker = "o" if len(confidence) < 4 else ""
+        histories = (confidence, norm_history)
+        for axes, values, color in zip((above, below), histories, COLORS.values(), strict=True):
+            axes.plot(range(len(values)), values, color=color, linewidth=1.3, marker=marker, markersize=4)
+            if kept is not None:
+                axes.axvline(kept, color=GREY, linewidth=0.8, zorder=1)
+                axes.plot(kept, values[kept], "o", color=color, markeredgecolor="white", markersize=7, zorder=3)
+        for threshold in thresholds:
+            above.axhline(threshold, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+            place = IN_AXES | {"xycoords": ("axes fraction", "data")}
+            above.annotate(f"{100 * threshold:g}%", (1, threshold), (4, 0), va="center", fontsize=7, **place)
+        if kept is not None:
+            text = f"kept: step {kept}, ${_norm_of_r(p)} = {_number(norm_history[kept], 4)}$"
+            place = IN_AXES | {"xycoords": above.get_xaxis_transform()}
+            side = ("left", "center", "right")[min(3 * kept // len(confidence), 2)]
+            above.annotate(text, (kept, 1), (0, 4), ha=side, fontsize=8, **place)
+        above.set(ylabel="confidence in label", ylim=(-0.03, 1.03))
+        above.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        below.set(xlabel="step", ylabel=f"${_norm_of_r(p)}$")
+        below.set_ylim(bottom=0)
+        below.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        below.margins(x=0.02)
+        figure.align_ylabels()
+        return _png(figure)
+
+
+def accuracy_by_radius(curves: Mapping[str, np.ndarray], norm: float, *, radii: Sequence[float] | None = None) -> bytes:
+    """Of each network, the share of images with no adversarial image found within a radius, against the radius.
+
+    Args:
+      curves: `{network: distances [N]}` of all images of a split: 0 where it is misclassified from the start, inf where
+        the attack failed. What is before the first `-` of a name, or else `_`, has a colour, the rest a line style.
+      norm: p of the distances.
+      radii: some to mark on the curves, such as those of a table.
+    """
+    marked = np.asarray([] if radii is None else radii, np.float64)
+    finite = [distances[np.isfinite(distances)] for distances in curves.values()]
+    limit = max([*(np.quantile(found, 0.99) for found in finite if found.size), *(1.02 * marked)], default=0) or 1
+    styles = _styles(list(curves))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+        axes = figure.subplots()
+        # In the legend as they lie in the figure, the most robust network first.
+        for name in sorted(curves, key=lambda name: -np.minimum(curves[name], limit).mean()):
+            distances = np.sort(curves[name])
+
+            def share(radius, distances=distances):
+                return 1 - np.searchsorted(distances, radius, side="right") / len(distances)
+
+            x = np.unique([0, *distances[distances < limit], limit])
+            axes.step(x, share(x), where="post", label=name, **styles[name])
+            axes.plot(marked, share(marked), "o", color=styles[name]["color"], markersize=4, zorder=3)
+        axes.set(xlim=(0, limit), ylim=(0, 1.02), ylabel="accuracy")
+        axes.set_xlabel(f"radius, ${_norm_of_r(norm)}$")
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        figure.legend(loc="outside right upper", handlelength=2.8, fontsize=8)
+        return _png(figure)
+
+
+def latex_available() -> bool:
+    """Whether the programs are installed with which Matplotlib typesets by LaTeX."""
+    return all(shutil.which(program) for program in ("latex", "dvipng"))
+
+
+def _text(value: Any, latex: bool = False) -> str:
+    """A name as it is, whatever its characters mean to LaTeX or to Matplotlib's mathtext."""
+    special: Any = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {character: f"\\{character}" for character in "$%&#_{}"}
+    return str(value).translate(str.maketrans(special if latex else {"$": r"\$"}))
+
+
+def _percent(share: float, latex: bool) -> str:
+    """A share in percent that is not rounded to all or nothing, which no confidence is."""
+    more, less = ("$>$", "$<$") if latex else "><"
+    text = f"{more}99.9" if share >= 0.9995 else f"{less}0.1" if share < 0.0005 else f"{100 * share:.1f}"
+    return text + (r"\,\%" if latex else " %")
+
+
+def _number(value: float, digits: int) -> str:
+    """With that many digits, those behind the point that are zero too."""
+    return f"{value:#.{digits}g}".rstrip(".") if value else "0"
+
+
+def _norm_of_r(norm: float) -> str:
+    p = r"\infty" if norm == np.inf else f"{norm:g}"
+    return rf"\Vert r \Vert_{{{p}}}"
+
+
+def _pixels(image: np.ndarray) -> np.ndarray:
+    """An image as colours `[H, W, 3]`."""
+    return np.broadcast_to(image.reshape(*image.shape[:2], -1), (*image.shape[:2], 3))
+
+
+def _signed(r: np.ndarray, limit: float) -> np.ndarray:
+    """A perturbation as colours `[H, W, 3]`: white at zero, blue at -limit and red at limit."""
+    r = r.reshape(*r.shape[:2], -1)
+    largest = np.take_along_axis(r, np.abs(r).argmax(-1, keepdims=True), -1)[..., 0]
+    return SIGNED(Normalize(-limit, limit)(largest))[..., :3]
+
+
+def _show(axes: Axes, pixels: np.ndarray, alpha: float = 1) -> None:
+    """Pixels `[H, W, 3]` in a thin frame, with no scales."""
+    axes.imshow(pixels, alpha=alpha, vmin=0, vmax=1)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(visible=True, color=GREY, linewidth=0.5)
+
+
+def _scale(figure: Figure, limit: float, extend: str = "neither") -> None:
+    """The colours of perturbations, in the middle below all axes."""
+    colors = ScalarMappable(Normalize(-limit, limit), SIGNED)
+    bar = figure.colorbar(colors, ax=figure.axes, location="bottom", shrink=0.3, aspect=30, pad=0.02, extend=extend)
+    text = f"{limit:.2g}"
+    bar.set_ticks([-limit, 0, limit], labels=[f"$-{text}$", "$0$", f"$+{text}$"])
+    bar.ax.tick_params(labelsize=7, length=2)
+    bar.outline.set(linewidth=0.5, edgecolor=GREY)
+
+
+def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A colour for each family of networks and a line style for each variant, by their names."""
+    separator = "-" if any("-" in name for name in names) else "_"
+    parts = {name: name.partition(separator)[::2] for name in names}
+    families, variants = (list(dict.fromkeys(column)) for column in zip(*parts.values(), strict=True))
+    styles = {}
+    for name, (family, variant) in parts.items():
+        turn, color = divmod(families.index(family), len(FAMILIES))
+        line = VARIANTS[(variants.index(variant) + turn) % len(VARIANTS)]
+        styles[name] = {"color": FAMILIES[color], "linestyle": line}
+    return styles
 
 
 def _png(figure: Figure) -> bytes:
