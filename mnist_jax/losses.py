@@ -24,3 +24,31 @@ def accuracy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     """1 where the largest logit is the label's, else 0. A row that is not finite counts as wrong."""
     logits = jnp.asarray(logits)
     return ((logits.argmax(-1) == labels) & jnp.isfinite(logits).all(-1)).astype(logits.dtype)
+
+
+def margin(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
+    """The label's logit less the largest of the others: negative where the image is misclassified.
+
+    Unlike losses of probabilities it does not saturate: its gradient stays of use on the most confident network
+    (Carlini & Wagner, "Towards evaluating the robustness of neural networks", 2017, equation f6).
+    """
+    label, others = _label_and_others(logits, labels)
+    return label - others.max(-1)
+
+
+def log_odds(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
+    """`log(c / (1 - c))` of the label's confidence `c = softmax(logits)[label]`; it does not saturate where c does."""
+    label, others = _label_and_others(logits, labels)
+    return label - jax.nn.logsumexp(others, -1)
+
+
+def confidence(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
+    """The softmax probability of the label."""
+    return jnp.take_along_axis(jax.nn.softmax(logits), jnp.asarray(labels)[:, None], -1)[:, 0]
+
+
+def _label_and_others(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """The label's logit `[B]`, and the logits `[B, C]` with -inf in its place."""
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    its = jnp.arange(logits.shape[-1])[None] == labels[:, None]
+    return jnp.where(its, logits, 0).sum(-1), jnp.where(its, -jnp.inf, logits)
