@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import signal
 import sys
 import time
 from dataclasses import replace
@@ -117,20 +116,6 @@ def unpack(saved: dict[str, Any]) -> training.State:
     return state._replace(key=jax.random.wrap_key_data(state.key))
 
 
-class Interrupt:
-    """Ctrl-C or a request to end, noticed between two pieces of work; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.wanted = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self)
-
-    def __call__(self, number: int, frame: Any) -> None:
-        self.wanted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 class Keeper:
     """Keeps the state on the disk: not after every epoch, as an epoch can take less time than writing."""
 
@@ -151,7 +136,7 @@ class Keeper:
 
 def fit(run: Run, state: training.State, history: list[dict[str, Any]]) -> training.State:
     """Trains to the end, with a bar and a line an epoch; appends to `history`. Raises `KeyboardInterrupt`."""
-    interrupt, keeper, began = Interrupt(), Keeper(run, len(history)), time.monotonic()
+    interrupt, keeper, began = command.Interrupt(), Keeper(run, len(history)), time.monotonic()
     earlier = history[-1]["seconds"] if history else 0.0
     split = data.Split(*map(jnp.asarray, run.dataset.train))
     total = run.recipe.steps(len(split.labels))

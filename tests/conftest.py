@@ -71,7 +71,11 @@ def refused(run):
 
     def finish(module, *arguments, cwd, **options):
         status, out, err = run(module, *arguments, cwd=cwd, **options)
-        errors = [line for line in err.splitlines() if not line.startswith(("device: ", "training ", "evaluating "))]
+        errors = [
+            line
+            for line in err.splitlines()
+            if not line.startswith(("device: ", "training ", "evaluating ", "attacking "))
+        ]
         assert (status, out, len(errors)) == (2, "", 1), (status, out, err)
         assert errors[0].startswith("error: ")
         return errors[0]

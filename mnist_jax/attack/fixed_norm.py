@@ -1,0 +1,106 @@
+"""Method A of the original project: a perturbation of a given norm, by Adam on its pixels."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from mnist_jax import norms
+from mnist_jax.attack.chunks import in_chunks
+from mnist_jax.attack.problem import Loss, Problem, loss_function, problem, radii
+from mnist_jax.attack.result import AttackResult, finish
+from mnist_jax.classifier import Classifier
+
+DECAYS = (0.9, 0.99)  # of Adam's moments: shorter than usual, for runs of some tens of steps
+
+
+def fixed_norm(
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike | None,
+    radius: ArrayLike,
+    *,
+    norm: float = 2,
+    steps: int = 100,
+    learning_rate: ArrayLike = 0.005,
+    loss: str | Loss = "margin",
+    start: ArrayLike | None = None,
+    targets: ArrayLike | None = None,
+    key: jax.Array | None = None,
+) -> AttackResult:
+    """Looks for a misclassified image at distance `radius`, neither nearer nor farther.
+
+        minimize loss(classifier(x + r), label)  such that  norm_p(r) = radius  and  x + r in [0, 1]
+
+    A step is one of Adam (Kingma & Ba 2015), with the gradient's part along the sphere and a learning rate that falls
+    to zero along a cosine, then back to the sphere and into the box by `norms.project_sphere`. Every attempt is on
+    both, and the one of the lowest loss is returned.
+
+    Args:
+      classifier: see `Classifier`.
+      images: `[B, *shape]` in [0, 1].
+      labels: `[B]`; None means what the classifier predicts.
+      radius: p-norm of the perturbations, a number or `[B]`. One that no image in the box can have is a failure of that
+        image.
+      norm: p, in [1, inf].
+      steps: gradients for each image.
+      learning_rate: of Adam, in units of pixels; a number or `[B]`.
+      loss: `"margin"`, `"confidence"` (the original project's, which stands still where it saturates), `"log_odds"`, or
+        a function of logits `[B, C]` and labels `[B]`, to be minimized.
+      start: perturbations `[B, *shape]` from whose direction to start; those of zero start along the gradient.
+      targets: `[B]`, the classes to reach; None means any but the label.
+      key: a `jax.random` key; with one, the start is disturbed at random. Without, nothing is random.
+
+    Returns:
+      An `AttackResult`. An image that is misclassified as it is comes back as it is, at distance 0.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    norm = norms.check(norm)
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    given = problem(classifier, images, labels, targets)
+    start = jnp.zeros_like(given.images) if start is None else jnp.asarray(start, given.images.dtype)
+    if key is not None:
+        noise = jax.random.normal(key, start.shape, start.dtype)
+        start += noise * given.per_image(0.1 * radii(radius, start) / jnp.maximum(norms.norm(noise, norm), 1e-12))
+    arrays = (given, radii(radius, start), radii(learning_rate, start, "learning_rate"), start)
+    return in_chunks(partial(_run, norm=norm, steps=steps, loss=loss_function(loss)), arrays, classifier)
+
+
+@partial(jax.jit, static_argnames=("norm", "steps", "loss"))
+def _run(classifier, given: Problem, radius, learning_rate, start, *, norm, steps, loss) -> AttackResult:
+    x = given.images
+    adam = optax.scale_by_adam(*DECAYS)
+    nowhere = norms.norm(start, norm) == 0
+
+    def advance(step, state):
+        r, moments, best, lowest = state
+        _, objective, gradient = given.gradient(classifier, jnp.clip(x + r, 0, 1), loss)
+        better = (objective < lowest) & ~(nowhere & (step == 0))
+        best, lowest = given.where(better, r, best), jnp.where(better, objective, lowest)
+        update, moments = adam.update(norms.along_sphere(gradient, r, x, norm), moments)
+        rate = learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * step / steps))
+        moved = r - given.per_image(rate) * update
+
+        def first():  # at the image itself, no sphere says how far
+            straight = -given.per_image(radius) * norms.dual_direction(gradient, max(norm, 2))
+            return given.where(nowhere, straight, moved)
+
+        moved = jax.lax.cond(step == 0, first, lambda: moved)
+        return onto(moved, x, radius, norm), moments, best, lowest
+
+    # The projection keeps a perturbation of small 1-norm sparse; for other norms scaling does as well and takes less.
+    onto = norms.project_sphere if norm in (1, norms.INF) else norms.scale_to_sphere
+    there = onto(given.where(nowhere, jnp.ones_like(x), start), x, radius, norm)
+    r = given.where(nowhere, start, there)
+    state = (r, adam.init(r), r, jnp.full_like(radius, jnp.inf))
+    r, _, best, lowest = jax.lax.fori_loop(0, steps, advance, state)
+    objective = given.objective(classifier(jnp.clip(x + r, 0, 1)), loss)
+    result = finish(classifier, given, x + given.where(objective < lowest, r, best), norm, steps, 1)
+    # A radius out of reach was cut down to the largest there is.
+    success = result.success & ((radius <= norms.largest(x, norm) * (1 + 1e-6)) | (result.distance == 0))
+    return result._replace(success=success, distance=jnp.where(success, result.distance, jnp.inf))

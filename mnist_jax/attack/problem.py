@@ -1,0 +1,114 @@
+"""What an attack is asked for: images, labels or targets, a loss, radii; checked in one place."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from mnist_jax import losses
+from mnist_jax.attack.chunks import in_chunks
+from mnist_jax.classifier import Classifier
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+LOSSES: dict[str, Loss] = {"margin": losses.margin, "confidence": losses.confidence, "log_odds": losses.log_odds}
+
+# Logits differ in their last bits with the shape of the batch: a success has to hold by more, of the largest logit.
+ROUNDING = 1e-5
+CAREFUL = 1.3  # times that, for what an attack keeps, so that it holds when it is checked again
+
+
+class Problem(NamedTuple):
+    """What an attack is given: a pytree with an entry for each image.
+
+    Attributes:
+      images: `[B, *shape]`.
+      labels: `[B]`, what the classifier should say.
+      targets: `[B]`, the classes that are asked for, or None where any but the label will do.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    targets: jax.Array | None
+
+    def objective(self, logits: jax.Array, loss: Loss = losses.margin) -> jax.Array:
+        """What the attack minimizes `[B]`: the loss of the labels, or minus that of the targets."""
+        return loss(logits, self.labels) if self.targets is None else -loss(logits, self.targets)
+
+    def solved(self, logits: jax.Array, care: float = 1.0) -> jax.Array:
+        """Whether these logits `[B, C]` are a success, by `care` times what rounding can undo."""
+        return self.objective(logits) < -care * ROUNDING * jnp.abs(logits).max(1)
+
+    def rounding(self, logits: jax.Array) -> jax.Array:
+        """How far below zero the objective has to be, with some room to spare."""
+        return 1.05 * CAREFUL * ROUNDING * jnp.abs(logits).max(1)
+
+    def per_image(self, values: jax.Array) -> jax.Array:
+        """Values `[B]` in a shape that multiplies images."""
+        return values.reshape(-1, *[1] * (self.images.ndim - 1))
+
+    def where(self, condition: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        """For each image, `a` or `b`, arrays like the images, by the condition `[B]`."""
+        return jnp.where(self.per_image(condition), a, b)
+
+    def gradient(self, classifier: Classifier, images: jax.Array, loss: Loss) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Logits `[B, C]`, objective `[B]`, and its gradient `[B, *shape]` at these images."""
+
+        def total(images):
+            logits = classifier(images)
+            objective = self.objective(logits, loss)
+            return objective.sum(), (logits, objective)
+
+        gradient, (logits, objective) = jax.grad(total, has_aux=True)(images)
+        return logits, objective, gradient
+
+
+def problem(classifier: Classifier, images: ArrayLike, labels: ArrayLike | None, targets: ArrayLike | None) -> Problem:
+    """Checks what the caller gave; labels that are not given are the classifier's own predictions.
+
+    Raises:
+      ValueError: an array is not of the right shape, or an image is not in [0, 1].
+    """
+    images = jnp.asarray(images, jnp.result_type(float))
+    if images.ndim < 2:
+        raise ValueError(f"images must be an array [B, *shape], not {list(images.shape)}")
+    count = len(images)
+    if not isinstance(images, jax.core.Tracer) and count and not bool(((images >= 0) & (images <= 1)).all()):
+        raise ValueError("images must be numbers in [0, 1]; divide bytes by 255")
+    if labels is None:
+        labels = in_chunks(_predictions, (images,), classifier)
+    given = {"labels": labels} | ({} if targets is None else {"targets": targets})
+    for name, classes in given.items():
+        if jnp.shape(classes) != (count,) or not jnp.issubdtype(jnp.asarray(classes).dtype, jnp.integer):
+            raise ValueError(f"{name} must be {count} integers, one for each image")
+    return Problem(images, jnp.asarray(labels, jnp.int32), None if targets is None else jnp.asarray(targets, jnp.int32))
+
+
+@jax.jit
+def _predictions(classifier: Classifier, images: jax.Array) -> jax.Array:
+    return classifier(images).argmax(1)
+
+
+def loss_function(loss: str | Loss) -> Loss:
+    """The function of logits `[B, C]` and labels `[B]` of that name, which attacks minimize, or the function itself.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    if callable(loss):
+        return loss
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be a function or one of {', '.join(LOSSES)}, not {loss!r}")
+    return LOSSES[loss]
+
+
+def radii(radius: ArrayLike, images: jax.Array, name: str = "radius") -> jax.Array:
+    """The radius as `[B]`. Raises `ValueError` unless it is a number of at least 0, or `[B]` of them."""
+    radius = jnp.asarray(radius, images.dtype)
+    if radius.shape not in ((), (len(images),)):
+        raise ValueError(f"{name} must be a number, or one for each of the {len(images)} images")
+    if not isinstance(radius, jax.core.Tracer) and not bool((radius >= 0).all()):
+        raise ValueError(f"{name} must be at least 0")
+    return jnp.broadcast_to(radius, (len(images),))

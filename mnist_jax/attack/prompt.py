@@ -1,0 +1,98 @@
+"""The original project's three functions for the interactive prompt: one image, one figure.
+
+python -i -m mnist_jax.attack --model MLP
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mnist_jax import checkpoint, command, data, files
+from mnist_jax.attack.automatic import automatic
+from mnist_jax.attack.dichotomy import dichotomy
+from mnist_jax.attack.fixed_norm import fixed_norm
+from mnist_jax.attack.result import AttackResult
+from mnist_jax.classifier import Classifier
+from mnist_jax.errors import InputError, unknown
+
+FIGURES = Path("docs/images/attack_results")
+STEPS = 1000  # of one attack, at most
+
+# success, image, r, adv: the arrays are [28, 28]
+Answer = tuple[bool, np.ndarray, np.ndarray, np.ndarray]
+
+
+class Prompt(NamedTuple):
+    """A network and a split, and the attacks on one of its images."""
+
+    name: str
+    classifier: Classifier
+    split: data.Split
+
+    def attack(self, img_id: int, lr: float = 0.005, div: float = 0.2, p: float = 2) -> Answer:
+        """Looks for an adversarial image whose perturbation has p-norm `div`, in 1000 steps of Adam at rate `lr`.
+
+        Returns `(success, image, r, adv)`; where it failed, the last attempt.
+        """
+        run = partial(fixed_norm, radius=div, norm=p, steps=STEPS, learning_rate=lr)
+        return self._answer("attack", img_id, p, run)
+
+    def minimal_attack_dichotomy(
+        self, img_id: int, p: float = 2, a: float = 0, b: float = 4, lr: float = 0.005
+    ) -> Answer:
+        """Looks for the smallest norm between `a` and `b` at which `attack` succeeds; see `dichotomy`."""
+        run = partial(dichotomy, norm=p, low=a, high=b, steps=STEPS // 10, learning_rate=lr)
+        return self._answer("dichotomy", img_id, p, run)
+
+    def minimal_attack(self, img_id: int, p: float = 2, a: float = 0, b: float = 4, lr: float = 0.005) -> Answer:
+        """Descends on confidence and norm at once; see `automatic`. Success is a distance between `a` and `b`."""
+
+        def run(*arrays) -> AttackResult:
+            result = automatic(*arrays, norm=p, steps=STEPS, learning_rate=lr)
+            return result._replace(success=result.success & (result.distance >= a) & (result.distance <= b))
+
+        return self._answer("automatic", img_id, p, run)
+
+    def _answer(self, method: str, img_id: int, p: float, run: Callable[..., AttackResult]) -> Answer:
+        if not 0 <= img_id < len(self.split.labels):
+            raise InputError(f"img_id must be from 0 to {len(self.split.labels) - 1}, not {img_id}")
+        from mnist_jax import plot  # Matplotlib takes a while to import
+
+        images, labels = data.normalize(self.split.images[img_id][None]), self.split.labels[img_id][None]
+        result = jax.tree.map(np.asarray, run(self.classifier, images, labels))
+        image, found = np.asarray(images)[0], result.images[0]
+        seen = [describe(self.classifier, one) for one in (image, found)]
+        path = FIGURES / f"{self.name}-{img_id}-{method}-l{p:g}.png"
+        files.make_folder(FIGURES)
+        files.write(path, plot.attack(image, found, before=seen[0], after=seen[1], norm=p))
+        success = bool(result.success[0])
+        length = np.linalg.norm((found - image).ravel(), p)
+        verdict = f"{seen[0][0]} is taken for {seen[1][0]}" if success else f"no success, still taken for {seen[1][0]}"
+        print(f"{verdict}; the perturbation has norm {length:.4g}; {path}")
+        return success, image[..., 0], (found - image)[..., 0], found[..., 0]
+
+
+def describe(classifier: Classifier, image: np.ndarray) -> tuple[str, float]:
+    """The class that the classifier sees, and its confidence in it."""
+    probabilities = np.asarray(jax.nn.softmax(classifier(jnp.asarray(image[None]))[0]))
+    return str(probabilities.argmax()), float(probabilities.max())
+
+
+def prepare(options: argparse.Namespace) -> tuple[Callable[..., Answer], Callable[..., Answer], Callable[..., Answer]]:
+    """The three functions for the network and the split that the options name. Raises `InputError`."""
+    path = checkpoint.find(options.model, options.output)
+    trained = checkpoint.load(path)
+    dataset = data.load(options.dataset or trained.about.get("dataset", "mnist"), options.data_dir)
+    if options.split not in dataset._fields:
+        raise unknown("split", options.split, ("train", "test", "val"))
+    prompt = Prompt(path.stem, trained.classifier(), getattr(dataset, options.split))
+    command.note(
+        f"{path}, images of {options.split}. Try attack(0, div=2), minimal_attack_dichotomy(0) or minimal_attack(0)."
+    )
+    return prompt.attack, prompt.minimal_attack_dichotomy, prompt.minimal_attack

@@ -1,0 +1,111 @@
+"""The search for the smallest radius, against the exact distance for linear classifiers, and on real networks."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from linear import classifier, nearest, random_problem
+
+from mnist_jax import attack, data, load_classifier, norms
+
+
+@pytest.mark.parametrize("free", [False, True], ids=["box", "free"])
+@pytest.mark.parametrize("p", [1, 1.5, 2, 3, 10, np.inf])
+def test_linear_oracle(p, free):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        for _ in range(4):
+            w, b, images, labels = random_problem(rng, batch=64, free=free)
+            distance = nearest(w, b, images, labels, p)
+            result = attack.dichotomy(classifier(w, b, float), images, labels, norm=p)
+            # A success has to exceed 1e-5 of the largest logit; closer than that to the boundary it can't be seen.
+            seen = np.isfinite(distance) & (distance > 0.1 * np.median(distance))
+            ratio = np.asarray(result.distance)[seen] / distance[seen]
+            assert result.success[seen].all()
+            assert ratio.min() > 1 - 1e-9
+            assert ratio.max() < 1.002
+
+
+def straight(classifier, images, labels, radius, *, norm, targets=None):
+    """A fixed-radius attack of somebody else's: one step along the gradient of the margin."""
+    from mnist_jax.losses import margin
+
+    gradient = jax.grad(lambda x: margin(classifier(x), labels).sum())(images)
+    r = norms.project_sphere(-radius[:, None, None, None] * norms.dual_direction(gradient, norm), images, radius, norm)
+    success = classifier(images + r).argmax(1) != labels
+    ones = jnp.ones(len(labels), jnp.int32)
+    return attack.AttackResult(images + r, jnp.where(success, radius, jnp.inf), success, ones, ones)
+
+
+def test_any_fixed_radius_attack_fits():
+    w, b, images, labels = random_problem(np.random.default_rng(1), classes=2)
+    result = attack.dichotomy(classifier(w, b), images, labels, norm=np.inf, attack=straight)
+    distance = nearest(w, b, images, labels, np.inf)
+    clear = distance > 0.01
+    np.testing.assert_allclose(result.distance[clear], distance[clear], rtol=2e-3)
+
+
+def test_low_and_high_are_limits():
+    w, b, images, labels = random_problem(np.random.default_rng(2), batch=64)
+    c, distance = classifier(w, b), nearest(w, b, images, labels, 2)
+    high = float(np.median(distance))
+    result = attack.dichotomy(c, images, labels, high=high)
+    assert (np.asarray(result.success)[distance < 0.99 * high]).all()
+    assert not (np.asarray(result.success)[distance > 1.001 * high]).any()
+    assert np.isinf(result.distance[~result.success]).all()
+    assert np.isfinite(result.images).all()
+    huge = attack.dichotomy(c, images, labels, high=1e9, norm=np.inf)
+    np.testing.assert_array_equal(huge.distance, attack.dichotomy(c, images, labels, norm=np.inf).distance)
+
+
+@pytest.mark.parametrize("name", ["MLP-original", "CNN-original"])
+def test_real_images_are_fooled(name):
+    c, split = load_classifier(name), data.load().val
+    images, labels = np.asarray(data.normalize(split.images[:16])), split.labels[:16]
+    result = attack.dichotomy(c, images, labels)
+    assert result.success.all()
+    assert (result.images >= 0).all()
+    assert (result.images <= 1).all()
+    assert (np.asarray(c(result.images)).argmax(1) != labels).all()
+    attacked = result.distance > 0  # the others were misclassified from the start
+    assert attacked.sum() >= 14
+    lengths = np.linalg.norm((np.asarray(result.images) - images).reshape(16, -1), axis=1)
+    np.testing.assert_allclose(result.distance, lengths, rtol=1e-5)
+    assert 0.1 < np.median(lengths) < 3
+    assert (result.gradients[attacked] > 0).all()
+    assert (result.forwards > 0).all()
+
+
+def test_an_image_does_not_depend_on_its_neighbours():
+    c, split = load_classifier("MLP-original"), data.load().val
+    images, labels = np.asarray(data.normalize(split.images[:8])), split.labels[:8]
+    together = attack.dichotomy(c, images, labels)
+    other = np.array([0, 7, 7, 7, 7, 7, 7, 7])
+    np.testing.assert_array_equal(together.images[0], attack.dichotomy(c, images[other], labels[other]).images[0])
+    alone = attack.dichotomy(c, images[:1], labels[:1])
+    np.testing.assert_allclose(alone.distance[0], together.distance[0], rtol=2e-3)
+
+
+def test_more_images_than_a_chunk_and_none():
+    w, b, images, labels = random_problem(np.random.default_rng(3), batch=300)
+    result = attack.dichotomy(classifier(w, b), images, labels)
+    assert result.distance.shape == (300,)
+    first = attack.dichotomy(classifier(w, b), images[:128], labels[:128])
+    np.testing.assert_allclose(result.distance[:128], first.distance, rtol=1e-4)
+    assert attack.dichotomy(classifier(w, b), images[:0], labels[:0]).distance.shape == (0,)
+
+
+def test_inside_a_jitted_function():
+    w, b, images, labels = random_problem(np.random.default_rng(4), batch=8)
+    images, labels = jnp.asarray(images, jnp.float32), jnp.asarray(labels)
+    run = partial(attack.dichotomy, classifier(w, b))
+    np.testing.assert_allclose(jax.jit(run)(images, labels).distance, run(images, labels).distance, rtol=1e-3)
+
+
+@pytest.mark.parametrize("wrong", [{"tolerance": 0.0}, {"norm": 0.0}, {"low": -1.0}, {"high": np.ones(3)}])
+def test_bad_arguments_are_refused(wrong):
+    w, b, images, labels = random_problem(np.random.default_rng(5), batch=4)
+    with pytest.raises(ValueError, match="must be"):
+        attack.dichotomy(classifier(w, b), images, labels, **wrong)
