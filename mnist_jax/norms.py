@@ -135,8 +135,8 @@ def project_sphere(v: jax.Array, images: jax.Array, radius: ArrayLike, p: float)
 
     That set is not convex. The result is the closest point where a minimum of the Lagrangian attains the radius, and
     always for p = inf. Where the minimum jumps over the radius, it is a point on the line between the two sides of the
-    jump, and its derivative is zero. A radius above `largest(images, p)`, which no perturbation has, gives the
-    farthest corner of the box.
+    jump, and its derivative is zero, as it is from inside the sphere for p other than 1, 2 and inf. A radius above
+    `largest(images, p)`, which no perturbation has, counts as that: for p < inf, it gives the farthest corner.
     """
     rows, x = _rows(v), _rows(images)
     radius = jnp.minimum(_radii(radius, rows), largest(x, p))
@@ -203,8 +203,8 @@ def _on_sphere(a, near, far, radius, p):
         s = _solve(a, near, radius, p, radius > 0)
         jumps = (size < radius) & (norm(s, p) < radius * (1 - 1e-6))
         if p == 1:
-            # The far side of a pixel is the better one where -mu exceeds this; `corner` for all of it. (For
-            # p = 2 that is so only where no pixel has room left on the near side.)
+            # The far side of a pixel is the better one where -mu exceeds this; `corner` for all of it. (For p = 2 that
+            # is so only where no pixel has room left on the near side.)
             ahead, mean = far - near, jnp.sqrt(near * jnp.maximum(a, 0))
             corner = jnp.where(ahead > 0, 0.5 + a / jnp.where(ahead > 0, ahead, 1), INF)
             limit = jnp.where(2 * mean < ahead, near + 2 * mean + a, corner).min(1)
@@ -275,7 +275,8 @@ def _stretch(a, room, radius, p):
     start = given_set(jnp.zeros_like(radius), *fixed)[1]
     (t,) = _search(lambda t: (jnp.maximum(t, given_set(t, *fixed)[1]),), start)
     clipped, t = given_set(t, a, limit, powers(a, limit))
-    return jnp.where(clipped, room, units * t[:, None] * a)
+    s = units * t[:, None] * a
+    return jnp.where(clipped | (s > room), room, s)
 
 
 def _shift(a, room, radius, p):
@@ -312,7 +313,8 @@ def _shift(a, room, radius, p):
         mu = search(fixed - origin[:, None], *given, mu)
     a = a - origin[:, None]
     clipped, free, root = given_set(mu, a, room, radius)
-    return jnp.where(clipped, room, jnp.where(free, a - jnp.where(full | ~free.any(1), mu, root)[:, None], 0))
+    s = a - jnp.where(full | ~free.any(1), mu, root)[:, None]
+    return jnp.where(clipped | (free & (s > room)), room, jnp.where(free & (s > 0), s, 0))
 
 
 def _stationary(a, mu, p):
