@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 # Images at once. Caches like small batches; an accelerator wants many images.
-CHUNK = {"cpu": 128}
+CHUNK = {"cpu": 64}
 CHUNK_OF_ACCELERATOR = 2048
 
 

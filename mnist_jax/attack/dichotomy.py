@@ -20,7 +20,7 @@ from mnist_jax.classifier import Classifier
 ROUNDS = 24  # at most; most images take about 8
 AT_ONCE = 2  # rounds of one program, after which the images that are done leave the batch
 DECAY = 0.8  # of the learning rate, from round to round
-LINE = 6  # evaluations along a line
+LINE = 5  # evaluations along a line
 CLASSES = 9  # how many of the likeliest other classes are looked at to begin with
 ABOVE = 1e-4  # of the estimate is added to it
 EDGE = 0.02  # of the interval is left below its upper end

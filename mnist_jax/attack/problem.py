@@ -61,8 +61,10 @@ class Problem(NamedTuple):
             objective = self.objective(logits, loss)
             return objective.sum(), (logits, objective)
 
-        gradient, (logits, objective) = jax.grad(total, has_aux=True)(images)
-        return logits, objective, gradient
+        # Barriers: XLA would fuse what makes the images into all that reads them, the slices of a convolution for
+        # instance, and so repeat it.
+        gradient, (logits, objective) = jax.grad(total, has_aux=True)(jax.lax.optimization_barrier(images))
+        return jax.lax.optimization_barrier((logits, objective, gradient))
 
 
 def problem(classifier: Classifier, images: ArrayLike, labels: ArrayLike | None, targets: ArrayLike | None) -> Problem:
