@@ -69,14 +69,11 @@ def errors(rows: Sequence[dict[str, Any]]) -> bytes:
                 marker, color = markers[label]
                 style = {"fmt": marker, "color": color, "markersize": 7, "zorder": 2, "elinewidth": 1.5}
                 axes.errorbar(mean, y, xerr=spread or None, label=label if y == 0 else None, **style)
-                # The smallest and the first; those between would run into each other.
+                # The smallest and the first, above their bars; those between would run into each other.
                 if mean == min(means) or label == next(iter(markers)):
-                    side: dict[str, Any] = (
-                        {"xytext": (-7, -3), "ha": "right"}
-                        if mean == min(means)
-                        else {"xytext": (0, 6), "ha": "center"}
+                    axes.annotate(
+                        f"{mean:.2f}", (mean, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=7
                     )
-                    axes.annotate(f"{mean:.2f}", (mean, y), textcoords="offset points", fontsize=7, **side)
         axes.set_xscale("log")
         axes.margins(x=0.1)
         axes.xaxis.set_major_locator(FixedLocator([0.3, 0.5, 1, 2, 3, 5]))
