@@ -27,10 +27,10 @@ class Classifier:
         Classifier(lambda params, images: images.reshape(len(images), -1) @ params["w"], {"w": w})
     """
 
-    apply: Callable[[Any, jax.Array], jax.Array] = field(metadata={"static": True})
+    apply: Callable[[Any, Any], jax.Array] = field(metadata={"static": True})
     params: Any
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: jax.Array | np.ndarray) -> jax.Array:
         """Logits `[B, C]` of images `[B, *shape]`."""
         return self.apply(self.params, images)
 
