@@ -104,6 +104,15 @@ def test_inside_a_jitted_function():
     np.testing.assert_allclose(jax.jit(run)(images, labels).distance, run(images, labels).distance, rtol=1e-3)
 
 
+def test_a_key_disturbs_the_start():
+    w, b, images, labels = random_problem(np.random.default_rng(6), batch=8)
+    run = partial(attack.dichotomy, classifier(w, b), images, labels)
+    one, again, other = (run(key=jax.random.key(k)) for k in (1, 1, 2))
+    assert one.success.all()
+    np.testing.assert_array_equal(one.images, again.images)
+    assert not np.array_equal(one.images, other.images)
+
+
 @pytest.mark.parametrize("wrong", [{"tolerance": 0.0}, {"norm": 0.0}, {"low": -1.0}, {"high": np.ones(3)}])
 def test_bad_arguments_are_refused(wrong):
     w, b, images, labels = random_problem(np.random.default_rng(5), batch=4)

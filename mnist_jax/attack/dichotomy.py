@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from mnist_jax import losses, norms
 from mnist_jax.attack.chunks import chunk_size, fill, in_chunks
 from mnist_jax.attack.fixed_norm import fixed_norm
-from mnist_jax.attack.problem import CAREFUL, Problem, problem, radii
+from mnist_jax.attack.problem import CAREFUL, Problem, disturb, problem, radii
 from mnist_jax.attack.result import AttackResult, finish
 from mnist_jax.classifier import Classifier
 
@@ -54,6 +54,7 @@ def dichotomy(
     tolerance: float = 5e-4,
     attack: Callable[..., AttackResult] = fixed_norm,
     targets: ArrayLike | None = None,
+    key: jax.Array | None = None,
     **options: Any,
 ) -> AttackResult:
     """Bisects the radius of a fixed-radius attack, separately for every image.
@@ -72,6 +73,7 @@ def dichotomy(
         the image.
       tolerance: relative length of the last interval.
       attack: any fixed-radius attack, `attack(classifier, images, labels, radius, *, norm, targets) -> AttackResult`.
+      key: a `jax.random` key; with one, the first start is disturbed at random. Without, nothing is random.
       options: passed to the attack. For `fixed_norm` and unless they are given, `steps` is 10, and `learning_rate` is
         the radius over D^(1/p), for images of D pixels, and less in every round.
 
@@ -92,6 +94,8 @@ def dichotomy(
     how: dict[str, Any] = {"norm": norm, "tolerance": tolerance, "attack": attack, "takes_start": "start" in takes}
     rounds = partial(_rounds, classifier, **how, options=tuple(sorted(options.items())))
     state = in_chunks(partial(_first, norm=norm), (given, low, high), classifier)
+    if key is not None:
+        state = state._replace(last=disturb(given, state.last, key, 0.5 * state.radius, norm))
     if isinstance(given.images, jax.core.Tracer):  # there are no values yet to leave by
         state = rounds(given, state, count=ROUNDS)
     else:

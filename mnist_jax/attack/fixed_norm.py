@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from mnist_jax import norms
 from mnist_jax.attack.chunks import in_chunks
-from mnist_jax.attack.problem import Loss, Problem, loss_function, problem, radii
+from mnist_jax.attack.problem import Loss, Problem, disturb, loss_function, problem, radii
 from mnist_jax.attack.result import AttackResult, finish
 from mnist_jax.classifier import Classifier
 
@@ -65,8 +65,7 @@ def fixed_norm(
     given = problem(classifier, images, labels, targets)
     start = jnp.zeros_like(given.images) if start is None else jnp.asarray(start, given.images.dtype)
     if key is not None:
-        noise = jax.random.normal(key, start.shape, start.dtype)
-        start += noise * given.per_image(0.1 * radii(radius, start) / jnp.maximum(norms.norm(noise, norm), 1e-12))
+        start = disturb(given, start, key, 0.1 * radii(radius, start), norm)
     arrays = (given, radii(radius, start), radii(learning_rate, start, "learning_rate"), start)
     return in_chunks(partial(_run, norm=norm, steps=steps, loss=loss_function(loss)), arrays, classifier)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from mnist_jax import losses
+from mnist_jax import losses, norms
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.classifier import Classifier
 
@@ -91,6 +91,12 @@ def problem(classifier: Classifier, images: ArrayLike, labels: ArrayLike | None,
 @jax.jit
 def _predictions(classifier: Classifier, images: jax.Array) -> jax.Array:
     return classifier(images).argmax(1)
+
+
+def disturb(given: Problem, start: jax.Array, key: jax.Array, size: jax.Array, norm: float) -> jax.Array:
+    """The perturbations `start` with random ones added, of p-norm `size [B]`."""
+    noise = jax.random.normal(key, start.shape, start.dtype)
+    return start + noise * given.per_image(size / jnp.maximum(norms.norm(noise, norm), 1e-12))
 
 
 def loss_function(loss: str | Loss) -> Loss:
