@@ -32,13 +32,13 @@ def margin(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     Unlike losses of probabilities it does not saturate: its gradient stays of use on the most confident network
     (Carlini & Wagner, "Towards evaluating the robustness of neural networks", 2017, equation f6).
     """
-    label, others = _label_and_others(logits, labels)
+    label, others = label_and_others(logits, labels)
     return label - others.max(-1)
 
 
 def log_odds(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     """`log(c / (1 - c))` of the label's confidence `c = softmax(logits)[label]`; it does not saturate where c does."""
-    label, others = _label_and_others(logits, labels)
+    label, others = label_and_others(logits, labels)
     return label - jax.nn.logsumexp(others, -1)
 
 
@@ -47,7 +47,7 @@ def confidence(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     return jnp.take_along_axis(jax.nn.softmax(logits), jnp.asarray(labels)[:, None], -1)[:, 0]
 
 
-def _label_and_others(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
+def label_and_others(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """The label's logit `[B]`, and the logits `[B, C]` with -inf in its place."""
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     its = jnp.arange(logits.shape[-1])[None] == labels[:, None]

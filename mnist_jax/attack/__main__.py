@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import math
 import os
 import sys
 import time
@@ -29,6 +30,7 @@ METHODS: dict[str, Callable[..., AttackResult]] = {
 }
 SPLITS = ("train", "test", "val")
 CHUNKS_AT_ONCE = 2  # between two looks at Ctrl-C: more of them fill their batches better
+SECONDS_BETWEEN_SAVES = 3.0  # every save writes all results so far
 SHOWN = 24  # images in the figure
 
 
@@ -184,18 +186,22 @@ def blocks(places: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def attack_all(run: Run, record: Record | None) -> tuple[Record, float]:
-    """Attacks what the record does not have yet; keeps the results after every block. Gives them, and the seconds."""
-    interrupt, began = command.Interrupt(), time.monotonic()
+    """Attacks what the record does not have yet; keeps the results now and then. Gives them, and the seconds."""
+    interrupt, began, saved = command.Interrupt(), time.monotonic(), -math.inf
     done = set() if record is None else set(record.indices.tolist())
     todo = np.array([place for place, index in enumerate(run.indices) if index not in done], int)
     with tqdm(total=len(run.indices), initial=len(run.indices) - len(todo), unit="image", disable=None) as bar:
         for places in blocks(todo):
             new = Record(run.indices[places], run.labels[places], run.on(places), run.about)
             record = new if record is None else join(record, new)
-            save(run.path, record)
+            whole = len(record.indices) == len(run.indices)
+            if whole or time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                save(run.path, record)
+                saved = time.monotonic()
             bar.set_postfix_str(f"median {median(record.result):.4g}", refresh=False)
             bar.update(len(places))
-            if interrupt.wanted and len(record.indices) < len(run.indices):
+            if interrupt.wanted and not whole:
+                save(run.path, record)
                 command.note(f"stopped after {len(record.indices)} images; --resume goes on from there")
                 raise KeyboardInterrupt
     if record is None:

@@ -1,7 +1,7 @@
 """Method B of the original project: confidence first, then the norm, in one descent."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,32 +60,17 @@ def automatic(
     Raises:
       ValueError: an argument is out of its range.
     """
-    return history(
-        classifier,
-        images,
-        labels,
-        norm=norm,
-        steps=steps,
-        learning_rate=learning_rate,
-        thresholds=thresholds,
-        targets=targets,
-        key=key,
-    )[0]
+    return _descend(classifier, images, labels, norm, steps, learning_rate, thresholds, targets, key)[0]
 
 
 def history(
-    classifier: Classifier,
-    images: ArrayLike,
-    labels: ArrayLike | None = None,
-    *,
-    norm: float = 2,
-    steps: int = 100,
-    learning_rate: float = 0.01,
-    thresholds: tuple[float, float] = (0.2, 0.1),
-    targets: ArrayLike | None = None,
-    key: jax.Array | None = None,
+    classifier: Classifier, images: ArrayLike, labels: ArrayLike | None = None, **options: Any
 ) -> tuple[AttackResult, History]:
-    """`automatic`, and the confidence and the norm at every step of its way."""
+    """`automatic` with these options, and the confidence and the norm at every step of its way."""
+    return _descend(classifier, images, labels, **((automatic.__kwdefaults__ or {}) | options))
+
+
+def _descend(classifier, images, labels, norm, steps, learning_rate, thresholds, targets, key):
     norm = norms.check(norm)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")

@@ -134,9 +134,8 @@ def _planes(classifier, given: Problem, norm):
         logits = classifier(images)
         if given.targets is not None:
             return given.objective(logits)[:, None], logits
-        own = jnp.take_along_axis(logits, given.labels[:, None], 1)
-        others = jnp.where(jnp.arange(logits.shape[1])[None] == given.labels[:, None], -jnp.inf, logits)
-        return own - jax.lax.top_k(others, min(CLASSES, logits.shape[1] - 1))[0], logits
+        own, others = losses.label_and_others(logits, given.labels)
+        return own[:, None] - jax.lax.top_k(others, min(CLASSES, logits.shape[1] - 1))[0], logits
 
     values, pull_back, logits = jax.vjp(margins, given.images, has_aux=True)
     each = jnp.eye(values.shape[1], dtype=values.dtype)[:, None].repeat(len(values), 1)
