@@ -26,11 +26,13 @@ from jax.typing import ArrayLike
 INF = float("inf")
 
 
-def check(p: float, *, zero: bool = False) -> float:
-    """`p` as a float. Raises `ValueError` unless it is in [1, inf], or 0 where `zero` allows it."""
+def check(p: float, allowed: tuple[float, ...] | None = None) -> float:
+    """`p` as a float. Raises `ValueError` unless it is one of those allowed, or, where none are named, in [1, inf]."""
     p = float(p)
-    if not (p >= 1 or (zero and p == 0)):
-        raise ValueError(f"norm must be a number in [1, inf]{' or 0' if zero else ''}, not {p:g}")
+    if allowed is None and not p >= 1:
+        raise ValueError(f"norm must be a number in [1, inf], not {p:g}")
+    if allowed is not None and p not in allowed:
+        raise ValueError(f"norm must be {' or '.join(f'{q:g}' for q in allowed)}, not {p:g}")
     return p
 
 
@@ -40,8 +42,13 @@ def dual(p: float) -> float:
 
 
 def norm(x: jax.Array, p: float) -> jax.Array:
-    """The p-norm of every image: `[B, *shape]` to `[B]`. Its gradient at zero is zero."""
+    """The p-norm of every image: `[B, *shape]` to `[B]`. Its gradient at zero is zero.
+
+    For p = 0, which is no norm, the number of entries that are not zero.
+    """
     rows = _rows(x)
+    if p == 0:
+        return _sum((rows != 0).astype(x.dtype))
     a = rows * jnp.sign(rows)  # jnp.abs has the derivative 1 at zero
     if p == INF:
         return a.max(1, initial=0)

@@ -136,14 +136,19 @@ def test_largest_is_the_norm_of_the_farthest_corner(p):
     np.testing.assert_allclose(norms.largest(x, p), wanted, rtol=1e-6)
 
 
+def test_zero_counts_pixels():
+    x = np.asarray([[[0.0, 1.0], [-2.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    assert norms.norm(x, 0).tolist() == [2, 0]
+
+
 def test_check():
     assert [norms.check(p) for p in (1, 1.5, "2", INF)] == [1, 1.5, 2, INF]
-    assert norms.check(0, zero=True) == 0
+    assert norms.check(0, (0, 1)) == 0
     for p in (0, 0.5, -1, -INF, float("nan")):
         with pytest.raises(ValueError, match=r"norm must be a number in \[1, inf\], not"):
             norms.check(p)
-    with pytest.raises(ValueError, match=r"in \[1, inf\] or 0, not 0.5"):
-        norms.check(0.5, zero=True)
+    with pytest.raises(ValueError, match="must be 0 or 1, not 3"):
+        norms.check(3, (0, 1))
 
 
 # Projection onto the ball

@@ -9,6 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from mnist_jax import losses, norms
+from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import CAREFUL, Problem, problem
 from mnist_jax.attack.result import AttackResult, finish
@@ -91,13 +92,12 @@ def _run(classifier, learning_rate, given: Problem, start, *, norm, steps, thres
     slope = jax.grad(lambda r: norms.norm(r, norm).sum())
 
     def advance(state, _):
-        r, moments, best, nearest = state
+        r, moments, best = state
         logits, odds, gradient = given.gradient(classifier, x + r, losses.log_odds)
         confidence = jax.nn.sigmoid(odds)
         size, shrinking = norms.norm(r, norm), slope(r)
         solved = given.solved(logits, CAREFUL)
-        better = solved & (size < nearest)
-        best, nearest = given.where(better, r, best), jnp.where(better, size, nearest)
+        best = best.keep(given, r, size, solved)
         length = jnp.maximum(norms.norm(gradient, 2), jnp.finfo(r.dtype).tiny)
         alone, only_norm = confidence > thresholds[0], (confidence <= thresholds[1]) & solved
         # The derivative of the confidence by the log-odds is c (1 - c).
@@ -105,9 +105,8 @@ def _run(classifier, learning_rate, given: Problem, start, *, norm, steps, thres
         direction = given.per_image(weight) * gradient + given.where(alone, jnp.zeros_like(r), shrinking)
         update, moments = adam.update(direction, moments)
         moved = jnp.clip(x + r - learning_rate * update, 0, 1) - x
-        return (moved, moments, best, nearest), History(confidence, size)
+        return (moved, moments, best), History(confidence, size)
 
-    state = (start, adam.init(start), start, jnp.full(len(x), jnp.inf, x.dtype))
-    (last, _, best, nearest), way = jax.lax.scan(advance, state, length=steps)
-    found = x + given.where(jnp.isfinite(nearest), best, last)
+    (last, _, best), way = jax.lax.scan(advance, (start, adam.init(start), Best.none(x)), length=steps)
+    found = x + given.where(best.found, best.r, last)
     return finish(classifier, given, found, norm, steps, 0), jax.tree.map(jnp.transpose, way)

@@ -8,6 +8,7 @@ import optax
 from jax.typing import ArrayLike
 
 from mnist_jax import norms
+from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import Loss, Problem, disturb, loss_function, problem, radii
 from mnist_jax.attack.result import AttackResult, finish
@@ -77,10 +78,9 @@ def _run(classifier, given: Problem, radius, learning_rate, start, *, norm, step
     nowhere = norms.norm(start, norm) == 0
 
     def advance(step, state):
-        r, moments, best, lowest = state
+        r, moments, best = state
         _, objective, gradient = given.gradient(classifier, jnp.clip(x + r, 0, 1), loss)
-        better = (objective < lowest) & ~(nowhere & (step == 0))
-        best, lowest = given.where(better, r, best), jnp.where(better, objective, lowest)
+        best = best.keep(given, r, objective, ~(nowhere & (step == 0)))
         update, moments = adam.update(norms.along_sphere(gradient, r, x, norm), moments)
         rate = learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * step / steps))
         moved = r - given.per_image(rate) * update
@@ -90,16 +90,15 @@ def _run(classifier, given: Problem, radius, learning_rate, start, *, norm, step
             return given.where(nowhere, straight, moved)
 
         moved = jax.lax.cond(step == 0, first, lambda: moved)
-        return onto(moved, x, radius, norm), moments, best, lowest
+        return onto(moved, x, radius, norm), moments, best
 
     # The projection keeps a perturbation of small 1-norm sparse; for other norms scaling does as well and takes less.
     onto = norms.project_sphere if norm in (1, norms.INF) else norms.scale_to_sphere
     there = onto(given.where(nowhere, jnp.ones_like(x), start), x, radius, norm)
     r = given.where(nowhere, start, there)
-    state = (r, adam.init(r), r, jnp.full_like(radius, jnp.inf))
-    r, _, best, lowest = jax.lax.fori_loop(0, steps, advance, state)
-    objective = given.objective(classifier(jnp.clip(x + r, 0, 1)), loss)
-    result = finish(classifier, given, x + given.where(objective < lowest, r, best), norm, steps, 1)
+    r, _, best = jax.lax.fori_loop(0, steps, advance, (r, adam.init(r), Best.none(x)))
+    best = best.keep(given, r, given.objective(classifier(jnp.clip(x + r, 0, 1)), loss))
+    result = finish(classifier, given, x + best.r, norm, steps, 1)
     # A radius out of reach was cut down to the largest there is.
     success = result.success & ((radius <= norms.largest(x, norm) * (1 + 1e-6)) | (result.distance == 0))
     return result._replace(success=success, distance=jnp.where(success, result.distance, jnp.inf))
