@@ -38,7 +38,7 @@ import optax
 from jax import lax
 
 from mnist_jax import data, layers, losses, training
-from mnist_jax.command import cores
+from mnist_jax.device import cores
 from mnist_jax.networks import CNN, IMAGE_SHAPE, NETWORKS, Network, Weights, shapes
 
 try:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import jax
 
+from mnist_jax import device
 from mnist_jax.data import DATASETS
 from mnist_jax.errors import InputError
 
@@ -89,25 +90,12 @@ class Interrupt:
 
 def start() -> None:
     """Says on which device the work will be done, and keeps compiled programs for the next time."""
-    note(f"device: {describe_device()}")
+    note(f"device: {device.describe()}")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mnist_jax", "programs")
         jax.config.update("jax_compilation_cache_dir", str(cache))
     # By default JAX keeps only what took a second to compile, and so nothing of ours.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-
-
-def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def describe_device() -> str:
-    """`cpu (2 cores)`, or the kind of the accelerator, and how many there are."""
-    devices = jax.local_devices()
-    if devices[0].platform == "cpu":
-        return f"cpu ({cores()} cores)"
-    return f"{devices[0].platform} ({len(devices)} x {devices[0].device_kind})"
 
 
 def note(line: str) -> None:

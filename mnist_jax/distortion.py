@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 REACH = 7  # pixels: displacements are clipped to +- REACH
 
@@ -35,14 +36,18 @@ class Distortion:
     elastic: float = 0.0
     smoothness: float = 4.0
 
-    def __call__(self, key: jax.Array, images: jax.Array) -> jax.Array:
-        """`images` `[B, H, W, C]`, distorted; what comes in from outside is 0. Values stay in their range."""
+    def __call__(self, key: jax.Array, images: jax.Array, strength: ArrayLike = 1.0) -> jax.Array:
+        """`images` `[B, H, W, C]`, distorted; what comes in from outside is 0. Values stay in their range.
+
+        `strength` multiplies every displacement.
+        """
         batch, height, width, _ = images.shape
         affine_key, elastic_key = jax.random.split(key)
         down, right = self._affine(affine_key, batch, height, width)
         if self.elastic:
             field = self._elastic_field(elastic_key, batch, height, width)
             down, right = down + field[0], right + field[1]
+        down, right = down * strength, right * strength
         x = images.transpose(1, 2, 3, 0)
         # The barriers keep XLA from fusing a pass into the next one, which would repeat it for every shift.
         down, right = jax.lax.optimization_barrier((down, right))

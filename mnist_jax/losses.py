@@ -36,6 +36,13 @@ def margin(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     return label - others.max(-1)
 
 
+def lead(logits: ArrayLike, labels: ArrayLike, others: ArrayLike) -> jax.Array:
+    """The label's logit less that of another class, `others [B]`."""
+    logits = jnp.asarray(logits)
+    label, other = (jnp.arange(logits.shape[-1])[None] == jnp.asarray(c)[:, None] for c in (labels, others))
+    return (jnp.where(label, logits, 0) - jnp.where(other, logits, 0)).sum(-1)
+
+
 def log_odds(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     """`log(c / (1 - c))` of the label's confidence `c = softmax(logits)[label]`; it does not saturate where c does."""
     label, others = label_and_others(logits, labels)

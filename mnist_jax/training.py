@@ -33,6 +33,18 @@ def one_cycle(peak: float, steps: int) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1))
 
 
+def full(steps: int) -> optax.Schedule:
+    return optax.constant_schedule(1.0)
+
+
+def fading(steps: int) -> optax.Schedule:
+    """Full strength for three tenths of the steps, then linearly down to three tenths of it.
+
+    What is learnt last is nearest to the images as they are (compare He et al., "Data augmentation revisited", 2019).
+    """
+    return optax.linear_schedule(1.0, 0.3, steps - 3 * steps // 10, 3 * steps // 10)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that says how a network is trained, apart from the seed and the data.
@@ -42,6 +54,7 @@ class Recipe:
       optimizer: makes an optax optimizer of a learning-rate schedule.
       schedule: makes that schedule of `learning_rate`, its peak, and the number of steps.
       distortion: of the training images, or None.
+      strength: makes the schedule of the distortion's strength, of the number of steps.
       averaging: decay, per step, of the exponential moving average of the weights that is the result; 0 for none.
       masks: how many dropout masks an image is seen through at once, the loss being that of the mean of their logits.
         Evaluation, which drops nothing out, stands for that mean; the more masks, the less training differs from it
@@ -56,6 +69,7 @@ class Recipe:
     batch_size: int
     schedule: Callable[[float, int], optax.Schedule] = constant
     distortion: Distortion | None = None
+    strength: Callable[[int], optax.Schedule] = full
     averaging: float = 0.0
     masks: int = 1
 
@@ -112,7 +126,7 @@ BEST: dict[str, Recipe] = {
     "MLP_bn": _DENSE,
     "CNN": _CONVOLUTIONAL,
     "CNN_d": replace(_CONVOLUTIONAL, epochs=36, masks=4),
-    "CNN_bn": replace(_CONVOLUTIONAL, learning_rate=4e-3),
+    "CNN_bn": replace(_CONVOLUTIONAL, learning_rate=4e-3, strength=fading),
 }
 
 RECIPES: dict[str, Callable[[type[Network]], Recipe]] = {"best": best, "original": original}
@@ -230,7 +244,8 @@ def train_steps(network, recipe, total_steps, state, train, batches, key):
     if recipe.distortion:
         # A loop of its own: inside the steps, XLA would fuse it into all that reads the images, and so repeat it.
         distorted = jax.lax.map(
-            lambda inputs: recipe.distortion(inputs[0], normalize(train.images[inputs[1]])), (distortion_keys, batches)
+            lambda inputs: recipe.distortion(inputs[0], normalize(train.images[inputs[1]]), inputs[2]),
+            (distortion_keys, batches, jax.vmap(recipe.strength(total_steps))(numbers)),
         )
 
     def body(state, inputs):

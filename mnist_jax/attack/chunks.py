@@ -1,22 +1,37 @@
-"""Any number of images, a chunk of a fixed size at a time."""
+"""Any number of images, chunks of a fixed size at a time."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Images at once. Caches like small batches; an accelerator wants many images.
-CHUNK = {"cpu": 64}
+from mnist_jax import device
+
+# Images in a chunk. Caches like small ones; an accelerator wants many images.
+CHUNK = {"cpu": 32}
 CHUNK_OF_ACCELERATOR = 2048
 
+# What a caller may have set for its own thread only.
+SETTINGS = {
+    "jax_enable_x64": jax.enable_x64,
+    "jax_default_matmul_precision": jax.default_matmul_precision,
+    "jax_default_device": jax.default_device,
+    "jax_numpy_rank_promotion": jax.numpy_rank_promotion,
+    "jax_disable_jit": jax.disable_jit,
+    "jax_debug_nans": jax.debug_nans,
+}
 
-def in_chunks(program: Callable, arrays: Any, *before: Any) -> Any:
-    """`program(*before, *arrays)`, with the arrays, pytrees of `[B, ...]`, a chunk at a time.
 
-    The last chunk is filled up with copies of its last entry, to a power of two at least, so that few shapes are ever
-    compiled. Under a transformation of the caller's, where there are no values yet, all is done at once.
+def in_chunks(program: Callable, arrays: Any, *before: Any, size: int | None = None) -> Any:
+    """`program(*before, *arrays)`, with the arrays, pytrees of `[B, ...]`, a chunk of `size` at a time.
+
+    On a CPU as many chunks are worked on at once as there are cores: a program by itself keeps only one or two of them
+    busy. The last chunk is filled up with copies of its last entry, to a power of two at least, so that few shapes are
+    ever compiled. Under a transformation of the caller's, where there are no values yet, all is done at once.
     """
     leaves = jax.tree.leaves(arrays)
     count = len(leaves[0])
@@ -25,11 +40,21 @@ def in_chunks(program: Callable, arrays: Any, *before: Any) -> Any:
     if not count:
         one = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), arrays)
         return jax.tree.map(lambda a: jnp.zeros((0, *a.shape[1:]), a.dtype), jax.eval_shape(program, *before, *one))
-    size = chunk_size(count)
-    parts = []
-    for start in range(0, count, size):
-        part = jax.tree.map(lambda a, start=start: fill(a[start : start + size], size), arrays)
-        parts.append(jax.tree.map(np.asarray, program(*before, *part)))
+    size = size or chunk_size(count)
+
+    settings = {name: getattr(jax.config, name) for name in SETTINGS}
+
+    def work(start: int) -> Any:
+        with ExitStack() as stack:
+            for name, value in settings.items():
+                if getattr(jax.config, name) != value:
+                    stack.enter_context(SETTINGS[name](value))
+            part = jax.tree.map(lambda a: fill(a[start : start + size], size), arrays)
+            return jax.tree.map(np.asarray, program(*before, *part))
+
+    first = work(0)  # alone: it compiles the program
+    with ThreadPoolExecutor(device.cores() if jax.default_backend() == "cpu" else 1) as pool:
+        parts = [first, *pool.map(work, range(size, count, size))]
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[:count]), *parts)
 
 

@@ -11,17 +11,17 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mnist_jax import losses, norms
-from mnist_jax.attack.chunks import chunk_size, fill, in_chunks
-from mnist_jax.attack.fixed_norm import fixed_norm
-from mnist_jax.attack.problem import CAREFUL, Problem, disturb, problem, radii
+from mnist_jax.attack import boundary
+from mnist_jax.attack.chunks import chunk_size, in_chunks
+from mnist_jax.attack.fixed_norm import fixed_norm, search
+from mnist_jax.attack.problem import CAREFUL, Problem, disturb, loss_function, problem, radii
 from mnist_jax.attack.result import AttackResult, finish
 from mnist_jax.classifier import Classifier
 
 ROUNDS = 24  # at most; most images take about 8
 AT_ONCE = 2  # rounds of one program, after which the images that are done leave the batch
-DECAY = 0.8  # of the learning rate, from round to round
+DECAY = 0.7  # of the learning rate, from round to round
 LINE = 5  # evaluations along a line
-CLASSES = 9  # how many of the likeliest other classes are looked at to begin with
 ABOVE = 1e-4  # of the estimate is added to it
 EDGE = 0.02  # of the interval is left below its upper end
 AGAIN = 0.998  # of the estimate is where an interval is opened again
@@ -93,55 +93,39 @@ def dichotomy(
     takes = tuple(inspect.signature(attack).parameters)
     how: dict[str, Any] = {"norm": norm, "tolerance": tolerance, "attack": attack, "takes_start": "start" in takes}
     rounds = partial(_rounds, classifier, **how, options=tuple(sorted(options.items())))
-    state = in_chunks(partial(_first, norm=norm), (given, low, high), classifier)
+    state = in_chunks(partial(_first, norm=norm, tolerance=tolerance), (given, low, high), classifier)
     if key is not None:
         state = state._replace(last=disturb(given, state.last, key, 0.5 * state.radius, norm))
     if isinstance(given.images, jax.core.Tracer):  # there are no values yet to leave by
         state = rounds(given, state, count=ROUNDS)
     else:
-        state = _leaving(rounds, given, state)
+        state = _leaving(partial(rounds, count=AT_ONCE), given, state)
     return in_chunks(partial(_finish, norm=norm), (given, state), classifier)
 
 
 def _leaving(rounds, given: Problem, state: State) -> State:
-    """Some rounds at a time for the first images that aren't done, as many as go into a batch."""
+    """Some rounds at a time for the images that aren't done."""
     given, state = jax.tree.map(np.asarray, given), jax.tree.map(np.array, state)
     size = chunk_size(len(given.labels))
-    while len(active := np.flatnonzero(~state.done)[:size]):
-        part = jax.tree.map(lambda a, active=active: fill(a[active], size), (given, state))
-        for ours, new in zip(state, rounds(*part, count=AT_ONCE), strict=True):
-            ours[active] = np.asarray(new)[: len(active)]
+    while len(active := np.flatnonzero(~state.done)):
+        part = jax.tree.map(lambda a, active=active: a[active], (given, state))
+        for ours, new in zip(state, in_chunks(rounds, part, size=size), strict=True):
+            ours[active] = np.asarray(new)
     return state
 
 
-@partial(jax.jit, static_argnames="norm")
-def _first(classifier, given: Problem, low, high, *, norm) -> State:
-    logits, steps = _planes(classifier, given, norm)
-    lengths = jax.vmap(partial(norms.norm, p=norm))(steps)
-    nearest = lengths.argmin(0)
-    start, estimate = jnp.take_along_axis(steps, given.per_image(nearest)[None], 0)[0], lengths.min(0)
-    nothing, zero = jnp.zeros_like(given.images), jnp.zeros(len(low), jnp.int32)
-    done = given.solved(logits) | (high <= 0)
-    radius = _next(low, high, estimate, zero > 0, zero)
-    return State(low, high, radius, nothing, start, zero > 0, done, zero, zero, zero + len(steps), zero)
-
-
-def _planes(classifier, given: Problem, norm):
-    """The logits, and for each of the likeliest classes, or just the target, the step `[K, B, *shape]` to where the
-    image would be taken for that class if the margin were linear."""
-
-    def margins(images):
-        logits = classifier(images)
-        if given.targets is not None:
-            return given.objective(logits)[:, None], logits
-        own, others = losses.label_and_others(logits, given.labels)
-        return own[:, None] - jax.lax.top_k(others, min(CLASSES, logits.shape[1] - 1))[0], logits
-
-    values, pull_back, logits = jax.vjp(margins, given.images, has_aux=True)
-    each = jnp.eye(values.shape[1], dtype=values.dtype)[:, None].repeat(len(values), 1)
-    gradients = jax.vmap(lambda one: pull_back(one)[0])(each)
-    falls = values.T + given.rounding(logits)[None]
-    return logits, jax.vmap(lambda g, fall: norms.nearest_on_plane(g, fall, given.images, norm))(gradients, falls)
+@partial(jax.jit, static_argnames=("norm", "tolerance"))
+def _first(classifier, given: Problem, low, high, *, norm, tolerance) -> State:
+    logits, r, gradients, forwards = boundary.approach(classifier, given, norm)
+    zero = jnp.zeros(len(low), jnp.int32)
+    nothing = jnp.zeros_like(given.images)
+    start = State(
+        low, high, norms.norm(r, norm), nothing, r, zero > 0, zero > 0, zero, zero, zero + gradients, zero + forwards
+    )
+    state = _divide(classifier, given, start, r, norm, tolerance)
+    # What is no success so far tells nothing about the radius.
+    state = state._replace(low=jnp.where(state.found, state.low, low), failures=zero)
+    return state._replace(done=given.solved(logits) | (high <= 0) | state.done)
 
 
 def _next(low, high, estimate, found, failures):
@@ -155,33 +139,39 @@ def _next(low, high, estimate, found, failures):
 
 @partial(jax.jit, static_argnames=("norm", "tolerance", "attack", "takes_start", "options", "count"))
 def _rounds(classifier, given, state, *, norm, tolerance, attack, takes_start, options, count) -> State:
-    pixels = state.best[0].size
+    more = dict(options)
 
-    def attempt(state):
-        more = dict(options)
+    def attempt(state) -> tuple[jax.Array, ArrayLike, ArrayLike]:
+        """Perturbations, and the gradients and evaluations that they took."""
         if attack is fixed_norm:
-            more = {"steps": 10, "learning_rate": state.radius * pixels ** (-1 / norm) * DECAY**state.rounds} | more
-        if takes_start:
-            more["start"] = state.last
-        return attack(classifier, given.images, given.labels, state.radius, norm=norm, targets=given.targets, **more)
+            rate = state.radius * state.best[0].size ** (-1 / norm) * DECAY**state.rounds
+            how = {"learning_rate": rate, "steps": 10, "loss": losses.margin} | more
+            how["learning_rate"] = jnp.broadcast_to(how["learning_rate"], state.radius.shape)
+            how["loss"] = loss_function(how["loss"])
+            best, _ = search(classifier, given, state.radius, start=state.last, norm=norm, **how)
+            return best.r, how["steps"], 0
+        start = {"start": state.last} if takes_start else {}
+        images, labels, targets = given
+        result = attack(classifier, images, labels, state.radius, norm=norm, targets=targets, **start, **more)
+        return result.images - images, result.gradients, result.forwards
 
     def body(_, state):
-        new = _divide(classifier, given, state, attempt(state), norm, tolerance)
+        r, gradients, forwards = attempt(state)
+        new = _divide(classifier, given, state, r, norm, tolerance)
+        new = new._replace(gradients=new.gradients + gradients, forwards=new.forwards + forwards)
         keep = [given.where if a.ndim > 1 else jnp.where for a in state]
         return State(*[where(state.done, a, b) for where, a, b in zip(keep, state, new, strict=True)])
 
     return jax.lax.fori_loop(0, count, body, state)
 
 
-def _divide(classifier, given: Problem, state: State, result: AttackResult, norm, tolerance) -> State:
-    """The state after the attack at `state.radius` had that result."""
-    r = result.images - given.images
-    logits, margin, gradient = given.gradient(classifier, result.images, losses.margin)
+def _divide(classifier, given: Problem, state: State, r, norm, tolerance) -> State:
+    """The state after the attack at `state.radius` gave the perturbation `r`."""
+    logits, step = boundary.step(classifier, given, r, norm)
     fooled = given.solved(logits, CAREFUL)
-    along = (gradient * r).reshape(len(margin), -1).sum(1)
-    step = norms.nearest_on_plane(gradient, margin + given.rounding(logits) - along, given.images, norm)
     estimate = norms.norm(step, norm)
-    share = _line(classifier, given, r, estimate / state.radius)
+    one = jnp.ones_like(estimate)
+    share = boundary.line(classifier, given, r, jnp.clip(2 * estimate / state.radius - 1, 0, 1), one, LINE)
     distance = share * norms.norm(r, norm)
     better = fooled & (distance < state.high)
     high = jnp.where(better, distance, state.high)
@@ -200,23 +190,9 @@ def _divide(classifier, given: Problem, state: State, result: AttackResult, norm
         done=(high - low <= tolerance * high) | (state.rounds + 1 >= ROUNDS),
         rounds=state.rounds + 1,
         failures=failures,
-        gradients=state.gradients + result.gradients + 1,
-        forwards=state.forwards + result.forwards + LINE,
+        gradients=state.gradients + 1,
+        forwards=state.forwards + LINE,
     )
-
-
-def _line(classifier, given: Problem, r, guess):
-    """The smallest share of `r` that was found to be adversarial, between `2 guess - 1` and 1."""
-
-    def halve(_, ends):
-        fails, fools = ends
-        middle = (fails + fools) / 2
-        images = jnp.clip(given.images + given.per_image(middle) * r, 0, 1)
-        solved = given.solved(classifier(images), CAREFUL)
-        return jnp.where(solved, fails, middle), jnp.where(solved, middle, fools)
-
-    one = jnp.ones_like(guess)
-    return jax.lax.fori_loop(0, LINE, halve, (jnp.clip(2 * guess - 1, 0, 1), one))[1]
 
 
 @partial(jax.jit, static_argnames="norm")

@@ -74,6 +74,17 @@ def fixed_norm(
 @partial(jax.jit, static_argnames=("norm", "steps", "loss"))
 def _run(classifier, given: Problem, radius, learning_rate, start, *, norm, steps, loss) -> AttackResult:
     x = given.images
+    best, r = search(classifier, given, radius, learning_rate, start, norm=norm, steps=steps, loss=loss)
+    best = best.keep(given, r, given.objective(classifier(jnp.clip(x + r, 0, 1)), loss))
+    result = finish(classifier, given, x + best.r, norm, steps, 1)
+    # A radius out of reach was cut down to the largest there is.
+    success = result.success & ((radius <= norms.largest(x, norm) * (1 + 1e-6)) | (result.distance == 0))
+    return result._replace(success=success, distance=jnp.where(success, result.distance, jnp.inf))
+
+
+def search(classifier, given: Problem, radius, learning_rate, start, *, norm, steps, loss) -> tuple[Best, jax.Array]:
+    """The attempt of the lowest loss, of those that were evaluated, and the last attempt, which was not."""
+    x = given.images
     adam = optax.scale_by_adam(*DECAYS)
     nowhere = norms.norm(start, norm) == 0
 
@@ -97,8 +108,4 @@ def _run(classifier, given: Problem, radius, learning_rate, start, *, norm, step
     there = onto(given.where(nowhere, jnp.ones_like(x), start), x, radius, norm)
     r = given.where(nowhere, start, there)
     r, _, best = jax.lax.fori_loop(0, steps, advance, (r, adam.init(r), Best.none(x)))
-    best = best.keep(given, r, given.objective(classifier(jnp.clip(x + r, 0, 1)), loss))
-    result = finish(classifier, given, x + best.r, norm, steps, 1)
-    # A radius out of reach was cut down to the largest there is.
-    success = result.success & ((radius <= norms.largest(x, norm) * (1 + 1e-6)) | (result.distance == 0))
-    return result._replace(success=success, distance=jnp.where(success, result.distance, jnp.inf))
+    return best, r

@@ -1,0 +1,87 @@
+"""Steps to the decision boundary, where a linearization of the classifier puts it, and along a line to where it is.
+
+A step is the perturbation of least p-norm inside the box that crosses the linearized boundary: that of DeepFool
+(Moosavi-Dezfooli et al. 2016), but counted from the original image whatever the point of linearization, which makes it
+a step of sequential quadratic programming, as in FAB (Croce & Hein 2020). `norms.nearest_on_plane` has it exactly.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from mnist_jax import losses, norms
+from mnist_jax.attack.problem import CAREFUL, Loss, Problem
+
+LIKELIEST = 9  # other classes that are looked at at all
+CLASSES = 4  # of these, the nearest by the linearization are approached
+STEPS = 3  # so many steps are taken towards each
+TOO_FAR = 1.3  # a boundary farther beyond the last step than this is not found
+LINE = 6  # evaluations along a line
+
+
+def step(classifier, given: Problem, r: jax.Array, norm: float, loss: Loss = losses.margin):
+    """The logits at the perturbations `r`, and the step to the boundary of the loss linearized there."""
+    logits, objective, gradient = given.gradient(classifier, jnp.clip(given.images + r, 0, 1), loss)
+    along = (gradient * r).reshape(len(objective), -1).sum(1)
+    fall = objective + given.rounding(logits) - along
+    return logits, norms.nearest_on_plane(gradient, fall, given.images, norm)
+
+
+def line(classifier, given: Problem, r: jax.Array, low: jax.Array, high: jax.Array, evaluations: int = LINE):
+    """The smallest share of `r`, between `low` and `high`, that is found to be adversarial; `high` if none is."""
+
+    def halve(_, ends):
+        fails, fools = ends
+        middle = (fails + fools) / 2
+        images = jnp.clip(given.images + given.per_image(middle) * r, 0, 1)
+        solved = given.solved(classifier(images), CAREFUL)
+        return jnp.where(solved, fails, middle), jnp.where(solved, middle, fools)
+
+    return jax.lax.fori_loop(0, evaluations, halve, (low, high))[1]
+
+
+def planes(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Logits `[B, C]`; the likeliest other classes `[K, B]`, or just the target; the step to each from the image."""
+
+    def leads(images):
+        logits = classifier(images)
+        if given.targets is not None:
+            return given.objective(logits)[:, None], (logits, given.targets[:, None])
+        own, others = losses.label_and_others(logits, given.labels)
+        values, classes = jax.lax.top_k(others, min(LIKELIEST, logits.shape[1] - 1))
+        return own[:, None] - values, (logits, classes)
+
+    values, pull_back, (logits, classes) = jax.vjp(leads, given.images, has_aux=True)
+    each = jnp.eye(values.shape[1], dtype=values.dtype)[:, None].repeat(len(values), 1)
+    gradients = jax.vmap(lambda one: pull_back(one)[0])(each)
+    falls = values.T + given.rounding(logits)[None]
+    steps = jax.vmap(lambda g, fall: norms.nearest_on_plane(g, fall, given.images, norm))(gradients, falls)
+    return logits, classes.T, steps
+
+
+def approach(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Array, int, int]:
+    """Some steps towards each of the nearest classes: which is the nearest shows only then.
+
+    Gives the logits `[B, C]` of the images, the perturbations `[B, *shape]` that cross a boundary the soonest, and how
+    many gradients and how many evaluations that took.
+    """
+    logits, classes, steps = planes(classifier, given, norm)
+    jacobian = len(steps)
+    nearest = jax.lax.top_k(-jax.vmap(partial(norms.norm, p=norm))(steps).T, min(CLASSES, len(steps)))[1].T
+    classes = jnp.take_along_axis(classes, nearest, 0)
+    steps = jnp.take_along_axis(steps, nearest.reshape(*nearest.shape, *[1] * (given.images.ndim - 1)), 0)
+
+    def towards(inputs):
+        other, r = inputs
+        loss = losses.margin if given.targets is not None else partial(losses.lead, others=other)
+        # Half a step: linearizations at the boundary itself are of use, and whole steps overshoot or zigzag.
+        r = jax.lax.fori_loop(0, STEPS, lambda _, r: (r + step(classifier, given, r, norm, loss)[1]) / 2, r)
+        far = jnp.full(len(other), TOO_FAR, r.dtype)
+        share = line(classifier, given, r, jnp.zeros_like(far), far)
+        r = jnp.clip(given.images + given.per_image(share) * r, 0, 1) - given.images
+        return r, norms.norm(r, norm)
+
+    tries, lengths = jax.lax.map(towards, (classes, steps))
+    r = jnp.take_along_axis(tries, given.per_image(lengths.argmin(0))[None], 0)[0]
+    return logits, r, jacobian + STEPS * len(classes), LINE * len(classes)
