@@ -23,6 +23,7 @@ AT_ONCE = 2  # rounds of one program, after which the images that are done leave
 DECAY = 0.7  # of the learning rate, from round to round
 LINE = 5  # evaluations along a line
 ABOVE = 1e-4  # of the estimate is added to it
+FINER = 0.2  # of the tolerance is the length of the last interval: the attack may miss by the rest
 EDGE = 0.02  # of the interval is left below its upper end
 AGAIN = 0.998  # of the estimate is where an interval is opened again
 
@@ -59,11 +60,10 @@ def dichotomy(
 ) -> AttackResult:
     """Bisects the radius of a fixed-radius attack, separately for every image.
 
-    An interval [low, high], with failure at its lower end and success at its upper end, is divided until it is shorter
-    than `tolerance * high`: where the boundary would be if the margin were linear, and after a failure there in the
+    An interval [low, high], with failure at its lower end and success at its upper end, is divided until it is a good
+    deal shorter than `tolerance * high`: where the boundary would be if the margin were linear, and after a failure there in the
     middle. After a success `high` falls at once to where the line from the image to what was found crosses the
-    boundary. The first radius is that of the class whose linearized boundary is nearest (Moosavi-Dezfooli et al.,
-    "DeepFool", 2016, here inside the box). An attack that takes a `start`, as `fixed_norm` does, gets the nearest point
+    boundary. It begins where a few steps towards each of the nearest classes first cross one (`boundary.approach`). An attack that takes a `start`, as `fixed_norm` does, gets the nearest point
     of the linearized boundary, so that none begins anew.
 
     Args:
@@ -187,7 +187,7 @@ def _divide(classifier, given: Problem, state: State, r, norm, tolerance) -> Sta
         best=given.where(better, given.per_image(share) * r, state.best),
         last=given.where(near, step, r),
         found=state.found | better,
-        done=(high - low <= tolerance * high) | (state.rounds + 1 >= ROUNDS),
+        done=(high - low <= FINER * tolerance * high) | (state.rounds + 1 >= ROUNDS),
         rounds=state.rounds + 1,
         failures=failures,
         gradients=state.gradients + 1,
