@@ -5,7 +5,18 @@ Fixed-radius attacks take a `radius`, a number or one for each image; minimal-no
 
 from mnist_jax.attack.automatic import automatic
 from mnist_jax.attack.dichotomy import dichotomy
+from mnist_jax.attack.fgsm import fgsm
 from mnist_jax.attack.fixed_norm import fixed_norm
+from mnist_jax.attack.mi_fgsm import mi_fgsm
+from mnist_jax.attack.pgd import pgd
 from mnist_jax.attack.result import AttackResult
 
-__all__ = ["AttackResult", "automatic", "dichotomy", "fixed_norm"]
+__all__ = [
+    "AttackResult",
+    "automatic",
+    "dichotomy",
+    "fgsm",
+    "fixed_norm",
+    "mi_fgsm",
+    "pgd",
+]
