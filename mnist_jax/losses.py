@@ -58,16 +58,16 @@ def spread(logits: ArrayLike) -> jax.Array:
 def dlr_targeted(logits: ArrayLike, labels: ArrayLike, targets: ArrayLike) -> jax.Array:
     """The label's logit less the target's, over the largest less the mean of the third and the fourth largest.
 
-    Croce & Hein 2020, equation 7, less its sign. With three classes, where there is no fourth logit, the third takes
-    its place; with two, where nothing would be left of the ratio but its sign, it is the difference itself. (The public
-    implementation stops with an error for fewer than four.)
+    Croce & Hein 2020, equation 7, less its sign. With three classes the mean is that of the second and the third; with
+    two, where nothing would be left of the ratio but its sign, it is the difference itself. (The public implementation
+    stops with an error for fewer than four.)
     """
     logits = jnp.asarray(logits)
     difference = label_and_others(logits, labels)[0] - label_and_others(logits, targets)[0]
     if logits.shape[-1] < 3:
         return difference
     top = jax.lax.top_k(logits, min(logits.shape[-1], 4))[0]
-    scale = top[..., 0] - top[..., 2:].mean(-1)
+    scale = top[..., 0] - top[..., -2:].mean(-1)
     return difference / jnp.where(scale > 0, scale, 1)
 
 

@@ -136,7 +136,7 @@ def test_dlr_is_equation_6_without_its_sign(batch):
 def test_targeted_dlr_is_equation_7_without_its_sign(batch, classes):
     logits, labels, targets = batch[0][:, :classes], batch[1] % classes, (batch[1] + 1) % classes
     ordered = np.sort(logits, 1)[:, ::-1]
-    lower = ordered[:, 2] if classes == 3 else (ordered[:, 2] + ordered[:, 3]) / 2
+    lower = ordered[:, 1:3].mean(1) if classes == 3 else ordered[:, 2:4].mean(1)
     rows = np.arange(50)
     wanted = (logits[rows, labels] - logits[rows, targets]) / (ordered[:, 0] - lower)
     np.testing.assert_allclose(losses.dlr_targeted(logits, labels, targets), wanted, rtol=1e-5)

@@ -3,6 +3,8 @@
 Fixed-radius attacks take a `radius`, a number or one for each image; minimal-norm attacks look for the smallest one.
 """
 
+from mnist_jax.attack.apgd import apgd
+from mnist_jax.attack.apgd_targeted import apgd_targeted
 from mnist_jax.attack.automatic import automatic
 from mnist_jax.attack.dichotomy import dichotomy
 from mnist_jax.attack.fgsm import fgsm
@@ -13,6 +15,8 @@ from mnist_jax.attack.result import AttackResult
 
 __all__ = [
     "AttackResult",
+    "apgd",
+    "apgd_targeted",
     "automatic",
     "dichotomy",
     "fgsm",
