@@ -12,6 +12,7 @@ from mnist_jax.attack.fixed_norm import fixed_norm
 from mnist_jax.attack.mi_fgsm import mi_fgsm
 from mnist_jax.attack.pgd import pgd
 from mnist_jax.attack.result import AttackResult
+from mnist_jax.attack.square import square
 
 __all__ = [
     "AttackResult",
@@ -23,4 +24,5 @@ __all__ = [
     "fixed_norm",
     "mi_fgsm",
     "pgd",
+    "square",
 ]
