@@ -5,6 +5,7 @@ Fixed-radius attacks take a `radius`, a number or one for each image; minimal-no
 
 from mnist_jax.attack.apgd import apgd
 from mnist_jax.attack.apgd_targeted import apgd_targeted
+from mnist_jax.attack.auto_attack import auto_attack
 from mnist_jax.attack.automatic import automatic
 from mnist_jax.attack.dichotomy import dichotomy
 from mnist_jax.attack.fgsm import fgsm
@@ -18,6 +19,7 @@ __all__ = [
     "AttackResult",
     "apgd",
     "apgd_targeted",
+    "auto_attack",
     "automatic",
     "dichotomy",
     "fgsm",
