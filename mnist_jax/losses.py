@@ -43,6 +43,41 @@ def lead(logits: ArrayLike, labels: ArrayLike, others: ArrayLike) -> jax.Array:
     return (jnp.where(label, logits, 0) - jnp.where(other, logits, 0)).sum(-1)
 
 
+def dlr(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
+    """The margin over the difference of the largest and the third largest logit: it does not change with their scale.
+
+    Croce & Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
+    2020, equation 6, less its sign. With two classes, where there is no third logit, it is the margin.
+    """
+    return margin(logits, labels) / spread(logits)
+
+
+def spread(logits: ArrayLike) -> jax.Array:
+    """What `dlr` divides the margin by."""
+    logits = jnp.asarray(logits)
+    if logits.shape[-1] < 3:
+        return jnp.ones_like(logits[..., 0])
+    top = jax.lax.top_k(logits, 3)[0]
+    difference = top[..., 0] - top[..., 2]
+    return jnp.where(difference > 0, difference, 1)
+
+
+def dlr_targeted(logits: ArrayLike, labels: ArrayLike, targets: ArrayLike) -> jax.Array:
+    """The label's logit less the target's, over the largest less the mean of the third and the fourth largest.
+
+    Croce & Hein 2020, equation 7, less its sign. With three classes the mean is that of the second and the third; with
+    two, where nothing would be left of the ratio but its sign, it is the difference itself. (The public implementation
+    stops with an error for fewer than four.)
+    """
+    logits = jnp.asarray(logits)
+    difference = lead(logits, labels, targets)
+    if logits.shape[-1] < 3:
+        return difference
+    top = jax.lax.top_k(logits, min(logits.shape[-1], 4))[0]
+    scale = top[..., 0] - top[..., -2:].mean(-1)
+    return difference / jnp.where(scale > 0, scale, 1)
+
+
 def log_odds(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     """`log(c / (1 - c))` of the label's confidence `c = softmax(logits)[label]`; it does not saturate where c does."""
     label, others = label_and_others(logits, labels)

@@ -81,6 +81,43 @@ def dual_direction(g: jax.Array, p: float) -> jax.Array:
     return (power / jnp.where(length > 0, length, 1)).reshape(g.shape)
 
 
+def sparse_direction(g: jax.Array, count: ArrayLike) -> jax.Array:
+    """The direction of 1-norm 1 that moves the `count` largest entries of `g [B, *shape]` by the same amount.
+
+    `count` is a number or `[B]`, rounded up, and at least 1. All entries that equal the last of them move too, but none
+    where `g` is zero.
+    """
+    rows = _rows(g)
+    a = jnp.abs(rows)
+    rank = jnp.clip(jnp.ceil(_radii(count, rows)), 1, a.shape[1]).astype(int)
+    least = jnp.take_along_axis(jnp.sort(a, 1), a.shape[1] - rank[:, None], 1)
+    signs = jnp.where(a >= least, jnp.sign(rows), 0)
+    return (signs / jnp.maximum(_sum(jnp.abs(signs)), 1)[:, None]).reshape(g.shape)
+
+
+def random_in_ball(keys: jax.Array, images: jax.Array, radius: ArrayLike, p: float) -> jax.Array:
+    """Perturbations like `images [B, *shape]`, uniform in the ball of p-norm `radius`, from a key for each image.
+
+    For p < inf after Barthe et al., "A probabilistic approach to the geometry of the l_p^n-ball", 2005.
+    """
+    shape, dtype = images.shape[1:], images.dtype
+
+    def one(key):
+        if p == INF:
+            return jax.random.uniform(key, shape, dtype, -1, 1)
+        directions, depth = jax.random.split(key)
+        if p == 1:
+            v = jax.random.laplace(directions, shape, dtype)
+        elif p == 2:
+            v = jax.random.normal(directions, shape, dtype) / math.sqrt(2)
+        else:
+            v = jax.random.generalized_normal(directions, p, shape, dtype)
+        return v / ((jnp.abs(v) ** p).sum() + jax.random.exponential(depth, (), dtype)) ** (1 / p)
+
+    unit = jax.vmap(one)(keys)
+    return _radii(radius, _rows(images)).reshape(-1, *[1] * len(shape)) * unit
+
+
 def largest(images: jax.Array, p: float) -> jax.Array:
     """The largest p-norm `[B]` that a perturbation of these images can have inside the box."""
     return norm(jnp.maximum(images, 1 - images), p)

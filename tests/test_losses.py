@@ -117,3 +117,39 @@ def test_a_row_that_is_not_finite_is_wrong_for_every_label(run, value):
 def test_accuracy_of_a_batch_has_a_mean(batch):
     logits, labels = batch
     assert losses.accuracy(logits, labels).mean() == np.float32((logits.argmax(-1) == labels).mean())
+
+
+# Difference of logits ratio
+
+
+def test_dlr_is_equation_6_without_its_sign(batch):
+    logits, labels = batch
+    ordered = np.sort(logits, 1)[:, ::-1]
+    own = logits[np.arange(50), labels]
+    other = np.where(own == ordered[:, 0], ordered[:, 1], ordered[:, 0])
+    wanted = (own - other) / (ordered[:, 0] - ordered[:, 2])
+    np.testing.assert_allclose(losses.dlr(logits, labels), wanted, rtol=1e-5)
+    np.testing.assert_allclose(losses.dlr(1e5 * logits, labels), wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("classes", [3, 4, 10])
+def test_targeted_dlr_is_equation_7_without_its_sign(batch, classes):
+    logits, labels, targets = batch[0][:, :classes], batch[1] % classes, (batch[1] + 1) % classes
+    ordered = np.sort(logits, 1)[:, ::-1]
+    lower = ordered[:, 1:3].mean(1) if classes == 3 else ordered[:, 2:4].mean(1)
+    rows = np.arange(50)
+    wanted = (logits[rows, labels] - logits[rows, targets]) / (ordered[:, 0] - lower)
+    np.testing.assert_allclose(losses.dlr_targeted(logits, labels, targets), wanted, rtol=1e-5)
+
+
+def test_of_two_classes_the_ratio_leaves_the_margin():
+    logits, labels = np.array([[3.0, 1.0], [3.0, 1.0]], np.float32), np.array([0, 1])
+    np.testing.assert_array_equal(losses.dlr(logits, labels), [2, -2])
+    np.testing.assert_array_equal(losses.dlr_targeted(logits, labels, 1 - labels), [2, -2])
+    np.testing.assert_array_equal(gradient(losses.dlr, logits, labels), [[1, -1], [-1, 1]])
+
+
+def test_equal_logits_give_the_ratio_a_finite_gradient():
+    logits, labels = np.zeros((2, 5), np.float32), np.array([0, 1])
+    assert np.isfinite(gradient(losses.dlr, logits, labels)).all()
+    assert np.isfinite(gradient(lambda z, y: losses.dlr_targeted(z, y, y + 1), logits, labels)).all()

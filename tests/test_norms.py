@@ -8,7 +8,7 @@ from functools import cache
 import jax
 import numpy as np
 import pytest
-from scipy import optimize
+from scipy import optimize, stats
 
 from mnist_jax import norms
 
@@ -121,6 +121,32 @@ def test_dual_direction_attains_the_dual_norm(p):
     np.testing.assert_allclose(product, numpy_norm(g, norms.dual(p)), rtol=1e-5)
     if p == 1:
         assert ((direction != 0).sum((1, 2, 3)) == (scale > 0)).all()
+
+
+def test_sparse_direction_moves_the_largest_alike():
+    g = perturbations(np.random.default_rng(1), (4, 3, 7))
+    direction = np.asarray(norms.sparse_direction(g, np.array([1, 4.2, 21, 0])))
+    moved = (direction != 0).reshape(4, -1)
+    assert moved.sum(1).tolist() == [1, 5, (g[2] != 0).sum(), 1]
+    np.testing.assert_allclose(np.abs(direction).sum((1, 2)), 1, rtol=1e-6)
+    np.testing.assert_array_equal(np.sign(direction)[direction != 0], np.sign(g)[direction != 0])
+    for row, a in zip(moved, np.abs(g).reshape(4, -1), strict=True):
+        assert a[row].min() >= a[~row].max(initial=0)
+    assert (norms.sparse_direction(np.zeros_like(g), 3) == 0).all()
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_random_in_ball_is_uniform(p):
+    keys, radius = jax.random.split(jax.random.key(1), 4000), np.linspace(0, 2, 4000, dtype=np.float32)
+    draw = jax.jit(norms.random_in_ball, static_argnums=3)
+    r = np.asarray(draw(keys, np.zeros((4000, 3, 1), np.float32), radius, p))
+    size = numpy_norm(r, p)[1:] / radius[1:]
+    assert (size <= 1 + 1e-5).all()
+    # The share of the volume inside is uniform in [0, 1], and no direction is preferred.
+    assert stats.kstest(size**3, "uniform").pvalue > 1e-3
+    assert np.abs(np.sign(r).mean(0)).max() < 0.08
+    inner = np.abs(r[1:, :, 0]) / radius[1:, None]
+    np.testing.assert_allclose(inner.mean(0), inner.mean(), atol=0.02)
 
 
 def test_the_dual_of_the_dual_is_the_norm():

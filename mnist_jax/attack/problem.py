@@ -13,7 +13,15 @@ from mnist_jax.classifier import Classifier
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
-LOSSES: dict[str, Loss] = {"margin": losses.margin, "confidence": losses.confidence, "log_odds": losses.log_odds}
+LOSSES: dict[str, Loss] = {
+    "margin": losses.margin,
+    "confidence": losses.confidence,
+    "log_odds": losses.log_odds,
+    # Attacks use the direction of its gradient and which of two values is lower. Both are those of minus the
+    # cross-entropy, but in float32 the gradient of that is zero on a confident network.
+    "cross_entropy": losses.log_odds,
+    "dlr": losses.dlr,
+}
 
 # Logits differ in their last bits with the shape of the batch: a success has to hold by more, of the largest logit.
 ROUNDING = 1e-5

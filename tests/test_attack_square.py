@@ -1,0 +1,84 @@
+"""Square: its windows, its bumps, and the queries it counts."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from linear import classifier, random_problem
+
+from mnist_jax import Classifier, attack
+from mnist_jax.attack import square
+
+
+def test_the_papers_sizes_of_windows():
+    which, sizes, _ = square_windows((28, 28, 1), np.inf, 10_000, 10_000)
+    assert np.unique(which).tolist() == list(range(10))
+    assert [int(which[i]) for i in (0, 10, 11, 51, 201, 501, 1001, 2001, 4001, 6001, 8001)] == [0, *range(10)]
+    sides = np.maximum(np.round(np.sqrt(0.8 * 784 / 2.0 ** np.arange(10))), 1)
+    np.testing.assert_array_equal(sizes, np.stack([sides, sides], 1))
+    half, _, _ = square_windows((28, 28, 1), np.inf, 5000, 5000)
+    np.testing.assert_array_equal(half, which[::2])
+
+
+def square_windows(plane, norm, queries, schedule):
+    from mnist_jax.attack.square import _windows
+
+    return _windows(plane, norm, queries, 0.8, schedule)
+
+
+def test_bumps_are_added_squares():
+    from mnist_jax.attack.square import _bump, _bumps
+
+    bump = np.zeros((5, 3))
+    bump[1:4] += 1 / 4
+    bump[2, 1] += 1
+    bump += 1 / 9
+    np.testing.assert_allclose(_bump(5, 3, 2), bump / np.linalg.norm(bump), rtol=1e-12)
+    for p in (1, 2):
+        both = _bumps(7, 7, p)
+        assert np.linalg.norm(both.ravel(), p) == pytest.approx(1)
+        assert (both[:3] > 0).all()
+        assert (both[3:] < 0).all()
+
+
+@pytest.mark.parametrize("p", [1, 2, np.inf])
+@pytest.mark.parametrize("shape", [(9, 7, 2), (12,), (8, 3)])
+def test_finds_what_is_easy_within_the_radius(p, shape):
+    w, b, images, labels = random_problem(np.random.default_rng(1), batch=16, shape=shape, classes=3)
+    radius = {1: 4.0, 2: 1.2, np.inf: 0.4}[p]
+    result = attack.square(classifier(w, b), images, labels, radius, norm=p, queries=300)
+    assert result.success.mean() > 0.9
+    r = np.asarray(result.images, float) - images.astype(np.float32)
+    assert (np.linalg.norm(r.reshape(16, -1), p, axis=1) <= radius * (1 + 1e-5)).all()
+    assert (result.gradients == 0).all()
+    assert (result.forwards <= 302).all()
+    assert result.forwards.min() < 100
+
+
+def test_every_query_changes_a_window_and_any_pixel_may_be_in_one():
+    seen = jnp.full((1, 6, 6, 1), 0.5)
+
+    def apply(params, images):  # the more pixels are moved up, the better, so that all that helps is kept
+        total = images.reshape(len(images), -1).sum(1)
+        return jnp.stack([100 - total, 0 * total], 1)
+
+    result = attack.square(Classifier(apply, ()), seen, jnp.zeros(1, int), 0.25, queries=400)
+    np.testing.assert_allclose(result.images, 0.75)  # the last row and column too
+    assert result.forwards.tolist() == [402]
+
+
+def test_a_key_for_each_image():
+    w, b, images, labels = random_problem(np.random.default_rng(1), batch=5)
+    run = partial(attack.square, classifier(w, b), radius=0.05, queries=20)
+    together, keys = run(images, labels), jax.random.split(jax.random.key(0), 5)
+    alone = run(images[3:4], labels[3:4], key=keys[3:4])
+    np.testing.assert_allclose(together.images[3:4], alone.images, atol=1e-6)
+
+
+def test_bad_arguments_are_named():
+    w, b, images, labels = random_problem(np.random.default_rng(8), batch=4)
+    for wrong in ({"queries": 0}, {"share": 0.0}, {"norm": 3}, {"schedule": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            square(classifier(w, b), images, labels, 0.1, **wrong)
