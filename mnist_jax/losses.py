@@ -36,6 +36,25 @@ def margin(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     return label - others.max(-1)
 
 
+def dlr(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
+    """The margin over the difference of the largest and the third largest logit: it does not change with their scale.
+
+    Croce & Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
+    2020, equation 6, less its sign. With two classes, where there is no third logit, it is the margin.
+    """
+    return margin(logits, labels) / spread(logits)
+
+
+def spread(logits: ArrayLike) -> jax.Array:
+    """What `dlr` divides the margin by."""
+    logits = jnp.asarray(logits)
+    if logits.shape[-1] < 3:
+        return jnp.ones_like(logits[..., 0])
+    top = jax.lax.top_k(logits, 3)[0]
+    difference = top[..., 0] - top[..., 2]
+    return jnp.where(difference > 0, difference, 1)
+
+
 def log_odds(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     """`log(c / (1 - c))` of the label's confidence `c = softmax(logits)[label]`; it does not saturate where c does."""
     label, others = label_and_others(logits, labels)

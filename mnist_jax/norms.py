@@ -114,6 +114,15 @@ def project_ball(v: jax.Array, radius: ArrayLike, p: float) -> jax.Array:
     return (jnp.sign(rows) * _inside(a, a + 1, _radii(radius, rows), p)).reshape(v.shape)
 
 
+def proximal(v: jax.Array, weight: ArrayLike, p: float) -> jax.Array:
+    """The minimum over r of `weight norm_p(r) + norm_2(r - v)^2 / 2`. `weight` is a number or `[B]`.
+
+    It is what is left of `v` after its projection onto the ball of the dual norm (Moreau, "Proximité et dualité dans un
+    espace hilbertien", 1965).
+    """
+    return v - project_ball(v, weight, dual(p))
+
+
 def project(v: jax.Array, images: jax.Array, radius: ArrayLike, p: float) -> jax.Array:
     """The perturbation closest to `v`, of p-norm at most `radius`, inside the box. All arrays are `[B, *shape]`."""
     rows, x = _rows(v), _rows(images)

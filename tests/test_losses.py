@@ -117,3 +117,24 @@ def test_a_row_that_is_not_finite_is_wrong_for_every_label(run, value):
 def test_accuracy_of_a_batch_has_a_mean(batch):
     logits, labels = batch
     assert losses.accuracy(logits, labels).mean() == np.float32((logits.argmax(-1) == labels).mean())
+
+
+# Difference of logits ratio
+
+
+def test_dlr_is_the_margin_over_the_spread_of_the_three_largest(batch):
+    logits, labels = batch
+    z, rows = logits.astype(float), np.arange(50)
+    others = np.where(np.arange(10) == labels[:, None], -np.inf, z).max(1)
+    top = np.sort(z, 1)
+    wanted = (z[rows, labels] - others) / (top[:, -1] - top[:, -3])
+    np.testing.assert_allclose(losses.dlr(logits, labels), wanted, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(losses.dlr(1e6 * logits, labels), wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_dlr_of_two_classes_and_of_equal_logits():
+    two = np.array([[3.0, 1.0], [0.5, 2.0]], np.float32)
+    np.testing.assert_allclose(losses.dlr(two, np.array([0, 0])), [2, -1.5])
+    equal, labels = np.ones((2, 5), np.float32), np.array([0, 4])
+    np.testing.assert_array_equal(losses.dlr(equal, labels), [0, 0])
+    assert np.isfinite(gradient(losses.dlr, equal, labels)).all()

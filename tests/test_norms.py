@@ -151,6 +151,28 @@ def test_check():
         norms.check(3, (0, 1))
 
 
+# The proximal step
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, INF])
+def test_the_proximal_step_is_the_minimum(p):
+    rng = np.random.default_rng(9)
+    v, weight = perturbations(rng, (40, 17)), rng.uniform(0, 4, 40).astype(np.float32)
+    weight[:3] = 0, 1e-6, 1e6
+    r = np.asarray(jax.jit(norms.proximal, static_argnums=2)(v, weight, p))
+    np.testing.assert_array_equal(r[0], v[0])
+    np.testing.assert_array_equal(r[2], 0)
+
+    def total(y):
+        return weight * numpy_norm(y, p) + ((np.float64(y) - v) ** 2).sum(1) / 2
+
+    for spread in (1e-3, 0.1, 1):
+        for _ in range(20):
+            y = r + spread * rng.normal(size=r.shape)
+            assert (total(y) >= total(r) - 1e-5 * np.maximum(weight, 1)).all()
+    np.testing.assert_array_less(total(r)[1:], total(v)[1:])
+
+
 # Projection onto the ball
 
 
