@@ -7,6 +7,7 @@ from mnist_jax.attack.alma import alma
 from mnist_jax.attack.automatic import automatic
 from mnist_jax.attack.dichotomy import dichotomy
 from mnist_jax.attack.fixed_norm import fixed_norm
+from mnist_jax.attack.pdpgd import pdpgd
 from mnist_jax.attack.result import AttackResult
 
-__all__ = ["AttackResult", "alma", "automatic", "dichotomy", "fixed_norm"]
+__all__ = ["AttackResult", "alma", "automatic", "dichotomy", "fixed_norm", "pdpgd"]
