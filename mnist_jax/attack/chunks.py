@@ -23,7 +23,7 @@ def in_chunks(program: Callable, arrays: Any, *before: Any) -> Any:
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return program(*before, *arrays)
     if not count:
-        one = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), arrays)
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), arrays)
         return jax.tree.map(lambda a: jnp.zeros((0, *a.shape[1:]), a.dtype), jax.eval_shape(program, *before, *one))
     size = chunk_size(count)
     parts = []
@@ -40,5 +40,4 @@ def chunk_size(count: int) -> int:
 
 def fill(array: jax.Array | np.ndarray, size: int) -> jax.Array | np.ndarray:
     """The array with copies of its last entry up to that length."""
-    missing = size - len(array)
-    return array if not missing else np.concatenate([array, np.repeat(np.asarray(array[-1:]), missing, 0)])
+    return array if len(array) == size else array[np.minimum(np.arange(size), len(array) - 1)]  # as keys allow, too
