@@ -151,6 +151,15 @@ def project_ball(v: jax.Array, radius: ArrayLike, p: float) -> jax.Array:
     return (jnp.sign(rows) * _inside(a, a + 1, _radii(radius, rows), p)).reshape(v.shape)
 
 
+def proximal(v: jax.Array, weight: ArrayLike, p: float) -> jax.Array:
+    """The minimum over r of `weight norm_p(r) + norm_2(r - v)^2 / 2`. `weight` is a number or `[B]`.
+
+    It is what is left of `v` after its projection onto the ball of the dual norm (Moreau, "Proximité et dualité dans un
+    espace hilbertien", 1965).
+    """
+    return v - project_ball(v, weight, dual(p))
+
+
 def project(v: jax.Array, images: jax.Array, radius: ArrayLike, p: float) -> jax.Array:
     """The perturbation closest to `v`, of p-norm at most `radius`, inside the box. All arrays are `[B, *shape]`."""
     rows, x = _rows(v), _rows(images)
@@ -205,6 +214,51 @@ def nearest_on_plane(g: jax.Array, fall: ArrayLike, images: jax.Array, p: float)
     fall = jnp.maximum(fall / jnp.maximum(jnp.abs(rows).max(1), jnp.finfo(a.dtype).tiny), 0)
     s = _fill(a, room, fall) if p == 1 else _spread(a, room, fall, dual(p))
     return (-jnp.sign(rows) * s).reshape(g.shape)
+
+
+def shorten_on_plane(
+    v: jax.Array, g: jax.Array, fall: ArrayLike, reach: ArrayLike, images: jax.Array, p: float
+) -> jax.Array:
+    """The perturbation of least p-norm, p 1, 2 or inf, inside the box, at most `reach` from `v` in Euclidean distance,
+    at which a linear function of gradient `g` is lower than at `v` by `fall` (of any sign).
+
+    Arrays are `[B, *shape]`, `fall` and `reach` `[B]` or numbers. Where no perturbation that near falls (or rises) as
+    much, the result is the one that does so the most.
+
+    Stationary points of the Lagrangian are v - nu g, shrunk (for p = 2 by a factor, for p = 1 all pixels by the same
+    amount, for p = inf by a limit) and clipped to the box. For every shrinkage nu is what puts them on the plane, one
+    monotone equation; and the more they are shrunk, the farther they are from v.
+    """
+    rows, x = _rows(v), _rows(images)
+    fall, reach = _radii(fall, rows), _radii(reach, rows)
+    unit = jnp.maximum(jnp.abs(_rows(g)).max(1), jnp.finfo(x.dtype).tiny)
+    a = _rows(g) / unit[:, None]
+    level = _sum(a * rows) - fall / unit
+    top = jnp.abs(rows).max(1, keepdims=True)
+
+    def meet(share, nu):
+        s, nu = _meet(rows, a, level, lambda s: jnp.clip(_shrink_by(s, share[:, None], top, p), -x, 1 - x), nu)
+        return s, nu, allowed(s)
+
+    def allowed(s):
+        return (norm(s - rows, 2) <= reach) & (jnp.abs(_sum(a * s) - level) <= 1e-5 * (jnp.abs(level) + 1))
+
+    def halve(_, state):
+        low, high, nu, best = state
+        share = (low + high) / 2
+        s, nu, good = meet(share, nu)
+        return jnp.where(good, share, low), jnp.where(good, high, share), nu, jnp.where(good[:, None], s, best)
+
+    nothing = jnp.zeros_like(reach)
+    straight, nu, _ = meet(nothing, nothing)  # to the plane, or as far as the box allows
+    forward = jnp.where((fall < 0)[:, None], a, -a).reshape(v.shape)
+    part = rows + _rows(scale_to_sphere(forward, jnp.clip(images + v, 0, 1), reach, 2))
+    s = jnp.where((norm(straight - rows, 2) <= reach)[:, None], straight, part)
+    s = lax.fori_loop(0, 20, halve, (nothing, nothing + 0.999, nu, s))[3]
+    # Where the reach does not matter, it is the point nearest to zero.
+    towards = jnp.where((level > 0)[:, None], -a, a).reshape(v.shape)
+    least = _rows(nearest_on_plane(towards, jnp.abs(level), images, p))
+    return jnp.where(allowed(least)[:, None], least, s).reshape(v.shape)
 
 
 # Below, rows [B, D] of absolute values: a = |v|, and the room in the direction of v (near: the same; far: opposite).
@@ -503,3 +557,28 @@ def _spread(a, room, fall, q):
     t = _search(lambda t: (jnp.maximum(t, given_set(t)),), given_set(jnp.zeros_like(fall)))[0]
     possible = _sum(a * room) > fall
     return jnp.where(possible[:, None], jnp.minimum(t[:, None] * weight, room), jnp.where(a > 0, room, 0))
+
+
+def _shrink_by(s, share, top, p):
+    """Entries of any sign, shrunk by a share in [0, 1)."""
+    if p == 2:
+        return (1 - share) * s
+    if p == INF:
+        return jnp.clip(s, (share - 1) * top, (1 - share) * top)
+    return jnp.sign(s) * jnp.maximum(jnp.abs(s) - share / (1 - share), 0)
+
+
+def _meet(rows, a, level, shape, nu):
+    """`shape(rows - nu a)` of product `level` with `a`, or as near to it as that can be; and nu, from a guess."""
+    close = 4 * jnp.finfo(a.dtype).eps * (_sum(jnp.abs(a)) + jnp.abs(level))
+
+    def step(low, high, nu):
+        s, slope = jax.jvp(shape, (rows - nu[:, None] * a,), (a,))
+        excess, slope = _sum(a * s) - level, _sum(a * slope)
+        found = (jnp.abs(excess) <= close) | (high - low <= 1e-6 * jnp.abs(nu))
+        low, high = jnp.where(excess > 0, nu, low), jnp.where(excess < 0, nu, high)
+        newton = jnp.where(slope > 0, nu + excess / jnp.where(slope > 0, slope, 1), INF)
+        return low, high, jnp.where(found, nu, _bracketed(low, high, newton))
+
+    nu = _search(step, nu - 1e4, nu + 1e4, nu)[2]
+    return shape(rows - nu[:, None] * a), nu

@@ -177,6 +177,28 @@ def test_check():
         norms.check(3, (0, 1))
 
 
+# The proximal step
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, INF])
+def test_the_proximal_step_is_the_minimum(p):
+    rng = np.random.default_rng(9)
+    v, weight = perturbations(rng, (40, 17)), rng.uniform(0, 4, 40).astype(np.float32)
+    weight[:3] = 0, 1e-6, 1e6
+    r = np.asarray(jax.jit(norms.proximal, static_argnums=2)(v, weight, p))
+    np.testing.assert_array_equal(r[0], v[0])
+    np.testing.assert_array_equal(r[2], 0)
+
+    def total(y):
+        return weight * numpy_norm(y, p) + ((np.float64(y) - v) ** 2).sum(1) / 2
+
+    for spread in (1e-3, 0.1, 1):
+        for _ in range(20):
+            y = r + spread * rng.normal(size=r.shape)
+            assert (total(y) >= total(r) - 1e-5 * np.maximum(weight, 1)).all()
+    np.testing.assert_array_less(total(r)[1:], total(v)[1:])
+
+
 # Projection onto the ball
 
 
@@ -485,6 +507,31 @@ def test_nearest_on_plane(p):
             y += (short / (most - fall + short)).clip(0, 1)[:, None] * (towards - y)
             falls = -(flat(g)[0] * y).sum(1) >= fall - 1e-9
             assert (numpy_norm(y, p) >= size * (1 - 1e-5))[falls & (fall < most)].all()
+
+
+@pytest.mark.parametrize("p", [1, 2, INF])
+def test_shorten_on_plane(p):
+    rng = np.random.default_rng(10)
+    x = pixels(rng, (40, 17))
+    v = (np.clip(x + 0.5 * rng.normal(size=x.shape), 0, 1) - x).astype(np.float32)
+    g, reach = perturbations(rng, x.shape), np.linspace(0.05, 1.5, 40).astype(np.float32)
+    fall = rng.normal(scale=0.3, size=40).astype(np.float32)
+    function = jax.jit(norms.shorten_on_plane, static_argnums=5, compiler_options=QUICKLY)
+    r = np.asarray(function(v, g, fall, reach, x, p))
+    assert_in_box(x, r)
+    away = np.linalg.norm(r - v, axis=1)
+    assert (away <= reach * (1 + 1e-5)).all()
+    missed = np.abs((g * (r - v)).sum(1) + fall)
+    there = missed < 1e-4
+    assert there.sum() > 20
+    np.testing.assert_allclose(away[~there], reach[~there], rtol=1e-4)
+    # No point between r and any other that is allowed is shorter.
+    for spread in (0.01, 0.1, 1):
+        for _ in range(50):
+            y = np.clip(x + r + spread * rng.normal(size=x.shape), 0, 1) - x
+            y = np.clip(x + y - ((g * (y - r)).sum(1) / (g * g).sum(1))[:, None] * g, 0, 1) - x
+            allowed = (np.abs((g * (y - r)).sum(1)) < 1e-6) & (np.linalg.norm(y - v, axis=1) <= reach)
+            assert (numpy_norm(y, p) >= numpy_norm(r, p) - 1e-4)[allowed & there].all()
 
 
 # Transformations

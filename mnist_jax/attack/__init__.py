@@ -3,28 +3,36 @@
 Fixed-radius attacks take a `radius`, a number or one for each image; minimal-norm attacks look for the smallest one.
 """
 
+from mnist_jax.attack.alma import alma
 from mnist_jax.attack.apgd import apgd
 from mnist_jax.attack.apgd_targeted import apgd_targeted
 from mnist_jax.attack.auto_attack import auto_attack
 from mnist_jax.attack.automatic import automatic
+from mnist_jax.attack.brendel_bethge import brendel_bethge
 from mnist_jax.attack.dichotomy import dichotomy
+from mnist_jax.attack.fab import fab
 from mnist_jax.attack.fgsm import fgsm
 from mnist_jax.attack.fixed_norm import fixed_norm
 from mnist_jax.attack.mi_fgsm import mi_fgsm
+from mnist_jax.attack.pdpgd import pdpgd
 from mnist_jax.attack.pgd import pgd
 from mnist_jax.attack.result import AttackResult
 from mnist_jax.attack.square import square
 
 __all__ = [
     "AttackResult",
+    "alma",
     "apgd",
     "apgd_targeted",
     "auto_attack",
     "automatic",
+    "brendel_bethge",
     "dichotomy",
+    "fab",
     "fgsm",
     "fixed_norm",
     "mi_fgsm",
+    "pdpgd",
     "pgd",
     "square",
 ]
