@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mnist_jax import losses, norms
+from mnist_jax.attack.boundaries import margins
 from mnist_jax.attack.chunks import chunk_size, fill, in_chunks
 from mnist_jax.attack.fixed_norm import fixed_norm
 from mnist_jax.attack.problem import CAREFUL, Problem, disturb, problem, radii
@@ -129,18 +130,8 @@ def _first(classifier, given: Problem, low, high, *, norm) -> State:
 def _planes(classifier, given: Problem, norm):
     """The logits, and for each of the likeliest classes, or just the target, the step `[K, B, *shape]` to where the
     image would be taken for that class if the margin were linear."""
-
-    def margins(images):
-        logits = classifier(images)
-        if given.targets is not None:
-            return given.objective(logits)[:, None], logits
-        own, others = losses.label_and_others(logits, given.labels)
-        return own[:, None] - jax.lax.top_k(others, min(CLASSES, logits.shape[1] - 1))[0], logits
-
-    values, pull_back, logits = jax.vjp(margins, given.images, has_aux=True)
-    each = jnp.eye(values.shape[1], dtype=values.dtype)[:, None].repeat(len(values), 1)
-    gradients = jax.vmap(lambda one: pull_back(one)[0])(each)
-    falls = values.T + given.rounding(logits)[None]
+    logits, values, gradients = margins(classifier, given, CLASSES)
+    falls = values + given.rounding(logits)[None]
     return logits, jax.vmap(lambda g, fall: norms.nearest_on_plane(g, fall, given.images, norm))(gradients, falls)
 
 

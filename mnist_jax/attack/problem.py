@@ -99,6 +99,19 @@ def disturb(given: Problem, start: jax.Array, key: jax.Array, size: jax.Array, n
     return start + noise * given.per_image(size / jnp.maximum(norms.norm(noise, norm), 1e-12))
 
 
+def small_start(given: Problem, key: jax.Array | None, size: float = 0.01) -> jax.Array:
+    """Perturbations `[B, *shape]` inside the box to start from: normal with that deviation, or zero without a key.
+
+    Every image has a key of its own, so that its start does not depend on how many others there are.
+    """
+    if key is None:
+        return jnp.zeros_like(given.images)
+    shape, dtype = given.images.shape[1:], given.images.dtype
+    keys = jax.random.split(key, len(given.images))
+    noise = jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
+    return jnp.clip(given.images + size * noise, 0, 1) - given.images
+
+
 def loss_function(loss: str | Loss) -> Loss:
     """The function of logits `[B, C]` and labels `[B]` of that name, which attacks minimize, or the function itself.
 
