@@ -10,8 +10,8 @@ from jax.typing import ArrayLike
 from mnist_jax import losses, norms
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import CAREFUL, Problem, problem, small_start
-from mnist_jax.attack.result import AttackResult, finish
-from mnist_jax.attack.tradeoff import Attempt, search
+from mnist_jax.attack.result import AttackResult
+from mnist_jax.attack.tradeoff import Attempt, result_of, search
 from mnist_jax.classifier import Classifier
 
 INSIDE = 1 - 1e-6  # the images in [-1, 1] are drawn in by this much, or those in a corner would be infinitely far away
@@ -93,5 +93,4 @@ def _run(classifier, given: Problem, start, *, learning_rate, confidence, how) -
     w = jnp.arctanh(INSIDE * (2 * (x + start) - 1))
     zero = jnp.zeros_like(x)
     found = search(given, step, (w, zero, zero), **dict(how))
-    r = given.where(found.best.found, found.best.r, found.last)
-    return finish(classifier, given, x + r, 2, found.gradients, 0)
+    return result_of(classifier, given, found, 2, 0)

@@ -9,8 +9,8 @@ from jax.typing import ArrayLike
 from mnist_jax import losses, norms
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import CAREFUL, Problem, problem, small_start
-from mnist_jax.attack.result import AttackResult, finish
-from mnist_jax.attack.tradeoff import Attempt, search
+from mnist_jax.attack.result import AttackResult
+from mnist_jax.attack.tradeoff import Attempt, result_of, search
 from mnist_jax.classifier import Classifier
 
 RULES = ("en", "l1")
@@ -99,5 +99,4 @@ def _run(classifier, given: Problem, start, *, learning_rate, beta, confidence, 
         return (r, r + i / (i + 3) * (r - before)), attempt
 
     found = search(given, step, (start, start), **dict(how))
-    r = given.where(found.best.found, found.best.r, found.last)
-    return finish(classifier, given, x + r, 1, found.gradients, found.gradients)
+    return result_of(classifier, given, found, 1, found.gradients)

@@ -5,9 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.problem import Problem
+from mnist_jax.attack.result import AttackResult, finish
+from mnist_jax.classifier import Classifier
 
 CHECKS = 10  # in a descent: where the loss fell by less than this share since the last one, the image is done
 ENOUGH = 1e-4
@@ -80,3 +83,11 @@ def search(
     c, nothing = jnp.full(count, weight, dtype), jnp.zeros(count, jnp.int32)
     none = Search(c, 0 * c, 0 * c + jnp.inf, Best.none(given.images), jnp.zeros_like(given.images), nothing)
     return jax.lax.fori_loop(0, rounds, descend, none)
+
+
+def result_of(classifier: Classifier, given: Problem, found: Search, norm: float, forwards: ArrayLike) -> AttackResult:
+    """The best of a search; a failure where there is none, even if the last attempt is misclassified by too little."""
+    r = given.where(found.best.found, found.best.r, found.last)
+    result = finish(classifier, given, given.images + r, norm, found.gradients, forwards)
+    success = result.success & (found.best.found | (result.distance == 0))
+    return result._replace(success=success, distance=jnp.where(success, result.distance, jnp.inf))
