@@ -145,7 +145,10 @@ def along_sphere(g: jax.Array, r: jax.Array, images: jax.Array, p: float) -> jax
 
 
 def project_ball(v: jax.Array, radius: ArrayLike, p: float) -> jax.Array:
-    """The point closest to `v [B, *shape]`, in Euclidean distance, of p-norm at most `radius`."""
+    """The point closest to `v [B, *shape]`, in Euclidean distance, of p-norm at most `radius`.
+
+    For p = 0, of at most `radius` entries that are not zero.
+    """
     rows = _rows(v)
     a = jnp.abs(rows)
     return (jnp.sign(rows) * _inside(a, a + 1, _radii(radius, rows), p)).reshape(v.shape)
@@ -161,7 +164,10 @@ def proximal(v: jax.Array, weight: ArrayLike, p: float) -> jax.Array:
 
 
 def project(v: jax.Array, images: jax.Array, radius: ArrayLike, p: float) -> jax.Array:
-    """The perturbation closest to `v`, of p-norm at most `radius`, inside the box. All arrays are `[B, *shape]`."""
+    """The perturbation closest to `v`, of p-norm at most `radius`, inside the box. All arrays are `[B, *shape]`.
+
+    For p = 0, of at most `radius` entries that are not zero: those that bring it closest.
+    """
     rows, x = _rows(v), _rows(images)
     room = jnp.where(rows > 0, 1 - x, x)
     return (jnp.sign(rows) * _inside(jnp.abs(rows), room, _radii(radius, rows), p)).reshape(v.shape)
@@ -288,6 +294,10 @@ def _inside(a, room, radius, p):
     s = jnp.minimum(a, room)
     if p == INF:
         return jnp.minimum(s, radius[:, None])
+    if p == 0:
+        # An entry at s instead of at 0 is closer by a^2 - (a - s)^2. Ranks, no threshold: two may be worth the same.
+        best_first = jnp.argsort(-s * (2 * a - s), 1)
+        return jnp.where(jnp.argsort(best_first, 1) < radius[:, None], s, 0)
     outside = norm(s, p) > radius
     s = jnp.where(outside[:, None], _solve(a, room, radius, p, outside), s)
     return jnp.where(radius[:, None] > 0, s, 0)

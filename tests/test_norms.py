@@ -338,6 +338,22 @@ def test_projection_and_its_gradient_in_float64(p):
             np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_projection_of_zero_keeps_the_entries_that_bring_it_closest():
+    rng = np.random.default_rng(11)
+    v, x = perturbations(rng, (20, 2, 3)), pixels(rng, (20, 2, 3))
+    v[0], v[1] = 0, 1  # and ties
+    count = (np.arange(20) % 8 - 1).astype(np.float32)  # from -1, which is as 0, to 6, which is all
+    choices = np.stack(np.meshgrid(*[[0, 1]] * 6, indexing="ij")).reshape(6, -1).T
+    inside = np.clip(x + v, 0, 1) - x
+    for clipped, y in ((v, norms.project_ball(v, count, 0)), (inside, norms.project(v, x, count, 0))):
+        got, clipped, wanted = flat(y, clipped, v)
+        assert ((got != 0).sum(1) <= np.maximum(count, 0)).all()
+        np.testing.assert_allclose(got[got != 0], clipped[got != 0], rtol=1e-6)
+        every = ((choices[:, None] * clipped - wanted) ** 2).sum(2)
+        closest = np.where(choices.sum(1)[:, None] <= np.maximum(count, 0), every, np.inf).min(0)
+        np.testing.assert_allclose(((got - wanted) ** 2).sum(1), closest, rtol=1e-5, atol=1e-6)
+
+
 # Onto the sphere
 
 

@@ -41,23 +41,24 @@ def line(classifier, given: Problem, r: jax.Array, low: jax.Array, high: jax.Arr
     return jax.lax.fori_loop(0, evaluations, halve, (low, high))[1]
 
 
-def planes(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Logits `[B, C]`; the likeliest other classes `[K, B]`, or just the target; the step to each from the image."""
+def margins(classifier, given: Problem, classes: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Logits `[B, C]`, other classes `[K, B]`, margins to them `[K, B]` and gradients `[K, B, *shape]`, at the images.
 
-    def leads(images):
+    The classes are the likeliest ones, as many as asked for, the likeliest first; where there are targets, just these.
+    A margin below zero is a success. This takes K gradients.
+    """
+
+    def each_margin(images):
         logits = classifier(images)
         if given.targets is not None:
             return given.objective(logits)[:, None], (logits, given.targets[:, None])
         own, others = losses.label_and_others(logits, given.labels)
-        values, classes = jax.lax.top_k(others, min(LIKELIEST, logits.shape[1] - 1))
-        return own[:, None] - values, (logits, classes)
+        values, indices = jax.lax.top_k(others, min(classes, logits.shape[1] - 1))
+        return own[:, None] - values, (logits, indices)
 
-    values, pull_back, (logits, classes) = jax.vjp(leads, given.images, has_aux=True)
+    values, pull_back, (logits, indices) = jax.vjp(each_margin, given.images, has_aux=True)
     each = jnp.eye(values.shape[1], dtype=values.dtype)[:, None].repeat(len(values), 1)
-    gradients = jax.vmap(lambda one: pull_back(one)[0])(each)
-    falls = values.T + given.rounding(logits)[None]
-    steps = jax.vmap(lambda g, fall: norms.nearest_on_plane(g, fall, given.images, norm))(gradients, falls)
-    return logits, classes.T, steps
+    return logits, indices.T, values.T, jax.vmap(lambda one: pull_back(one)[0])(each)
 
 
 def approach(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Array, int, int]:
@@ -66,8 +67,9 @@ def approach(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Ar
     Gives the logits `[B, C]` of the images, the perturbations `[B, *shape]` that cross a boundary the soonest, and how
     many gradients and how many evaluations that took.
     """
-    logits, classes, steps = planes(classifier, given, norm)
-    jacobian = len(steps)
+    logits, classes, values, slopes = margins(classifier, given, LIKELIEST)
+    falls = values + given.rounding(logits)[None]
+    steps = jax.vmap(lambda g, fall: norms.nearest_on_plane(g, fall, given.images, norm))(slopes, falls)
     nearest = jax.lax.top_k(-jax.vmap(partial(norms.norm, p=norm))(steps).T, min(CLASSES, len(steps)))[1].T
     classes = jnp.take_along_axis(classes, nearest, 0)
     steps = jnp.take_along_axis(steps, nearest.reshape(*nearest.shape, *[1] * (given.images.ndim - 1)), 0)
@@ -84,4 +86,4 @@ def approach(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Ar
 
     tries, lengths = jax.lax.map(towards, (classes, steps))
     r = jnp.take_along_axis(tries, given.per_image(lengths.argmin(0))[None], 0)[0]
-    return logits, r, jacobian + STEPS * len(classes), LINE * len(classes)
+    return logits, r, len(values) + STEPS * len(classes), LINE * len(classes)

@@ -61,10 +61,11 @@ def dichotomy(
     """Bisects the radius of a fixed-radius attack, separately for every image.
 
     An interval [low, high], with failure at its lower end and success at its upper end, is divided until it is a good
-    deal shorter than `tolerance * high`: where the boundary would be if the margin were linear, and after a failure there in the
-    middle. After a success `high` falls at once to where the line from the image to what was found crosses the
-    boundary. It begins where a few steps towards each of the nearest classes first cross one (`boundary.approach`). An attack that takes a `start`, as `fixed_norm` does, gets the nearest point
-    of the linearized boundary, so that none begins anew.
+    deal shorter than `tolerance * high`: where the boundary would be if the margin were linear, and after a failure
+    there in the middle. After a success `high` falls at once to where the line from the image to what was found crosses
+    the boundary. The search begins where a few steps towards each of the nearest classes first cross one
+    (`boundary.approach`). An attack that takes a `start`, as `fixed_norm` does, gets the nearest point of the linearized
+    boundary, so that none begins anew.
 
     Args:
       classifier, images, labels, norm, targets: see `fixed_norm`.
