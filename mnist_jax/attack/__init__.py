@@ -6,6 +6,7 @@ Fixed-radius attacks take a `radius`, a number or one for each image; minimal-no
 from mnist_jax.attack.automatic import automatic
 from mnist_jax.attack.dichotomy import dichotomy
 from mnist_jax.attack.fixed_norm import fixed_norm
+from mnist_jax.attack.problem import ClassifierWarning
 from mnist_jax.attack.result import AttackResult
 
-__all__ = ["AttackResult", "automatic", "dichotomy", "fixed_norm"]
+__all__ = ["AttackResult", "ClassifierWarning", "automatic", "dichotomy", "fixed_norm"]
