@@ -1,11 +1,12 @@
-"""Print the accuracies of trained networks."""
+"""Print the accuracies of trained networks, or recheck the results of an attack."""
 
 import argparse
 import functools
 from pathlib import Path
 from typing import Any
 
-from mnist_jax import checkpoint, command, data
+from mnist_jax import checkpoint, command, data, verify
+from mnist_jax.attack import result
 from mnist_jax.classifier import accuracy
 from mnist_jax.errors import InputError
 
@@ -14,12 +15,20 @@ SPLITS = ("train", "test", "val")
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command.Parser("evaluate", __doc__)
-    which = parser.add_mutually_exclusive_group(required=True)
+    which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", help="a checkpoint's path, or a name such as CNN or CNN-original")
+    parser.add_argument(
+        "--verify", type=Path, metavar="RESULTS", help="recheck a file of attack results, image by image"
+    )
     which.add_argument("--all", action="store_true", help="every network that ships with the project")
     parser.add_argument("--output", type=Path, default=checkpoint.RUNS, help="folder of your own trained networks")
     parser.add_data_options(dataset=None)
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if not (options.model or options.all or options.verify):
+        parser.error("one of the arguments --model --all --verify is required")
+    if options.all and options.verify:
+        parser.error("argument --verify: not allowed with argument --all")
+    return options
 
 
 def chosen(options: argparse.Namespace) -> list[Path]:
@@ -49,9 +58,25 @@ def row(result: dict[str, Any]) -> str:
     return f"{result['model']:18}" + "".join(f"{accuracy:>9.2%}" for accuracy in result["accuracies"].values())
 
 
-def main(argv: list[str] | None = None) -> None:
+def check(options: argparse.Namespace) -> int:
+    """Rechecks the results of --verify; 1 where something that the file says does not hold."""
+    record = result.load(options.verify)
+    path = checkpoint.find(options.model or verify.said(record, "model", str, options.verify), options.output)
+    trained, split = checkpoint.load(path), verify.said(record, "split", str, options.verify)
+    if split not in SPLITS:
+        raise InputError(f"{options.verify} is of the unknown split {split!r}")
+    dataset = load(options.dataset or verify.said(record, "dataset", str, options.verify), options.data_dir)
+    command.note(f"verifying {options.verify} with {path}")
+    report = verify.verify(record, path, trained.classifier(), getattr(dataset, split), options.verify)
+    command.report(report, verify.text(report), as_json=options.json)
+    return 1 if report["wrong"] else 0
+
+
+def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     command.start()
+    if options.verify:
+        return check(options)
     results: list[dict[str, Any]] = []
     for path in chosen(options):
         command.note(f"evaluating {path}")
@@ -60,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
             print(row(results[-1]) if len(results) > 1 else f"{HEADER}\n{row(results[-1])}", flush=True)
     if options.json:
         command.report({"networks": results}, "", as_json=True)
+    return 0
 
 
 if __name__ == "__main__":

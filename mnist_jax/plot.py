@@ -245,6 +245,37 @@ def accuracy_by_radius(curves: Mapping[str, np.ndarray], norm: float, *, radii: 
         return _png(figure)
 
 
+def benchmark(rows: Mapping[str, Mapping[str, float]]) -> bytes:
+    """Attacks side by side: a line each, a panel for every measure; those of libraries, `NAME-LIBRARY`, are hollow.
+
+    Args:
+      rows: `{attack: {measure: number}}` with the same measures in every row; what is not finite is left out. The
+        nearest attacks, by the measure `median` where there is one, come first.
+    """
+    names = sorted(rows, key=lambda name: (rows[name].get("median", 0), name), reverse=True)
+    panels = list(next(iter(rows.values())))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.6 + 1.15 * len(panels), 0.7 + 0.19 * len(names)), layout="constrained")
+        for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+            values = np.array([rows[name][panel] for name in names], float)
+            shown = np.isfinite(values)
+            for library in (False, True):
+                which = np.flatnonzero(shown & np.array([("-" in name) == library for name in names]))
+                face = "white" if library else FAMILIES[0]
+                axes.plot(values[which], which, "o", color=FAMILIES[0], markerfacecolor=face, markersize=4)
+            finite = values[shown]
+            if finite.size and finite.min() > 0 and finite.max() > 20 * finite.min():
+                axes.set_xscale("log")
+            else:
+                axes.xaxis.set_major_locator(MaxNLocator(3))
+            axes.set_title(_text(panel), fontsize=8)
+            axes.tick_params(labelsize=7)
+            axes.set_yticks(range(len(names)), [_text(name) for name in names])
+            axes.margins(x=0.15)
+            axes.set_ylim(-0.6, len(names) - 0.4)
+        return _png(figure)
+
+
 def latex_available() -> bool:
     """Whether the programs are installed with which Matplotlib typesets by LaTeX."""
     return all(shutil.which(program) for program in ("latex", "dvipng"))

@@ -74,7 +74,7 @@ def refused(run):
         errors = [
             line
             for line in err.splitlines()
-            if not line.startswith(("device: ", "training ", "evaluating ", "attacking "))
+            if not line.startswith(("device: ", "training ", "evaluating ", "attacking ", "verifying "))
         ]
         assert (status, out, len(errors)) == (2, "", 1), (status, out, err)
         assert errors[0].startswith("error: ")

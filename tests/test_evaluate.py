@@ -78,7 +78,7 @@ def test_checkpoint_of_another_architecture_or_a_newer_version_is_refused(refuse
         (("--model", "nowhere/CNN.safetensors"), "cannot read the checkpoint nowhere/CNN.safetensors"),
         (("--model", "CNN-best-kmnist"), "no trained CNN-best-kmnist"),
         (("--model", "CNN", "--dataset", "kminst"), "unknown dataset 'kminst': did you mean kmnist"),
-        ((), "one of the arguments --model --all is required"),
+        ((), "one of the arguments --model --all --verify is required"),
     ],
 )
 def test_bad_options_are_refused(refused, tmp_path, arguments, message):

@@ -192,3 +192,14 @@ def test_each_of_twelve_networks_has_a_line_of_its_own():
     both = plot._styles(["CNN-best", "CNN-original", "MLP-best"])
     assert both["CNN-best"]["color"] == both["CNN-original"]["color"] != both["MLP-best"]["color"]
     assert both["CNN-best"]["linestyle"] == both["MLP-best"]["linestyle"] != both["CNN-original"]["linestyle"]
+
+
+def test_benchmark_leaves_out_what_is_not_finite():
+    numbers = {"median": 0.5, "seconds": 0.01}
+    rows = {
+        "ddn:100": numbers,
+        "ddn:100-adv_lib": {"median": np.inf, "seconds": 10.0},
+        "fab": numbers | {"median": np.nan},
+    }
+    assert pixels_of(plot.benchmark(rows)).shape[1] > 300
+    assert pixels_of(plot.benchmark({"one": {"median": np.inf}})).size

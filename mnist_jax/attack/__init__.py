@@ -21,12 +21,14 @@ from mnist_jax.attack.fmn import fmn
 from mnist_jax.attack.mi_fgsm import mi_fgsm
 from mnist_jax.attack.pdpgd import pdpgd
 from mnist_jax.attack.pgd import pgd
+from mnist_jax.attack.problem import ClassifierWarning
 from mnist_jax.attack.result import AttackResult
 from mnist_jax.attack.sigma_zero import sigma_zero
 from mnist_jax.attack.square import square
 
 __all__ = [
     "AttackResult",
+    "ClassifierWarning",
     "alma",
     "apgd",
     "apgd_targeted",

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from mnist_jax import norms
 from mnist_jax.attack.apgd import apgd
 from mnist_jax.attack.apgd_targeted import apgd_targeted
+from mnist_jax.attack.fab import fab
 from mnist_jax.attack.problem import problem, radii
 from mnist_jax.attack.restarts import keys_of
 from mnist_jax.attack.result import AttackResult
@@ -90,8 +91,6 @@ def _ensemble(classifier: Classifier, norm: float) -> Iterator[Callable[..., Att
 
 
 def _fab(classifier, images, labels, radius, *, norm, targets, key) -> AttackResult:
-    from mnist_jax.attack.fab import fab
-
     del radius, key  # it looks for the nearest, and its only run starts at the image
     return fab(classifier, images, labels, norm=norm, steps=100, classes=9, targets=targets)
 

@@ -64,8 +64,8 @@ def dichotomy(
     deal shorter than `tolerance * high`: where the boundary would be if the margin were linear, and after a failure
     there in the middle. After a success `high` falls at once to where the line from the image to what was found crosses
     the boundary. The search begins where a few steps towards each of the nearest classes first cross one
-    (`boundary.approach`). An attack that takes a `start`, as `fixed_norm` does, gets the nearest point of the linearized
-    boundary, so that none begins anew.
+    (`boundary.approach`). An attack that takes a `start`, as `fixed_norm` does, gets the nearest point of the
+    linearized boundary, so that none begins anew.
 
     Args:
       classifier, images, labels, norm, targets: see `fixed_norm`.

@@ -1,5 +1,7 @@
 """What an attack is asked for: images, labels or targets, a loss, radii; checked in one place."""
 
+import warnings
+import weakref
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import losses, norms
-from mnist_jax.attack.chunks import in_chunks
+from mnist_jax.attack.chunks import fill, in_chunks
 from mnist_jax.classifier import Classifier
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -26,6 +28,15 @@ LOSSES: dict[str, Loss] = {
 # Logits differ in their last bits with the shape of the batch: a success has to hold by more, of the largest logit.
 ROUNDING = 1e-5
 CAREFUL = 1.3  # times that, for what an attack keeps, so that it holds when it is checked again
+
+LOOKED_AT = 4  # images on which a classifier is looked at before it is attacked
+DIFFERENT = 1e-3  # of the largest logit: more than a matrix product of low precision explains
+
+_known: "weakref.WeakSet[Classifier]" = weakref.WeakSet()  # classifiers that were looked at
+
+
+class ClassifierWarning(UserWarning):
+    """The classifier is one on which attacks can't be trusted to find what there is."""
 
 
 class Problem(NamedTuple):
@@ -80,6 +91,9 @@ def problem(classifier: Classifier, images: ArrayLike, labels: ArrayLike | None,
 
     Raises:
       ValueError: an array is not of the right shape, or an image is not in [0, 1].
+
+    Warns:
+      ClassifierWarning: see `_look_at`.
     """
     images = jnp.asarray(images, jnp.result_type(float))
     if images.ndim < 2:
@@ -87,6 +101,7 @@ def problem(classifier: Classifier, images: ArrayLike, labels: ArrayLike | None,
     count = len(images)
     if not isinstance(images, jax.core.Tracer) and count and not bool(((images >= 0) & (images <= 1)).all()):
         raise ValueError("images must be numbers in [0, 1]; divide bytes by 255")
+    _look_at(classifier, images)
     if labels is None:
         labels = in_chunks(_predictions, (images,), classifier)
     given = {"labels": labels} | ({} if targets is None else {"targets": targets})
@@ -99,6 +114,45 @@ def problem(classifier: Classifier, images: ArrayLike, labels: ArrayLike | None,
 @jax.jit
 def _predictions(classifier: Classifier, images: jax.Array) -> jax.Array:
     return classifier(images).argmax(1)
+
+
+def _look_at(classifier: Classifier, images: jax.Array) -> None:
+    """Warns where the classifier's gradients vanish, its outputs are probabilities, or its answer for an image depends
+    on the others in the batch. It looks once at every `Classifier`, on a few images, and not under a transformation.
+    """
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((classifier, images)))
+    if traced or not len(images) or classifier in _known:
+        return
+    _known.add(classifier)
+    vanish, probabilities, different = map(bool, _looks(classifier, jnp.asarray(fill(images[:LOOKED_AT], LOOKED_AT))))
+    for wrong, text in (
+        (vanish, "the classifier's gradients vanish, so an attack that follows them finds nothing"),
+        (probabilities, "the classifier's outputs look like probabilities; attacks want logits, which don't saturate"),
+        (different, "the classifier answers differently for the same image in another batch; use its evaluation mode"),
+    ):
+        if wrong:
+            warnings.warn(text, ClassifierWarning, stacklevel=4)
+
+
+@jax.jit
+def _looks(classifier: Classifier, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What is wrong: vanishing gradients, probabilities, another answer in another place among other images."""
+
+    def total(images):
+        logits = classifier(images)
+        return losses.margin(logits, logits.argmax(1)).sum(), logits
+
+    gradient, logits = jax.grad(total, has_aux=True)(images)
+    again = classifier(jnp.concatenate([1 - images[:0:-1], images[:1]]))[-1]
+    scale = jnp.abs(logits).max()
+    # By at most that much could the margin change over the whole box, if it were linear: not more than by rounding.
+    reach = jnp.abs(gradient).reshape(len(images), -1).sum(1).max()
+    sums, between = logits.sum(1), (logits >= 0) & (logits <= 1)
+    return (
+        reach <= jnp.finfo(logits.dtype).eps * scale,
+        between.all() & (jnp.abs(sums - 1) < 1e-4).all(),
+        (jnp.abs(logits[0] - again) > DIFFERENT * scale).any(),
+    )
 
 
 def disturb(given: Problem, start: jax.Array, key: jax.Array, size: jax.Array, norm: float) -> jax.Array:

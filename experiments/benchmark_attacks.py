@@ -1,0 +1,443 @@
+"""Compare attacks on the same images: ours, those of PyTorch libraries, and your own.
+
+    python experiments/benchmark_attacks.py --networks MLP-original CNN-original --norms 2 inf --attacks ddn:100 fmn:100
+        [--count 250] [--radius 0.1] [--peers PYTHON] [--counted 50] [--freeze] [--output runs/attacks]
+
+Networks are checkpoints (names or paths) and state_dicts of the original project (ARCHITECTURE.npz). Images are the
+first --count of `val` that the network classifies correctly. An attack is `NAME` or `NAME:STEPS`, a function of
+`mnist_jax.attack` or, as `mine.py:my_attack`, of a file; --peers runs the attacks of the same names and steps of
+adv-lib, torchattacks and foolbox, where that interpreter has them. An attack of a fixed radius runs at --radius, or,
+without one, in the dichotomy (peers of these only run at a --radius). Of ours the table counts the forwards that are
+no part of a gradient, of libraries all.
+
+Every attack runs twice: the first time compiles, and the second is timed. Then it runs on --counted images one by one,
+and every query is watched (a forward or a backward pass; a Jacobian of C rows counts C), for the optimality of Cinà et
+al., "AttackBench: Evaluating gradient-based attacks for adversarial examples", 2025:
+
+    1 - (area - best area) / (clean accuracy * d_max - best area)
+
+where the areas lie under the robust accuracy by distance up to d_max, the largest of the best known distances; of the
+attack the distance is that of the nearest adversarial image among its first 2,000 queries.
+
+Best known distances are frozen in `experiments/best_distances`, by the fingerprint of the weights. A run with --freeze
+adds a new version where it finds nearer images; no version is ever written again. Results stay in --output, a file a
+network and norm; running again compares with them, --table and --figure only show them.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import inspect
+import io
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from peers import Queries, distances
+
+from mnist_jax import attack, checkpoint, command, data, files, plot, pytorch
+from mnist_jax.attack import AttackResult
+from mnist_jax.classifier import Classifier
+from mnist_jax.errors import InputError, unknown
+
+BEST = Path(__file__).with_name("best_distances")
+BUDGET = 2000  # queries an image
+SURE = 1e-5  # of the largest logit: by so much must an image be misclassified to be frozen
+FORMAT = 1  # of result files
+
+Attack = Callable[..., AttackResult]
+
+
+class Scene(NamedTuple):
+    """What is attacked."""
+
+    network: str
+    trained: checkpoint.Checkpoint
+    fingerprint: str  # of the weights
+    norm: float
+    radius: float | None
+    indices: np.ndarray  # in val
+    images: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def name(self) -> str:
+        radius = "" if self.radius is None else f"-radius{self.radius:g}"
+        return f"{self.network}-l{self.norm:g}{radius}"
+
+
+class Row(NamedTuple):
+    """What one attack did: distances `[N]` and `nearest [counted]`, inf where it failed; means an image; seconds."""
+
+    distances: np.ndarray
+    nearest: np.ndarray
+    gradients: float
+    forwards: float
+    seconds: float
+    compile: float
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=["MLP-original", "CNN-original"], metavar="NETWORK")
+    parser.add_argument("--norms", nargs="+", type=float, default=[2.0], metavar="P")
+    parser.add_argument("--attacks", nargs="+", default=[], metavar="NAME[:STEPS]")
+    parser.add_argument("--count", type=command.number(int, 1), default=250, help="images")
+    parser.add_argument("--counted", type=command.number(int, 0), default=50, help="images for the optimality")
+    parser.add_argument("--radius", type=command.number(float, 0), help="of the attacks of a fixed radius")
+    parser.add_argument("--peers", metavar="PYTHON", help="an interpreter that has PyTorch and its libraries")
+    parser.add_argument("--threads", type=command.number(int, 1), default=command.cores(), help="of PyTorch")
+    parser.add_argument("--freeze", action="store_true", help="add a version of the best known distances")
+    parser.add_argument("--table", action="store_true", help="only print what earlier runs found")
+    parser.add_argument("--figure", action="store_true", help="only draw what earlier runs found")
+    parser.add_argument("--output", type=Path, default=Path("runs/attacks"))
+    return parser.parse_args()
+
+
+def load(name: str) -> tuple[str, checkpoint.Checkpoint]:
+    if name.endswith(".npz"):
+        return f"{Path(name).stem}-reference", pytorch.load(name, Path(name).stem)
+    path = checkpoint.find(name)
+    return path.stem, checkpoint.load(path)
+
+
+def scene(name: str, norm: float, options: argparse.Namespace) -> Scene:
+    title, trained = load(name)
+    digest = hashlib.sha256()
+    for key, array in sorted(trained.weights.items()):
+        digest.update(key.encode() + np.asarray(array, np.float32).tobytes())
+    split = data.load(trained.about.get("dataset", "mnist")).val
+    few = min(len(split.labels), options.count + options.count // 4 + 100)
+    images = np.asarray(data.normalize(split.images[:few]))
+    indices = np.flatnonzero(logits_of(trained.classifier(), images).argmax(1) == split.labels[:few])[: options.count]
+    labels = split.labels[indices].astype(np.int32)
+    return Scene(title, trained, digest.hexdigest(), norm, options.radius, indices, images[indices], labels)
+
+
+def logits_of(classifier: Classifier, images: np.ndarray, chunk: int = 250) -> np.ndarray:
+    """Logits `[N, C]`, as exact as the device can."""
+    with jax.default_matmul_precision("highest"):
+        parts = [np.asarray(classifier(images[i : i + chunk])) for i in range(0, len(images), chunk)]
+    return np.concatenate(parts)
+
+
+def attack_named(spec: str, at: Scene) -> Attack:
+    """The function of classifier, images, labels that `NAME`, `NAME:STEPS` or `FILE.py:NAME[:STEPS]` means here."""
+    file, name, steps = None, *spec.partition(":")[::2]
+    if name.endswith(".py"):
+        file, (name, _, steps) = Path(name), steps.partition(":")
+    if steps and not steps.isdigit():
+        raise InputError(f"{spec}: what follows the attack must be its number of steps, as in ddn:100")
+    function = from_file(file, name) if file else getattr(attack, name, None)
+    ours = [n for n in attack.__all__ if not n[0].isupper()]
+    if function is None or (not file and name not in ours):
+        raise unknown("attack", name, ours)
+    takes = inspect.signature(function).parameters
+    counter = "steps" if "steps" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()) else "queries"
+    if steps and counter not in takes and counter == "queries":
+        raise InputError(f"{name} has no steps; leave :{steps} out")
+    options: dict[str, Any] = {"norm": at.norm} | ({counter: int(steps)} if steps else {})
+    if "radius" not in takes:
+        return partial(function, **options)
+    if at.radius is None:
+        return partial(attack.dichotomy, attack=function, **options)
+    return lambda classifier, images, labels: function(classifier, images, labels, at.radius, **options)
+
+
+def from_file(path: Path, name: str) -> Attack:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise InputError(f"there is no file {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, name, None)):
+        raise InputError(f"{path} has no function {name}")
+    return getattr(module, name)
+
+
+def run_ours(spec: str, at: Scene, counted: int) -> tuple[Row, np.ndarray]:
+    """The row of one of our attacks, and the images that it found. Raises `ValueError` where it refuses the norm."""
+    classifier, function = at.trained.classifier(), attack_named(spec, at)
+    jax.clear_caches()
+    times = []
+    for _ in range(2):
+        began = time.perf_counter()
+        result = jax.tree.map(np.asarray, function(classifier, at.images, at.labels))
+        times.append(time.perf_counter() - began)
+    found = judged(at, result.images, logits_of(classifier, result.images).argmax(1) != at.labels)
+    used = (float(result.gradients.mean()), float(result.forwards.mean()))
+    nearest = watched(function, at, counted)
+    return Row(found, nearest, *used, times[1], max(times[0] - times[1], 0.0)), result.images
+
+
+def judged(at: Scene, images: np.ndarray, fooled: np.ndarray) -> np.ndarray:
+    """Distances `[N]`, recomputed from the images; inf where one fools nothing, or is outside the box or the radius."""
+    found = distances(images, at.images, at.norm)
+    allowed = fooled & ((images >= 0) & (images <= 1)).reshape(len(images), -1).all(1)
+    if at.radius is not None:
+        allowed &= found <= at.radius * (1 + 1e-4)
+    return np.where(allowed, found, np.inf)
+
+
+def watched(function: Attack, at: Scene, counted: int) -> np.ndarray:
+    """The nearest adversarial image among the first queries about each of the first images."""
+    queries = Queries(BUDGET)
+    classifier = Classifier(watch(at.trained.network.apply, queries), at.trained.weights)
+    nearest = []
+    # The first image twice: before the first attack on it the classifier is looked at, which is no part of the attack.
+    for i in [0, *range(counted)][: len(at.labels) + 1] if counted else []:
+        one = slice(i, i + 1)
+        queries.about(at.images[i], int(at.labels[i]), at.norm)
+        jax.block_until_ready(function(classifier, at.images[one], at.labels[one]))
+        jax.effects_barrier()
+        nearest.append(queries.nearest)
+    return np.array(nearest[1:])
+
+
+def watch(apply: Callable, queries: Queries) -> Callable:
+    """`apply`, which tells of every row that goes forward or back through it, in order, however it is transformed."""
+
+    def told(params, images):
+        logits = apply(params, images)
+        jax.debug.callback(queries.forward, images, logits)
+        return logits
+
+    def forward(params, images):
+        logits, pull_back = jax.vjp(lambda images: apply(params, images), images)
+        jax.debug.callback(queries.forward, images, logits)
+        return logits, (pull_back, params)
+
+    def backward(kept, cotangent):
+        pull_back, params = kept
+        jax.debug.callback(lambda rows: queries.backward(len(rows)), cotangent)
+        return jax.tree.map(jnp.zeros_like, params), *pull_back(cotangent)
+
+    counted = jax.custom_vjp(told)
+    counted.defvjp(forward, backward)
+    return counted
+
+
+def run_peers(at: Scene, options: argparse.Namespace) -> tuple[dict[str, Row], dict[str, np.ndarray]]:
+    """Rows and images of the attacks of the libraries that the interpreter of --peers has."""
+    weights = pytorch.to_state_dict(at.trained.weights, at.trained.network)
+    what = {
+        "attacks": options.attacks,
+        "norm": at.norm,
+        "radius": at.radius,
+        "threads": options.threads,
+        "counted": options.counted,
+        "budget": BUDGET,
+    }
+    arrays = {"images": at.images.transpose(0, 3, 1, 2), "labels": at.labels}
+    arrays |= {f"weights/{name}": array for name, array in weights.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        request, answer = Path(folder, "request.npz"), Path(folder, "answer.npz")
+        np.savez(request, what=json.dumps(what), **arrays)  # type: ignore[arg-type]
+        line = [options.peers, str(Path(__file__).with_name("peers.py")), str(request), str(answer)]
+        try:
+            subprocess.run(line, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise InputError(f"the peers did not run ({error}); is {options.peers} a Python with PyTorch?") from error
+        with np.load(answer) as file:
+            got = dict(file)
+    said = json.loads(str(got["what"]))
+    for name, why in said["failed"].items():
+        command.note(f"{name} did not run: {why}")
+    rows, images = {}, {}
+    for name, numbers in said["attacks"].items():
+        images[name] = got[f"{name}/images"].transpose(0, 2, 3, 1)
+        found = judged(at, images[name], got[f"{name}/success"])
+        rows[name] = Row(found, got[f"{name}/nearest"], compile=0.0, **numbers)
+    return rows, images
+
+
+def best_known(at: Scene) -> tuple[np.ndarray, int]:
+    """The frozen distances of these images `[N]`, inf where there are none, and their version, or 0."""
+    for path in sorted(BEST.glob(f"{at.network}-l{at.norm:g}-v*.npz"), key=version, reverse=True):
+        with np.load(path) as file:
+            if str(file["fingerprint"]) == at.fingerprint:
+                known = dict(zip(file["indices"].tolist(), file["distances"].tolist(), strict=True))
+                return np.array([known.get(i, np.inf) for i in at.indices.tolist()]), version(path)
+    return np.full(len(at.indices), np.inf), 0
+
+
+def version(path: Path) -> int:
+    return int(path.stem.rpartition("-v")[2])
+
+
+def freeze(at: Scene, images: dict[str, np.ndarray]) -> Path | None:
+    """Writes the next version of the best known distances, if these images are nearer than those of the last one."""
+    known, last = best_known(at)
+    best, classifier = known.copy(), at.trained.classifier()
+    for found in images.values():
+        logits = logits_of(classifier, found)
+        own = logits[np.arange(len(logits)), at.labels]
+        # More than rounding can undo, so that the distance holds on any machine.
+        sure = logits.max(1) - own > SURE * np.abs(logits).max(1)
+        best = np.minimum(best, judged(at, found, sure))
+    if not (best < known * (1 - 1e-6)).any():  # they are kept in single precision
+        return None
+    everything: dict[int, float] = dict(zip(at.indices.tolist(), best.tolist(), strict=True))
+    if last:  # of the images that this run left out, as they were
+        with np.load(BEST / f"{at.network}-l{at.norm:g}-v{last}.npz") as file:
+            everything = dict(zip(file["indices"].tolist(), file["distances"].tolist(), strict=True)) | everything
+    indices = np.array(sorted(everything))
+    values = np.array([everything[i] for i in indices.tolist()], np.float32)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, indices=indices, distances=values, fingerprint=at.fingerprint, norm=at.norm)
+    BEST.mkdir(exist_ok=True)
+    taken = [version(path) for path in BEST.glob(f"{at.network}-l{at.norm:g}-v*.npz")]
+    path = BEST / f"{at.network}-l{at.norm:g}-v{max(taken, default=0) + 1}.npz"
+    with path.open("xb") as out:
+        out.write(buffer.getvalue())
+    return path
+
+
+def optimality(nearest: np.ndarray, best: np.ndarray) -> float:
+    """See above; the images are all classified correctly to begin with, so their clean accuracy is 1.
+
+    The area under the robust accuracy up to d_max is the mean of the distances, clipped there.
+    """
+    if not len(nearest) or not np.isfinite(best).any():
+        return np.nan
+    end = best[np.isfinite(best)].max()
+    area, least = np.minimum(nearest, end).mean(), np.minimum(best, end).mean()
+    return float(1 - (area - least) / (end - least)) if end > least else np.nan
+
+
+def measures(rows: dict[str, Row], known: np.ndarray) -> dict[str, dict[str, float]]:
+    """The numbers of every row; `known` are the best distances of any row and of any version."""
+    result, best = {}, known.copy()
+    for row in rows.values():
+        best[: len(row.nearest)] = np.minimum(best[: len(row.nearest)], row.nearest)
+    for name, row in rows.items():
+        found = row.distances[np.isfinite(row.distances)]
+        others = np.minimum.reduce([np.full(len(known), np.inf), *(r.distances for n, r in rows.items() if n != name)])
+        with np.errstate(all="ignore"):
+            ratios = [row.distances / np.where(np.isfinite(near), near, np.nan) for near in (known, others)]
+        result[name] = {
+            "success": float(np.isfinite(row.distances).mean()),
+            "median": float(np.median(row.distances)),
+            "mean": float(found.mean()) if len(found) else np.nan,
+            "ratio to best": mean_of_finite(ratios[0]),
+            "to others": mean_of_finite(ratios[1]),
+            "optimality": optimality(row.nearest, best[: len(row.nearest)]),
+            "gradients": row.gradients,
+            "forwards": row.forwards,
+            "seconds": row.seconds,
+            "compile": row.compile,
+        }
+    return result
+
+
+def mean_of_finite(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else np.nan
+
+
+def table(title: str, now: dict[str, dict[str, float]], before: dict[str, dict[str, float]]) -> str:
+    """A Markdown table, nearest first; `was` is the median of the run before, where it was another."""
+    names = list(next(iter(now.values())))
+    lines = [f"{title}", "", "| attack | " + " | ".join(names) + " | was |", "|:--" + "|--:" * (len(names) + 1) + "|"]
+    for name, row in sorted(now.items(), key=lambda item: (item[1]["median"], -item[1]["success"])):
+        cells = [f"{row[m]:.1%}" if m == "success" else "" if np.isnan(row[m]) else f"{row[m]:.4g}" for m in names]
+        was = before.get(name, row)["median"]
+        cells.append("" if was == row["median"] else f"{was:.4g}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def save(path: Path, at: Scene, rows: dict[str, Row]) -> None:
+    about = {
+        "format": FORMAT,
+        "fingerprint": at.fingerprint,
+        "device": command.describe_device(),
+        "rows": {name: row._asdict() | {"distances": None, "nearest": None} for name, row in rows.items()},
+    }
+    arrays = {
+        f"{n}/{k}": getattr(row, k).astype(np.float32) for n, row in rows.items() for k in ("distances", "nearest")
+    }
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, about=json.dumps(about), indices=at.indices, **arrays)  # type: ignore[arg-type]
+    files.write(path, buffer.getvalue())
+
+
+def earlier(path: Path, at: Scene) -> dict[str, Row]:
+    """The rows of the runs before on these images."""
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path) as file:
+            about = json.loads(str(file["about"]))
+            same = about["fingerprint"] == at.fingerprint and np.array_equal(file["indices"], at.indices)
+            arrays = {key: np.asarray(file[key], float) for key in file.files if "/" in key} if same else {}
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is no file of results, or damaged ({error}); move it away") from error
+    if about["format"] > FORMAT or not same:
+        raise InputError(f"{path} is of other weights, images or a newer version; choose another --output")
+    return {
+        name: Row(**numbers | {key: arrays[f"{name}/{key}"] for key in ("distances", "nearest")})
+        for name, numbers in about["rows"].items()
+    }
+
+
+def run(at: Scene, options: argparse.Namespace) -> tuple[dict[str, Row], dict[str, np.ndarray]]:
+    rows, images = {}, {}
+    for spec in options.attacks:
+        command.note(f"{at.name}: {spec}")
+        try:
+            rows[spec], images[spec] = run_ours(spec, at, options.counted)
+        except InputError:
+            raise
+        except ValueError as error:
+            if not str(error).startswith("norm must be"):
+                raise
+            command.note(f"{spec} left out: {error}")
+    if options.peers:
+        theirs, found = run_peers(at, options)
+        rows, images = rows | theirs, images | found
+    return rows, images
+
+
+def benchmark(name: str, norm: float, options: argparse.Namespace) -> None:
+    at = scene(name, norm, options)
+    path = options.output / f"{at.name}-{len(at.indices)}.npz"
+    before = earlier(path, at)
+    new, images = ({}, {}) if options.table or options.figure else run(at, options)
+    rows = before | new
+    if not rows:
+        raise InputError(f"there are no results in {path}; name some --attacks")
+    if options.freeze and (written := freeze(at, images)):
+        command.note(f"new best distances: {written}")
+    frozen, which = best_known(at)
+    known = np.minimum.reduce([frozen, *(row.distances for row in rows.values())])
+    now = measures(rows, known)
+    if new:
+        save(path, at, rows)
+    if not options.figure:
+        best = f"best distances v{which}" if which else "best distances of these attacks"
+        print(table(f"{at.name}, {len(at.indices)} images, {best}", now, measures(before, known)), flush=True)
+    if new or options.figure:
+        curves = {row: found.distances for row, found in rows.items()}
+        files.write(path.with_suffix(".png"), plot.benchmark(now))
+        files.write(path.with_name(path.stem + "-accuracy.png"), plot.accuracy_by_radius(curves, norm))
+
+
+def main() -> None:
+    options = parse()
+    files.make_folder(options.output)
+    for name in options.networks:
+        for norm in options.norms:
+            benchmark(name, norm, options)
+
+
+if __name__ == "__main__":
+    command.run(lambda _: main())

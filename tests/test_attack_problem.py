@@ -1,0 +1,103 @@
+"""Warnings of classifiers that attacks can't be trusted on."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from linear import apply, random_problem
+
+from mnist_jax import Classifier, attack
+from mnist_jax.attack import ClassifierWarning
+from mnist_jax.attack.problem import _looks
+
+W, B, IMAGES, LABELS = random_problem(np.random.default_rng(0), batch=5)
+PARAMS = {"w": jnp.asarray(W, jnp.float32), "b": jnp.asarray(B, jnp.float32)}
+
+
+def probabilities(params, images):
+    return jax.nn.softmax(apply(params, images))
+
+
+def saturated(params, images):
+    return jax.nn.softmax(1e6 * apply(params, images))
+
+
+def frozen(params, images):
+    return jax.lax.stop_gradient(apply(params, images))
+
+
+def of_the_batch(params, images):
+    return apply(params, images - images.mean(0, keepdims=True))
+
+
+def noisy(params, images):
+    logits = apply(params, images)
+    return logits + jax.random.normal(jax.random.key(0), logits.shape)
+
+
+def run(function, count=5, **options):
+    classifier = Classifier(function, PARAMS)
+    return attack.automatic(classifier, IMAGES[:count], LABELS[:count], steps=1, **options)
+
+
+@pytest.mark.parametrize(
+    ("function", "message", "count"),
+    [
+        (probabilities, "look like probabilities", 5),
+        (probabilities, "look like probabilities", 1),
+        (frozen, "gradients vanish", 5),
+        (of_the_batch, "answers differently", 5),
+        (noisy, "answers differently", 5),
+        (noisy, "answers differently", 1),
+    ],
+)
+def test_each_fault_has_its_warning(function, message, count):
+    with pytest.warns(ClassifierWarning, match=message) as caught:
+        run(function, count)
+    assert len(caught) == 1
+
+
+def test_saturated_probabilities_have_two_faults():
+    with pytest.warns(ClassifierWarning) as caught:
+        run(saturated)
+    assert len(caught) == 2
+
+
+def test_an_honest_classifier_gets_none_and_is_looked_at_once():
+    classifier = Classifier(apply, PARAMS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attack.automatic(classifier, IMAGES, LABELS, steps=1)
+        known = _looks._cache_size()
+        attack.dichotomy(classifier, IMAGES, LABELS, steps=1)
+        attack.automatic(Classifier(apply, PARAMS), IMAGES[:2], LABELS[:2], steps=1)
+    assert _looks._cache_size() == known  # one program for an architecture, however many images
+
+
+def test_looking_costs_nothing_again():
+    calls = []
+
+    def counted(params, images):
+        jax.debug.callback(lambda: calls.append(len(images)))
+        return apply(params, images)
+
+    classifier = Classifier(counted, PARAMS)
+    costs = []
+    for _ in range(2):
+        attack.automatic(classifier, IMAGES, LABELS, steps=3)
+        jax.effects_barrier()
+        costs.append(sum(calls))
+        calls.clear()
+    assert costs[0] - costs[1] == 8  # two batches of four images
+
+
+def test_nothing_is_looked_at_while_a_caller_compiles():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jax.jit(lambda x: run_on(x))(jnp.asarray(IMAGES, jnp.float32))
+
+
+def run_on(images):
+    return attack.automatic(Classifier(frozen, PARAMS), images, jnp.asarray(LABELS), steps=1)

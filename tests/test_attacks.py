@@ -1,0 +1,222 @@
+"""What every attack promises, one row of `ATTACKS` each.
+
+An attack is compiled anew for every norm and shape, so there are few of both, and all classifiers are one function:
+what is odd about one is in its parameters.
+"""
+
+import warnings
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from linear import nearest, random_problem
+
+from mnist_jax import Classifier, attack, norms
+from mnist_jax.attack import ClassifierWarning
+
+INF = np.inf
+
+
+class Row(NamedTuple):
+    """An attack, and what it promises for linear classifiers.
+
+    Attributes:
+      name: of the function in `mnist_jax.attack`.
+      norms: p of the norms that are tried; of the odd classifiers and shapes the first only.
+      ratio: of a minimal-norm attack, its largest distance, of a fixed-radius attack, the radius at which it succeeds,
+        both over the exact distance.
+      options: for runs that are quick, but find what there is.
+      tiny: options for a run with nothing compiled.
+      fixed: whether it takes a radius.
+    """
+
+    name: str
+    norms: tuple[float, ...]
+    ratio: float
+    options: dict[str, Any]
+    tiny: dict[str, Any]
+    fixed: bool = False
+
+
+ATTACKS = [
+    Row("fixed_norm", (2, 1, INF), 1.2, {"steps": 60, "learning_rate": 0.03}, {"steps": 1}, fixed=True),
+    Row("dichotomy", (2, 1, INF), 1.01, {}, {"steps": 1, "tolerance": 0.5}),
+    Row("automatic", (2, 1, INF), 6.0, {"steps": 100}, {"steps": 1}),
+]
+each_attack = pytest.mark.parametrize("row", ATTACKS, ids=[row.name for row in ATTACKS])
+each_norm = pytest.mark.parametrize(
+    ("row", "p"), [pytest.param(row, p, id=f"{row.name}-l{p:g}") for row in ATTACKS for p in row.norms]
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly_compiled():
+    """What is compiled here runs for milliseconds: half the time of compiling is for nothing."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def apply(params, images):
+    """Linear logits, or what the switches among the parameters make of them."""
+    logits = params["scale"] * (images.reshape(len(images), -1) @ params["w"] + params["b"][None])
+    logits = jnp.where(params["softmax"], jax.nn.softmax(logits), logits)
+    return jnp.where(params["frozen"], jax.lax.stop_gradient(logits), logits)
+
+
+class Problem(NamedTuple):
+    classifier: Classifier
+    images: np.ndarray
+    labels: np.ndarray
+    w: np.ndarray
+    b: np.ndarray
+
+    def odd(self, **parameters) -> "Problem":
+        """The same with other parameters of the classifier."""
+        params = self.classifier.params
+        changed = {k: jnp.asarray(v, params[k].dtype) for k, v in parameters.items()}
+        return self._replace(classifier=Classifier(apply, params | changed))
+
+    def first(self, count: int) -> "Problem":
+        return self._replace(images=self.images[:count], labels=self.labels[:count])
+
+
+def some_problem(seed=0, dtype=np.float32, **options) -> Problem:
+    w, b, images, labels = random_problem(np.random.default_rng(seed), **({"batch": 16} | options))
+    params = {"w": jnp.asarray(w, dtype), "b": jnp.asarray(b, dtype), "scale": jnp.asarray(1, dtype)}
+    switches = {"softmax": jnp.asarray(False), "frozen": jnp.asarray(False)}
+    return Problem(Classifier(apply, params | switches), images.astype(dtype), labels, w, b)
+
+
+def run(row: Row, problem: Problem, p=None, radius=1.0, options=None, **more):
+    """The attack's result, checked against the promises that hold whatever the classifier is."""
+    p = row.norms[0] if p is None else p
+    how = {"norm": p} | (row.options if options is None else options) | ({"radius": radius} if row.fixed else {}) | more
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ClassifierWarning)  # which the odd classifiers deserve
+        result = getattr(attack, row.name)(problem.classifier, problem.images, problem.labels, **how)
+    check(result, problem, p, radius if row.fixed else INF, more.get("targets"))
+    return result
+
+
+def check(result, problem, p, radius, targets=None):
+    """Everything that is said of the images, again from the images."""
+    images, success = np.asarray(result.images), np.asarray(result.success)
+    assert images.shape == problem.images.shape
+    assert ((images >= 0) & (images <= 1)).all()  # and not NaN
+    predictions = np.asarray(problem.classifier(images)).argmax(1)
+    fooled = predictions != problem.labels if targets is None else predictions == targets
+    assert fooled[success].all()
+    r = (images.astype(float) - problem.images.astype(float)).reshape(len(images), -1)
+    lengths = np.linalg.norm(r, p, axis=1)
+    np.testing.assert_allclose(result.distance, np.where(success, lengths, INF), rtol=1e-5, atol=1e-6)
+    assert (lengths <= radius * (1 + 1e-5) + 2e-6)[success].all()
+    for count in (result.gradients, result.forwards):
+        assert count.shape == success.shape
+        assert (np.asarray(count) >= 0).all()
+
+
+@each_norm
+def test_linear_oracle(row, p):
+    problem = some_problem()
+    exact = nearest(problem.w, problem.b, problem.images.astype(float), problem.labels, p)
+    # Some are closer to the boundary than a success has to be.
+    clear = np.isfinite(exact) & (exact > 0.1 * np.median(exact))
+    if row.fixed:
+        succeeds_at_the_radius(row, problem, p, exact, clear)
+        return
+    result = run(row, problem, p)
+    assert result.success[clear].all()
+    ratio = np.asarray(result.distance)[clear] / exact[clear]
+    assert ratio.min() > 1 - 1e-4
+    assert ratio.max() <= row.ratio
+
+
+def succeeds_at_the_radius(row, problem, p, exact, clear):
+    reach = np.asarray(norms.largest(jnp.asarray(problem.images), p))
+    allowed = clear & (row.ratio * exact < reach)
+    assert allowed.sum() > 8
+    assert run(row, problem, p, radius=np.where(allowed, row.ratio * exact, reach)).success[allowed].all()
+    assert not run(row, problem, p, radius=np.where(clear, 0.999 * exact, 0)).success[clear].any()
+
+
+@each_attack
+def test_misclassified_images_come_back_as_they_are(row):
+    problem = some_problem()
+    wrong = np.arange(16) % 2 == 1
+    problem = problem._replace(labels=(problem.labels + wrong) % 5)
+    result = run(row, problem)
+    np.testing.assert_array_equal(result.images[wrong], problem.images[wrong])
+    assert result.success[wrong].all()
+    assert (result.distance[wrong] == 0).all()
+    assert (result.gradients[wrong] == 0).all()
+    assert (result.gradients[~wrong] + result.forwards[~wrong] > 0).all()
+
+
+@pytest.mark.parametrize("row", [row for row in ATTACKS if row.fixed], ids=lambda row: row.name)
+def test_radius_zero_finds_nothing(row):
+    result = run(row, some_problem(), radius=0.0)
+    assert not result.success.any()
+    assert np.isinf(result.distance).all()
+
+
+@each_attack
+def test_a_constant_classifier_is_not_fooled(row):
+    problem = some_problem().odd(w=np.zeros((20, 5)), b=np.arange(5))
+    assert not run(row, problem._replace(labels=np.full(16, 4))).success.any()
+    assert run(row, problem).success[problem.labels != 4].all()
+    equal = some_problem().odd(w=np.zeros((20, 5)), b=np.zeros(5))  # all logits are the same
+    assert not run(row, equal._replace(labels=np.zeros(16, int))).success.any()
+
+
+@each_attack
+def test_classifiers_that_give_no_gradient_are_survived(row):
+    run(row, some_problem().odd(frozen=True))
+    run(row, some_problem().odd(softmax=True, scale=20))
+
+
+@each_attack
+def test_large_logits_are_fooled_too(row):
+    problem = some_problem()
+    as_is, huge = run(row, problem), run(row, problem.odd(scale=2.0**20))
+    assert huge.success[as_is.success].all()
+
+
+@each_attack
+def test_an_image_does_not_depend_on_its_neighbours(row):
+    problem = some_problem()
+    together, odd = run(row, problem), run(row, problem.first(13))
+    np.testing.assert_array_equal(odd.images, together.images[:13])
+
+
+@each_attack
+def test_one_image_of_two_classes_and_another_shape(row):
+    problem = some_problem(3, batch=1, classes=2, shape=(6,))
+    reach = np.asarray(norms.largest(jnp.asarray(problem.images), row.norms[0]))
+    assert run(row, problem, radius=0.9 * reach).success.all()
+
+
+@each_attack
+def test_a_thousand_classes_with_targets_in_double_precision(row):
+    with jax.enable_x64(True):
+        problem = some_problem(4, float, batch=4, classes=1000, shape=(4, 3, 2))
+        targets = np.asarray(problem.classifier(problem.images)).argsort(1)[:, -2]
+        result = run(row, problem, targets=targets)
+        assert result.success.any()
+        assert result.images.dtype == result.distance.dtype == np.float64
+
+
+@each_attack
+def test_inside_and_without_compiled_functions(row):
+    problem = some_problem(6, batch=1, classes=2, shape=(2,))
+    options = {"norm": row.norms[0]} | row.tiny | ({"radius": 1.0} if row.fixed else {})
+    function = partial(getattr(attack, row.name), problem.classifier, **options)
+    images, labels = jnp.asarray(problem.images), jnp.asarray(problem.labels)
+    inside = jax.jit(function)(images, labels)
+    with jax.disable_jit():
+        without = function(images, labels)
+    np.testing.assert_allclose(inside.images, without.images, atol=1e-3)
+    np.testing.assert_array_equal(inside.success, without.success)
