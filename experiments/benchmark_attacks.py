@@ -43,7 +43,7 @@ import jax.numpy as jnp
 import numpy as np
 from peers import Queries, distances
 
-from mnist_jax import attack, checkpoint, command, data, files, plot, pytorch
+from mnist_jax import attack, checkpoint, command, data, device, files, plot, pytorch
 from mnist_jax.attack import AttackResult
 from mnist_jax.classifier import Classifier
 from mnist_jax.errors import InputError, unknown
@@ -94,7 +94,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--counted", type=command.number(int, 0), default=50, help="images for the optimality")
     parser.add_argument("--radius", type=command.number(float, 0), help="of the attacks of a fixed radius")
     parser.add_argument("--peers", metavar="PYTHON", help="an interpreter that has PyTorch and its libraries")
-    parser.add_argument("--threads", type=command.number(int, 1), default=command.cores(), help="of PyTorch")
+    parser.add_argument("--threads", type=command.number(int, 1), default=device.cores(), help="of PyTorch")
     parser.add_argument("--freeze", action="store_true", help="add a version of the best known distances")
     parser.add_argument("--table", action="store_true", help="only print what earlier runs found")
     parser.add_argument("--figure", action="store_true", help="only draw what earlier runs found")
@@ -359,7 +359,7 @@ def save(path: Path, at: Scene, rows: dict[str, Row]) -> None:
     about = {
         "format": FORMAT,
         "fingerprint": at.fingerprint,
-        "device": command.describe_device(),
+        "device": device.describe(),
         "rows": {name: row._asdict() | {"distances": None, "nearest": None} for name, row in rows.items()},
     }
     arrays = {

@@ -16,7 +16,7 @@ CHUNK = {"cpu": 32}
 CHUNK_OF_ACCELERATOR = 2048
 
 # What a caller may have set for its own thread only.
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "jax_enable_x64": jax.enable_x64,
     "jax_default_matmul_precision": jax.default_matmul_precision,
     "jax_default_device": jax.default_device,
