@@ -21,8 +21,9 @@ from mnist_jax.classifier import Classifier
 ROUNDS = 24  # at most; most images take about 8
 AT_ONCE = 2  # rounds of one program, after which the images that are done leave the batch
 DECAY = 0.7  # of the learning rate, from round to round
-LINE = 5  # evaluations along a line
-ABOVE = 1e-4  # of the estimate is added to it
+LINE = 3  # evaluations along a line after an attack
+ABOVE = 1e-4  # of the estimate is added to it, before the first success
+FROM_ESTIMATE = 0.75  # of the way to the best is the next radius
 FINER = 0.2  # of the tolerance is the length of the last interval: the attack may miss by the rest
 EDGE = 0.02  # of the interval is left below its upper end
 AGAIN = 0.998  # of the estimate is where an interval is opened again
@@ -61,9 +62,9 @@ def dichotomy(
     """Bisects the radius of a fixed-radius attack, separately for every image.
 
     An interval [low, high], with failure at its lower end and success at its upper end, is divided until it is a good
-    deal shorter than `tolerance * high`: where the boundary would be if the margin were linear, and after a failure
-    there in the middle. After a success `high` falls at once to where the line from the image to what was found crosses
-    the boundary. The search begins where a few steps towards each of the nearest classes first cross one
+    deal shorter than `tolerance * high`: near where the boundary would be if the margin were linear, and after a
+    failure there in the middle. After a success `high` falls at once to where the line from the image to what was found
+    crosses the boundary. The search begins where a few steps towards each of the nearest classes first cross one
     (`boundary.approach`). An attack that takes a `start`, as `fixed_norm` does, gets the nearest point of the
     linearized boundary, so that none begins anew.
 
@@ -130,9 +131,10 @@ def _first(classifier, given: Problem, low, high, *, norm, tolerance) -> State:
 
 
 def _next(low, high, estimate, found, failures):
-    """The radius to try: a little above the estimate; after a failure, at least the middle of the interval, or, as long
-    as its upper end is no success, the farther above the more attempts failed."""
-    above = estimate * (1 + jnp.where(found, ABOVE, ABOVE * 8.0**failures))
+    """The radius to try: most of the way from the estimate, which promises too much, to the best; after a failure, at
+    least the middle of the interval. As long as there is no success, the farther above the estimate the more failed."""
+    between = estimate + FROM_ESTIMATE * jnp.maximum(high - estimate, 0)
+    above = jnp.where(found, between, estimate * (1 + ABOVE * 8.0**failures))
     middle = jnp.where(found & (failures > 0), (low + high) / 2, 0)
     edge = EDGE * (high - low)
     return jnp.clip(jnp.maximum(above, middle), low, high - edge)
