@@ -19,6 +19,7 @@ from mnist_jax.attack.fgsm import fgsm
 from mnist_jax.attack.fixed_norm import fixed_norm
 from mnist_jax.attack.fmn import fmn
 from mnist_jax.attack.mi_fgsm import mi_fgsm
+from mnist_jax.attack.nearest import nearest
 from mnist_jax.attack.pdpgd import pdpgd
 from mnist_jax.attack.pgd import pgd
 from mnist_jax.attack.problem import ClassifierWarning
@@ -45,6 +46,7 @@ __all__ = [
     "fixed_norm",
     "fmn",
     "mi_fgsm",
+    "nearest",
     "pdpgd",
     "pgd",
     "sigma_zero",

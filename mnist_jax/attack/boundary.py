@@ -64,15 +64,14 @@ def margins(classifier, given: Problem, classes: int) -> tuple[jax.Array, jax.Ar
 def approach(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Array, int, int]:
     """Some steps towards each of the nearest classes: which is the nearest shows only then.
 
-    Gives the logits `[B, C]` of the images, the perturbations `[B, *shape]` that cross a boundary the soonest, and how
-    many gradients and how many evaluations that took.
+    Gives the logits `[B, C]` of the images, for every class a perturbation to where a boundary is crossed in its
+    direction, `[K, B, *shape]`, and how many gradients and how many evaluations that took.
     """
     logits, classes, values, slopes = margins(classifier, given, LIKELIEST)
     falls = values + given.rounding(logits)[None]
     steps = jax.vmap(lambda g, fall: norms.nearest_on_plane(g, fall, given.images, norm))(slopes, falls)
     nearest = jax.lax.top_k(-jax.vmap(partial(norms.norm, p=norm))(steps).T, min(CLASSES, len(steps)))[1].T
-    classes = jnp.take_along_axis(classes, nearest, 0)
-    steps = jnp.take_along_axis(steps, nearest.reshape(*nearest.shape, *[1] * (given.images.ndim - 1)), 0)
+    classes, steps = jnp.take_along_axis(classes, nearest, 0), pick(steps, nearest)
 
     def towards(inputs):
         other, r = inputs
@@ -81,9 +80,12 @@ def approach(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Ar
         r = jax.lax.fori_loop(0, STEPS, lambda _, r: (r + step(classifier, given, r, norm, loss)[1]) / 2, r)
         far = jnp.full(len(other), TOO_FAR, r.dtype)
         share = line(classifier, given, r, jnp.zeros_like(far), far)
-        r = jnp.clip(given.images + given.per_image(share) * r, 0, 1) - given.images
-        return r, norms.norm(r, norm)
+        return jnp.clip(given.images + given.per_image(share) * r, 0, 1) - given.images
 
-    tries, lengths = jax.lax.map(towards, (classes, steps))
-    r = jnp.take_along_axis(tries, given.per_image(lengths.argmin(0))[None], 0)[0]
-    return logits, r, len(values) + STEPS * len(classes), LINE * len(classes)
+    tries = jax.lax.map(towards, (classes, steps))
+    return logits, tries, len(values) + STEPS * len(classes), LINE * len(classes)
+
+
+def pick(arrays: jax.Array, places: jax.Array) -> jax.Array:
+    """From arrays `[K, B, ...]`, for each image those at the places `[N, B]`: `[N, B, ...]`."""
+    return jnp.take_along_axis(arrays, places.reshape(*places.shape, *[1] * (arrays.ndim - 2)), 0)

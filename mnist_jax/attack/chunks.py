@@ -58,6 +58,17 @@ def in_chunks(program: Callable, arrays: Any, *before: Any, size: int | None = N
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[:count]), *parts)
 
 
+def until_done(program: Callable, arrays: Any, state: Any) -> Any:
+    """`state = program(arrays, state)`, in chunks, again and again for those of its entries that are not `done`."""
+    arrays, state = jax.tree.map(np.asarray, arrays), jax.tree.map(np.array, state)
+    size = chunk_size(len(state.done))
+    while len(active := np.flatnonzero(~state.done)):
+        part = jax.tree.map(lambda a, active=active: a[active], (arrays, state))
+        for ours, new in zip(*map(jax.tree.leaves, (state, in_chunks(program, part, size=size))), strict=True):
+            ours[active] = np.asarray(new)
+    return state
+
+
 def chunk_size(count: int) -> int:
     """How many images to work on at once, where there are `count`: a power of two."""
     return min(CHUNK.get(jax.default_backend(), CHUNK_OF_ACCELERATOR), 1 << max(count - 1, 0).bit_length())

@@ -3,46 +3,23 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
-from mnist_jax import losses, norms
+from mnist_jax import norms
 from mnist_jax.attack import boundary
-from mnist_jax.attack.chunks import chunk_size, in_chunks
-from mnist_jax.attack.fixed_norm import fixed_norm, search
-from mnist_jax.attack.problem import CAREFUL, Problem, disturb, loss_function, problem, radii
+from mnist_jax.attack.bisection import ROUNDS, STEPS, State, attempt, begin, divide, keep
+from mnist_jax.attack.chunks import in_chunks, until_done
+from mnist_jax.attack.fixed_norm import fixed_norm
+from mnist_jax.attack.problem import Problem, disturb, loss_function, problem, radii
 from mnist_jax.attack.result import AttackResult, finish
 from mnist_jax.classifier import Classifier
 
-ROUNDS = 24  # at most; most images take about 8
 AT_ONCE = 2  # rounds of one program, after which the images that are done leave the batch
-DECAY = 0.7  # of the learning rate, from round to round
-LINE = 3  # evaluations along a line after an attack
-ABOVE = 1e-4  # of the estimate is added to it, before the first success
-FROM_ESTIMATE = 0.75  # of the way to the best is the next radius
 FINER = 0.2  # of the tolerance is the length of the last interval: the attack may miss by the rest
-EDGE = 0.02  # of the interval is left below its upper end
-AGAIN = 0.998  # of the estimate is where an interval is opened again
-
-
-class State(NamedTuple):
-    """The search of every image: `[B]`, or like the images."""
-
-    low: jax.Array  # the largest radius that failed
-    high: jax.Array  # the distance of the best, or the limit
-    radius: jax.Array  # to try next
-    best: jax.Array  # the nearest adversarial perturbation
-    last: jax.Array  # the last attempt
-    found: jax.Array
-    done: jax.Array
-    rounds: jax.Array
-    failures: jax.Array  # in a row
-    gradients: jax.Array
-    forwards: jax.Array
 
 
 def dichotomy(
@@ -93,109 +70,55 @@ def dichotomy(
     low = radii(low, given.images, "low")
     high = reach if high is None else jnp.minimum(radii(high, given.images, "high"), reach)
     takes = tuple(inspect.signature(attack).parameters)
-    how: dict[str, Any] = {"norm": norm, "tolerance": tolerance, "attack": attack, "takes_start": "start" in takes}
+    how: dict[str, Any] = {
+        "norm": norm,
+        "shortest": FINER * tolerance,
+        "attack": attack,
+        "takes_start": "start" in takes,
+    }
     rounds = partial(_rounds, classifier, **how, options=tuple(sorted(options.items())))
-    state = in_chunks(partial(_first, norm=norm, tolerance=tolerance), (given, low, high), classifier)
+    state = in_chunks(partial(_first, norm=norm, shortest=FINER * tolerance), (given, low, high), classifier)
     if key is not None:
         state = state._replace(last=disturb(given, state.last, key, 0.5 * state.radius, norm))
     if isinstance(given.images, jax.core.Tracer):  # there are no values yet to leave by
         state = rounds(given, state, count=ROUNDS)
     else:
-        state = _leaving(partial(rounds, count=AT_ONCE), given, state)
+        state = until_done(partial(rounds, count=AT_ONCE), given, state)
     return in_chunks(partial(_finish, norm=norm), (given, state), classifier)
 
 
-def _leaving(rounds, given: Problem, state: State) -> State:
-    """Some rounds at a time for the images that aren't done."""
-    given, state = jax.tree.map(np.asarray, given), jax.tree.map(np.array, state)
-    size = chunk_size(len(given.labels))
-    while len(active := np.flatnonzero(~state.done)):
-        part = jax.tree.map(lambda a, active=active: a[active], (given, state))
-        for ours, new in zip(state, in_chunks(rounds, part, size=size), strict=True):
-            ours[active] = np.asarray(new)
-    return state
-
-
-@partial(jax.jit, static_argnames=("norm", "tolerance"))
-def _first(classifier, given: Problem, low, high, *, norm, tolerance) -> State:
-    logits, r, gradients, forwards = boundary.approach(classifier, given, norm)
-    zero = jnp.zeros(len(low), jnp.int32)
-    nothing = jnp.zeros_like(given.images)
-    start = State(
-        low, high, norms.norm(r, norm), nothing, r, zero > 0, zero > 0, zero, zero, zero + gradients, zero + forwards
+@partial(jax.jit, static_argnames=("norm", "shortest"))
+def _first(classifier, given: Problem, low, high, *, norm, shortest) -> State:
+    logits, tries, gradients, forwards = boundary.approach(classifier, given, norm)
+    nearest = jax.vmap(partial(norms.norm, p=norm))(tries).argmin(0)
+    state = begin(classifier, given, low, high, boundary.pick(tries, nearest[None])[0], norm, shortest)
+    return state._replace(
+        done=given.solved(logits) | (high <= 0) | state.done,
+        gradients=state.gradients + gradients,
+        forwards=state.forwards + forwards,
     )
-    state = _divide(classifier, given, start, r, norm, tolerance)
-    # What is no success so far tells nothing about the radius.
-    state = state._replace(low=jnp.where(state.found, state.low, low), failures=zero)
-    return state._replace(done=given.solved(logits) | (high <= 0) | state.done)
 
 
-def _next(low, high, estimate, found, failures):
-    """The radius to try: most of the way from the estimate, which promises too much, to the best; after a failure, at
-    least the middle of the interval. As long as there is no success, the farther above the estimate the more failed."""
-    between = estimate + FROM_ESTIMATE * jnp.maximum(high - estimate, 0)
-    above = jnp.where(found, between, estimate * (1 + ABOVE * 8.0**failures))
-    middle = jnp.where(found & (failures > 0), (low + high) / 2, 0)
-    edge = EDGE * (high - low)
-    return jnp.clip(jnp.maximum(above, middle), low, high - edge)
-
-
-@partial(jax.jit, static_argnames=("norm", "tolerance", "attack", "takes_start", "options", "count"))
-def _rounds(classifier, given, state, *, norm, tolerance, attack, takes_start, options, count) -> State:
-    more = dict(options)
-
-    def attempt(state) -> tuple[jax.Array, ArrayLike, ArrayLike]:
+@partial(jax.jit, static_argnames=("norm", "shortest", "attack", "takes_start", "options", "count"))
+def _rounds(classifier, given, state, *, norm, shortest, attack, takes_start, options, count) -> State:
+    def tried(state) -> tuple[jax.Array, ArrayLike, ArrayLike]:
         """Perturbations, and the gradients and evaluations that they took."""
+        more = dict(options)
         if attack is fixed_norm:
-            rate = state.radius * state.best[0].size ** (-1 / norm) * DECAY**state.rounds
-            how = {"learning_rate": rate, "steps": 10, "loss": losses.margin} | more
-            how["learning_rate"] = jnp.broadcast_to(how["learning_rate"], state.radius.shape)
-            how["loss"] = loss_function(how["loss"])
-            best, _ = search(classifier, given, state.radius, start=state.last, norm=norm, **how)
-            return best.r, how["steps"], 0
+            loss = loss_function(more.pop("loss", "margin"))
+            return attempt(classifier, given, state, norm, loss=loss, **more), more.get("steps", STEPS), 0
         start = {"start": state.last} if takes_start else {}
         images, labels, targets = given
         result = attack(classifier, images, labels, state.radius, norm=norm, targets=targets, **start, **more)
         return result.images - images, result.gradients, result.forwards
 
     def body(_, state):
-        r, gradients, forwards = attempt(state)
-        new = _divide(classifier, given, state, r, norm, tolerance)
+        r, gradients, forwards = tried(state)
+        new = divide(classifier, given, state, r, norm, shortest)
         new = new._replace(gradients=new.gradients + gradients, forwards=new.forwards + forwards)
-        keep = [given.where if a.ndim > 1 else jnp.where for a in state]
-        return State(*[where(state.done, a, b) for where, a, b in zip(keep, state, new, strict=True)])
+        return keep(given, state.done, state, new)
 
     return jax.lax.fori_loop(0, count, body, state)
-
-
-def _divide(classifier, given: Problem, state: State, r, norm, tolerance) -> State:
-    """The state after the attack at `state.radius` gave the perturbation `r`."""
-    logits, step = boundary.step(classifier, given, r, norm)
-    fooled = given.solved(logits, CAREFUL)
-    estimate = norms.norm(step, norm)
-    one = jnp.ones_like(estimate)
-    share = boundary.line(classifier, given, r, jnp.clip(2 * estimate / state.radius - 1, 0, 1), one, LINE)
-    distance = share * norms.norm(r, norm)
-    better = fooled & (distance < state.high)
-    high = jnp.where(better, distance, state.high)
-    # An attack may fail by chance where it succeeds at a smaller radius. The interval is opened again for that.
-    low = jnp.where(fooled, jnp.minimum(state.low, AGAIN * jnp.minimum(estimate, high)), state.radius)
-    failures = jnp.where(fooled, 0, state.failures + 1)
-    # The step can be trusted where it isn't long.
-    near = (estimate > state.radius / 2) & (estimate < 2 * state.radius)
-    return State(
-        low=low,
-        high=high,
-        radius=_next(low, high, estimate, state.found | better, failures),
-        best=given.where(better, given.per_image(share) * r, state.best),
-        last=given.where(near, step, r),
-        found=state.found | better,
-        done=(high - low <= FINER * tolerance * high) | (state.rounds + 1 >= ROUNDS),
-        rounds=state.rounds + 1,
-        failures=failures,
-        gradients=state.gradients + 1,
-        forwards=state.forwards + LINE,
-    )
 
 
 @partial(jax.jit, static_argnames="norm")
