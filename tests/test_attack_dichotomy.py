@@ -105,8 +105,8 @@ def test_inside_a_jitted_function():
 
 
 def test_a_key_disturbs_the_start():
-    w, b, images, labels = random_problem(np.random.default_rng(6), batch=8)
-    run = partial(attack.dichotomy, classifier(w, b), images, labels)
+    c, split = load_classifier("MLP-original"), data.load().val
+    run = partial(attack.dichotomy, c, np.asarray(data.normalize(split.images[:8])), split.labels[:8])
     one, again, other = (run(key=jax.random.key(k)) for k in (1, 1, 2))
     assert one.success.all()
     np.testing.assert_array_equal(one.images, again.images)

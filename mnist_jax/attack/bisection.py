@@ -13,6 +13,7 @@ from mnist_jax.attack.problem import CAREFUL, Loss, Problem
 ROUNDS = 24  # at most; most images take about 12
 STEPS = 10  # of the attack in a round
 DECAY = 0.7  # of its learning rate, from round to round
+FEW = 8  # pixels that share the 1-norm of a perturbation, in the choice of the learning rate
 LINE = 3  # evaluations along a line after an attack
 ABOVE = 1e-4  # of the estimate is added to it, before the first success
 FROM_ESTIMATE = 0.75  # of the way to the best is the next radius
@@ -60,7 +61,8 @@ def attempt(
 ) -> jax.Array:
     """`fixed_norm` at the radius of the state, from where it is; the learning rate falls from round to round."""
     if learning_rate is None:
-        learning_rate = state.radius * state.best[0].size ** (-1 / norm) * DECAY**state.rounds
+        pixels = FEW if norm == 1 else state.best[0].size
+        learning_rate = state.radius * pixels ** (-1 / norm) * DECAY**state.rounds
     rate = jnp.broadcast_to(learning_rate, state.radius.shape)
     return search(classifier, given, state.radius, rate, state.last, norm=norm, steps=steps, loss=loss)[0].r
 

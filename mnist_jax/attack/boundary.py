@@ -16,7 +16,7 @@ from mnist_jax.attack.problem import CAREFUL, Loss, Problem
 LIKELIEST = 9  # other classes that are looked at at all
 CLASSES = 4  # of these, the nearest by the linearization are approached
 STEPS = 3  # so many steps are taken towards each
-TOO_FAR = 1.3  # a boundary farther beyond the last step than this is not found
+TOO_FAR = 2.0  # a boundary farther beyond the last step than this is not found
 LINE = 6  # evaluations along a line
 
 

@@ -54,7 +54,7 @@ def dichotomy(
       attack: any fixed-radius attack, `attack(classifier, images, labels, radius, *, norm, targets) -> AttackResult`.
       key: a `jax.random` key; with one, the first start is disturbed at random. Without, nothing is random.
       options: passed to the attack. For `fixed_norm` and unless they are given, `steps` is 10, and `learning_rate` is
-        the radius over D^(1/p), for images of D pixels, and less in every round.
+        the radius over D^(1/p), for images of D pixels (for p = 1, an eighth of it), and less in every round.
 
     Returns:
       An `AttackResult` with the nearest adversarial image found.

@@ -37,7 +37,8 @@ def fixed_norm(
 
     A step is one of Adam (Kingma & Ba 2015), with the gradient's part along the sphere and a learning rate that falls
     to zero along a cosine, then back to the sphere and into the box by `norms.project_sphere`. Every attempt is on
-    both, and the one of the lowest loss is returned.
+    both, and the one of the lowest loss is returned. For p = 1, where few pixels should change, and these by much, it
+    is one of momentum instead, scaled so that the pixel that changes most changes by the learning rate.
 
     Args:
       classifier: see `Classifier`.
@@ -85,14 +86,16 @@ def _run(classifier, given: Problem, radius, learning_rate, start, *, norm, step
 def search(classifier, given: Problem, radius, learning_rate, start, *, norm, steps, loss) -> tuple[Best, jax.Array]:
     """The attempt of the lowest loss, of those that were evaluated, and the last attempt, which was not."""
     x = given.images
-    adam = optax.scale_by_adam(*DECAYS)
+    optimizer = optax.scale_by_adam(*DECAYS)
+    if norm == 1:
+        optimizer = optax.chain(optax.trace(DECAYS[0]), optax.stateless(_largest_one))
     nowhere = norms.norm(start, norm) == 0
 
     def advance(step, state):
         r, moments, best = state
         _, objective, gradient = given.gradient(classifier, jnp.clip(x + r, 0, 1), loss)
         best = best.keep(given, r, objective, ~(nowhere & (step == 0)))
-        update, moments = adam.update(norms.along_sphere(gradient, r, x, norm), moments)
+        update, moments = optimizer.update(norms.along_sphere(gradient, r, x, norm), moments)
         rate = learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * step / steps))
         moved = r - given.per_image(rate) * update
 
@@ -107,5 +110,12 @@ def search(classifier, given: Problem, radius, learning_rate, start, *, norm, st
     onto = norms.project_sphere if norm in (1, norms.INF) else norms.scale_to_sphere
     there = onto(given.where(nowhere, jnp.ones_like(x), start), x, radius, norm)
     r = given.where(nowhere, start, there)
-    r, _, best = jax.lax.fori_loop(0, steps, advance, (r, adam.init(r), Best.none(x)))
+    r, _, best = jax.lax.fori_loop(0, steps, advance, (r, optimizer.init(r), Best.none(x)))
     return best, r
+
+
+def _largest_one(updates: jax.Array, params: None = None) -> jax.Array:
+    """The update of every image scaled so that its largest entry is 1."""
+    del params
+    largest = norms.norm(updates, norms.INF).reshape(-1, *[1] * (updates.ndim - 1))
+    return updates / jnp.where(largest > 0, largest, 1)
