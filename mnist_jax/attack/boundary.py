@@ -16,7 +16,7 @@ from mnist_jax.attack.problem import CAREFUL, Loss, Problem
 LIKELIEST = 9  # other classes that are looked at at all
 CLASSES = 4  # of these, the nearest by the linearization are approached
 STEPS = 3  # so many steps are taken towards each
-TOO_FAR = 2.0  # a boundary farther beyond the last step than this is not found
+BEYOND = (1.3, 4.0)  # times the last step is where the boundary is looked for first, and where it is not farther
 LINE = 6  # evaluations along a line
 
 
@@ -78,12 +78,12 @@ def approach(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Ar
         loss = losses.margin if given.targets is not None else partial(losses.lead, others=other)
         # Half a step: linearizations at the boundary itself are of use, and whole steps overshoot or zigzag.
         r = jax.lax.fori_loop(0, STEPS, lambda _, r: (r + step(classifier, given, r, norm, loss)[1]) / 2, r)
-        far = jnp.full(len(other), TOO_FAR, r.dtype)
-        share = line(classifier, given, r, jnp.zeros_like(far), far)
+        near = given.solved(classifier(jnp.clip(given.images + BEYOND[0] * r, 0, 1)), CAREFUL)
+        share = line(classifier, given, r, jnp.where(near, 0, BEYOND[0]), jnp.where(near, *BEYOND))
         return jnp.clip(given.images + given.per_image(share) * r, 0, 1) - given.images
 
     tries = jax.lax.map(towards, (classes, steps))
-    return logits, tries, len(values) + STEPS * len(classes), LINE * len(classes)
+    return logits, tries, len(values) + STEPS * len(classes), (LINE + 1) * len(classes)
 
 
 def pick(arrays: jax.Array, places: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ from mnist_jax.attack.result import AttackResult, finish
 from mnist_jax.classifier import Classifier
 
 AT_ONCE = 2  # rounds of one program, after which the images that are done leave the batch
-FINER = 0.2  # of the tolerance is the length of the last interval: the attack may miss by the rest
+FINER = 0.5  # of the tolerance is the length of the last interval: the attack may miss by the rest
 
 
 def dichotomy(
