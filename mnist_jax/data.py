@@ -23,6 +23,7 @@ import numpy as np
 from mnist_jax.errors import InputError, unknown
 
 DATASETS = ("mnist", "fashion_mnist", "kmnist")
+SPLITS = ("train", "test", "val")
 
 # How long, in seconds, a server may take to start answering: name lookup, connection and reply together.
 _PATIENCE = 10.0

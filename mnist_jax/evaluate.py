@@ -1,4 +1,4 @@
-"""Print the accuracies of trained networks, or recheck the results of an attack."""
+"""Print the accuracies of trained networks, or the robust accuracy of one, or recheck the results of an attack."""
 
 import argparse
 import functools
@@ -6,28 +6,31 @@ from pathlib import Path
 from typing import Any
 
 from mnist_jax import checkpoint, command, data, verify
-from mnist_jax.attack import result
+from mnist_jax.attack import campaign, result
 from mnist_jax.classifier import accuracy
+from mnist_jax.data import SPLITS
 from mnist_jax.errors import InputError
-
-SPLITS = ("train", "test", "val")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command.Parser("evaluate", __doc__)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", help="a checkpoint's path, or a name such as CNN or CNN-original")
-    parser.add_argument(
-        "--verify", type=Path, metavar="RESULTS", help="recheck a file of attack results, image by image"
-    )
     which.add_argument("--all", action="store_true", help="every network that ships with the project")
-    parser.add_argument("--output", type=Path, default=checkpoint.RUNS, help="folder of your own trained networks")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--verify", type=Path, metavar="RESULTS", help="recheck a file of attack results, image by image")
+    what.add_argument("--robust", action="store_true", help="accuracy at a radius, by AutoAttack's standard ensemble")
+    parser.add_argument("--output", type=Path, default=checkpoint.RUNS, help="folder of your own networks, and results")
     parser.add_data_options(dataset=None)
+    always = set(vars(parser.parse_args([])))  # those of a campaign are there only where they are given
+    campaign.add_options(parser, "with --robust")
     options = parser.parse_args(argv)
     if not (options.model or options.all or options.verify):
         parser.error("one of the arguments --model --all --verify is required")
-    if options.all and options.verify:
-        parser.error("argument --verify: not allowed with argument --all")
+    if options.all and (options.verify or options.robust):
+        parser.error(f"argument {'--verify' if options.verify else '--robust'}: not allowed with argument --all")
+    if not options.robust and (extra := sorted(set(vars(options)) - always)):
+        parser.error(f"argument --{extra[0]}: only with --robust")
     return options
 
 
@@ -61,15 +64,29 @@ def row(result: dict[str, Any]) -> str:
 def check(options: argparse.Namespace) -> int:
     """Rechecks the results of --verify; 1 where something that the file says does not hold."""
     record = result.load(options.verify)
-    path = checkpoint.find(options.model or verify.said(record, "model", str, options.verify), options.output)
-    trained, split = checkpoint.load(path), verify.said(record, "split", str, options.verify)
-    if split not in SPLITS:
-        raise InputError(f"{options.verify} is of the unknown split {split!r}")
-    dataset = load(options.dataset or verify.said(record, "dataset", str, options.verify), options.data_dir)
-    command.note(f"verifying {options.verify} with {path}")
-    report = verify.verify(record, path, trained.classifier(), getattr(dataset, split), options.verify)
+    model, split, dataset = (verify.said(record, key, str, options.verify) for key in ("model", "split", "dataset"))
+    tested = campaign.subject(options.model or model, split, options, dataset)
+    command.note(f"verifying {options.verify} with {tested.path}")
+    report = verify.verify(record, tested.path, tested.classifier, tested.split, options.verify)
     command.report(report, verify.text(report), as_json=options.json)
     return 1 if report["wrong"] else 0
+
+
+def robust(options: argparse.Namespace) -> None:
+    """Attacks what --robust asks for; prints the share of the images that stay classified correctly."""
+    record, summary = campaign.carry_out(campaign.prepare(options, "auto_attack"), options)
+    summary |= {
+        "accuracy": float((record.result.distance > 0).mean()),  # 0: misclassified as it is
+        "robust_accuracy": float((~record.result.success).mean()),
+    }
+    lines = (
+        f"robust accuracy:  {summary['robust_accuracy']:.2%} of {summary['images']} images, "
+        f"at radius {options.radius:g} of norm {summary['norm']:g}",
+        f"accuracy:         {summary['accuracy']:.2%}",
+        f"cost:             {campaign.cost(summary)}",
+        f"results:          {summary['results']}",
+    )
+    command.report(summary, "\n".join(lines), as_json=options.json)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -77,6 +94,9 @@ def main(argv: list[str] | None = None) -> int:
     command.start()
     if options.verify:
         return check(options)
+    if options.robust:
+        robust(options)
+        return 0
     results: list[dict[str, Any]] = []
     for path in chosen(options):
         command.note(f"evaluating {path}")

@@ -69,13 +69,48 @@ def test_an_interrupted_attack_goes_on(command, run, refused, tmp_path):
     np.testing.assert_array_equal(record.result.images[: len(kept.indices)], kept.result.images)
 
 
+def found(run, folder, *arguments):
+    """Runs an attack on a few images by the command; gives its record, which --verify has confirmed."""
+    status, out, err = run("attack", "--model", "MLP-original", *arguments, "--json", cwd=folder)
+    assert status == 0, err
+    path = json.loads(out)["results"]
+    status, out, err = run("evaluate", "--verify", path, cwd=folder)
+    assert status == 0, out + err
+    return load(folder / path)
+
+
+def test_any_attack_takes_the_options_of_its_signature(run, tmp_path):
+    options = {"radius": 0.05, "steps": 3, "restarts": 2, "seed": 5}
+    arguments = [text for option, value in options.items() for text in (f"--{option}", value)]
+    record = found(run, tmp_path, "--method", "pgd", *arguments, "--count", 3)
+    assert record.about["options"] == options
+    assert record.about["norm"] == np.inf  # the attack's own
+    assert set(record.result.gradients.tolist()) <= {0, 3, 6}
+    assert (record.result.distance[record.result.success] <= 0.05 * (1 + 1e-5)).all()
+
+
+def test_an_attack_on_few_pixels(run, tmp_path):
+    record = found(run, tmp_path, "--method", "fmn", "--norm", 0, "--steps", 30, "--ids", "3,14")
+    assert record.result.success.all()
+    np.testing.assert_array_equal(record.result.distance, record.result.distance.round())
+
+
+def test_the_default_attack_takes_an_effort(run, tmp_path):
+    record = found(run, tmp_path, "--effort", 30, "--count", 3)
+    assert record.about["method"] == "nearest"
+    assert record.about["options"] == {"effort": 30}
+    assert (record.result.gradients <= 30).all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--method", "nope"), "unknown method 'nope'"),
-        (("--method", "fixed_norm"), "needs a --radius"),
-        (("--radius", 1), "--radius is for --method fixed_norm"),
-        (("--norm", 0.5), "'0.5' is not a number of at least 1, or inf"),
+        (("--method", "fixed_norm"), "fixed_norm needs a --radius"),
+        (("--method", "ddn", "--radius", 1), "--radius does not apply to ddn; it does to apgd, apgd_targeted,"),
+        (("--method", "ddn", "--norm", 1), "--norm 1 does not apply to ddn (norm must be 2, not 1); it does to alma"),
+        (("--method", "nearest", "--effort", "little"), "nearest: effort must be one of fast"),
+        (("--norm", 0.5), "'0.5' is not 0, a number of at least 1, or inf"),
         (("--split", "vall"), "did you mean val?"),
         (("--count", 10_001), "more than the 10000 images of val"),
         (("--ids", "3,10000"), "--ids 10000 is not an image of val"),

@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from mnist_jax import checkpoint
+from mnist_jax.attack.result import load
 from mnist_jax.networks import CNN, MLP
 
 SHIPPED = sorted(checkpoint.shipped().glob("*.safetensors"))
@@ -31,6 +32,24 @@ def test_text(run, tmp_path, few_digits):
     assert header.split() == ["network", "train", "test", "val"]
     assert row.startswith("MLP-original")
     assert "evaluating" in err
+
+
+def test_robust_accuracy_is_that_of_the_file(run, tmp_path):
+    arguments = ("--model", "MLP-original", "--robust", "--radius", 0.2, "--ids", "3,14,247", "--json")
+    status, out, err = run("evaluate", *arguments, cwd=tmp_path)
+    assert status == 0, err
+    summary, path = json.loads(out), tmp_path / "runs" / "MLP-original-auto_attack-linf-val.npz"
+    record = load(path)
+    assert record.indices.tolist() == [3, 14, 247]
+    assert (record.about["norm"], record.about["options"]) == (float("inf"), {"radius": 0.2})
+    assert summary["robust_accuracy"] == 1 - record.result.success.mean()
+    assert summary["accuracy"] == (record.result.distance > 0).mean()
+    status, out, err = run("evaluate", "--verify", path, cwd=tmp_path)
+    assert status == 0, out + err
+    # All is done: going on only reads the file.
+    status, out, err = run("evaluate", *arguments[:-1], "--resume", cwd=tmp_path)
+    assert status == 0, err
+    assert out.startswith(f"robust accuracy:  {summary['robust_accuracy']:.2%} of 3 images, at radius 0.2 of norm inf")
 
 
 def untrained(path, network=MLP):
@@ -79,6 +98,12 @@ def test_checkpoint_of_another_architecture_or_a_newer_version_is_refused(refuse
         (("--model", "CNN-best-kmnist"), "no trained CNN-best-kmnist"),
         (("--model", "CNN", "--dataset", "kminst"), "unknown dataset 'kminst': did you mean kmnist"),
         ((), "one of the arguments --model --all --verify is required"),
+        (("--all", "--robust", "--radius", 1), "argument --robust: not allowed with argument --all"),
+        (("--verify", "x.npz", "--robust"), "not allowed with argument"),
+        (("--model", "MLP", "--radius", 1), "argument --radius: only with --robust"),
+        (("--model", "MLP", "--robust"), "auto_attack needs a --radius"),
+        (("--model", "MLP", "--robust", "--radius", -1), "'-1' is not a number of at least 0"),
+        (("--model", "MLP", "--robust", "--radius", 1, "--norm", 3), "--norm 3 does not apply to auto_attack"),
     ],
 )
 def test_bad_options_are_refused(refused, tmp_path, arguments, message):

@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnist_jax import checkpoint, command, data, files
+from mnist_jax import command, data, files
 from mnist_jax.attack.automatic import automatic
+from mnist_jax.attack.campaign import subject
 from mnist_jax.attack.dichotomy import dichotomy
 from mnist_jax.attack.fixed_norm import fixed_norm
 from mnist_jax.attack.result import AttackResult
 from mnist_jax.classifier import Classifier
-from mnist_jax.errors import InputError, unknown
+from mnist_jax.errors import InputError
 
 FIGURES = Path("docs/images/attack_results")
 STEPS = 1000  # of one attack, at most
@@ -86,13 +87,8 @@ def describe(classifier: Classifier, image: np.ndarray) -> tuple[str, float]:
 
 def prepare(options: argparse.Namespace) -> tuple[Callable[..., Answer], Callable[..., Answer], Callable[..., Answer]]:
     """The three functions for the network and the split that the options name. Raises `InputError`."""
-    path = checkpoint.find(options.model, options.output)
-    trained = checkpoint.load(path)
-    dataset = data.load(options.dataset or trained.about.get("dataset", "mnist"), options.data_dir)
-    if options.split not in dataset._fields:
-        raise unknown("split", options.split, ("train", "test", "val"))
-    prompt = Prompt(path.stem, trained.classifier(), getattr(dataset, options.split))
-    command.note(
-        f"{path}, images of {options.split}. Try attack(0, div=2), minimal_attack_dichotomy(0) or minimal_attack(0)."
-    )
+    name = getattr(options, "split", "val")
+    path, classifier, _, split = subject(options.model, name, options)
+    prompt = Prompt(path.stem, classifier, split)
+    command.note(f"{path}, images of {name}. Try attack(0, div=2), minimal_attack_dichotomy(0) or minimal_attack(0).")
     return prompt.attack, prompt.minimal_attack_dichotomy, prompt.minimal_attack
