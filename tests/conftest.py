@@ -19,6 +19,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "seed_networks"
 
 
+@pytest.fixture
+def quickly_compiled():
+    """For programs that run for milliseconds: half the time of compiling them is for nothing."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def mnist() -> data.Dataset:
     return data.load()
@@ -59,7 +67,7 @@ def run(command):
 
     def finish(module, *arguments, cwd, **options):
         process = command(module, *arguments, cwd=cwd, **options)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)  # other tests run beside it
         return process.returncode, out, err
 
     return finish

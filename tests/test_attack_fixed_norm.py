@@ -10,6 +10,8 @@ from linear import classifier, nearest, random_problem
 
 from mnist_jax import Classifier, attack, data, load_classifier, norms
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 NORMS = (1, 1.5, 2, 3, np.inf)
 
 
@@ -21,10 +23,10 @@ def lengths(result, images, p):
 @pytest.mark.parametrize("p", NORMS)
 def test_every_attempt_is_on_the_sphere_and_in_the_box(p):
     rng = np.random.default_rng(1)
-    w, b, images, labels = random_problem(rng, batch=64)
+    w, b, images, labels = random_problem(rng, batch=64, classes=2)
     images = images.astype(np.float32)
     radius = np.asarray(norms.largest(jnp.asarray(images), p)) * rng.uniform(0.001, 1, 64).astype(np.float32)
-    result = attack.fixed_norm(classifier(w, b), images, labels, radius, norm=p, steps=10, learning_rate=0.05)
+    result = attack.fixed_norm(classifier(w, b), images, labels, radius, norm=p, steps=60, learning_rate=0.03)
     assert (result.images >= 0).all()
     assert (result.images <= 1).all()
     np.testing.assert_allclose(lengths(result, images, p), radius, rtol=1e-5, atol=2e-6)

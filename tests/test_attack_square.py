@@ -11,6 +11,8 @@ from linear import classifier, random_problem
 from mnist_jax import Classifier, attack
 from mnist_jax.attack import square
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def test_the_papers_sizes_of_windows():
     which, sizes, _ = square_windows((28, 28, 1), np.inf, 10_000, 10_000)
@@ -43,9 +45,10 @@ def test_bumps_are_added_squares():
         assert (both[3:] < 0).all()
 
 
-@pytest.mark.parametrize("p", [1, 2, np.inf])
-@pytest.mark.parametrize("shape", [(9, 7, 2), (12,), (8, 3)])
-def test_finds_what_is_easy_within_the_radius(p, shape):
+@pytest.mark.parametrize(
+    ("shape", "p"), [((9, 7, 2), 1), ((9, 7, 2), 2), ((9, 7, 2), np.inf), ((12,), 2), ((12,), np.inf), ((8, 3), 1)]
+)
+def test_finds_what_is_easy_within_the_radius(shape, p):
     w, b, images, labels = random_problem(np.random.default_rng(1), batch=16, shape=shape, classes=3)
     radius = {1: 4.0, 2: 1.2, np.inf: 0.4}[p]
     result = attack.square(classifier(w, b), images, labels, radius, norm=p, queries=300)

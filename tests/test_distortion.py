@@ -166,6 +166,19 @@ def test_elastic_displacements_are_as_large_at_the_edges():
 # All of them together
 
 
+def test_strength_multiplies_displacements():
+    coordinates = np.mgrid[:SIZE, :SIZE].transpose(1, 2, 0).astype(np.float32)
+    images = np.broadcast_to(coordinates, (4, SIZE, SIZE, 2))
+    shift = jax.jit(Distortion(translation=4))
+    whole, quarter, none = (
+        np.asarray(shift(jax.random.key(0), images, strength) - images)[:, MIDDLE, MIDDLE]
+        for strength in (1.0, 0.25, 0.0)
+    )
+    assert np.abs(whole).max() > 1
+    np.testing.assert_allclose(quarter, whole / 4, atol=1e-4)
+    np.testing.assert_array_equal(none, 0)
+
+
 def test_values_stay_in_their_range():
     got = distort(EVERYTHING, (noise(8, 28, 28, 1) > 0.5).astype(np.float32))
     assert got.min() == 0

@@ -119,6 +119,25 @@ def test_accuracy_of_a_batch_has_a_mean(batch):
     assert losses.accuracy(logits, labels).mean() == np.float32((logits.argmax(-1) == labels).mean())
 
 
+# Differences of logits
+
+
+def test_lead_is_a_difference_of_two_logits(batch):
+    logits, labels = batch
+    others = (labels + 3) % 10
+    rows = np.arange(50)
+    np.testing.assert_allclose(losses.lead(logits, labels, others), logits[rows, labels] - logits[rows, others])
+    slope = gradient(lambda z, y: losses.lead(z, y, others), logits, labels)
+    np.testing.assert_array_equal(slope, one_hot(labels, 10) - one_hot(others, 10))
+    np.testing.assert_array_equal(losses.lead(logits, labels, labels), np.zeros(50))
+
+
+def test_the_margin_is_the_smallest_lead(batch):
+    logits, labels = batch
+    leads = np.stack([losses.lead(logits, labels, (labels + i) % 10) for i in range(1, 10)])
+    np.testing.assert_allclose(losses.margin(logits, labels), leads.min(0))
+
+
 # Difference of logits ratio
 
 

@@ -225,6 +225,28 @@ def test_every_step_draws_its_own_distortion():
     assert min(apart) > 0.01
 
 
+def off(steps):
+    return lambda step: jnp.where(step < 1, 1.0, 0.0)
+
+
+def test_the_strength_of_the_distortion_follows_its_schedule():
+    plain = replace(SMALL, optimizer=optax.sgd)
+    distorted = replace(plain, distortion=Distortion(translation=5))
+    faded = replace(distorted, strength=off)
+    train, batch = ten_classes(some_images(16)), np.arange(16)[None]
+
+    def kernel(recipe, number):
+        """After the step of that number."""
+        state = started(Small, plain, train)
+        state = state._replace(step=state.step + number)
+        state, _ = training.train_steps(Small, recipe, 3, state, train, batch, jax.random.key(0))
+        return np.asarray(state.weights["classifier.0.kernel"])
+
+    np.testing.assert_allclose(kernel(faded, 0), kernel(distorted, 0), atol=1e-7)
+    np.testing.assert_allclose(kernel(faded, 1), kernel(plain, 1), atol=1e-7)
+    assert np.abs(kernel(distorted, 0) - kernel(plain, 0)).max() > 1e-5
+
+
 # A run
 
 
@@ -342,6 +364,19 @@ def test_one_cycle_of_very_few_steps(steps):
 
 def test_constant():
     assert [float(training.constant(0.25, 10)(step)) for step in (0, 5, 10)] == [0.25] * 3
+
+
+def test_fading():
+    strength = training.fading(100)
+    got = np.array([strength(step) for step in range(101)])
+    np.testing.assert_array_equal(got[:31], 1)
+    np.testing.assert_allclose(got[30:], np.linspace(1, 0.3, 71), rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_fading_in_very_few_steps(steps):
+    strength = training.fading(steps)
+    assert all(0.29 < float(strength(step)) <= 1 for step in range(steps + 1))
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)

@@ -1,0 +1,96 @@
+"""Steps to linearized boundaries: of linear classifiers, where they are exact."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from linear import classifier, nearest, random_problem
+
+from mnist_jax import norms
+from mnist_jax.attack import boundary
+from mnist_jax.attack.problem import Problem
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
+def some_problem(seed=0, **options):
+    w, b, images, labels = random_problem(np.random.default_rng(seed), **({"batch": 16} | options))
+    return w, b, Problem(jnp.asarray(images, jnp.float32), jnp.asarray(labels, jnp.int32), None)
+
+
+def exact(w, b, given, p):
+    """The distances `[B]`, and which of them are clearly more than a success has to exceed the boundary by."""
+    distance = nearest(w, b, np.asarray(given.images, float), np.asarray(given.labels), p)
+    return distance, np.isfinite(distance) & (distance > 0.1 * np.median(distance))
+
+
+@jax.jit
+def margins(classifier, given):
+    return boundary.margins(classifier, given, 3)
+
+
+def test_margins_to_the_likeliest_classes():
+    w, b, given = some_problem()
+    labels, rows = np.asarray(given.labels), np.arange(16)
+    logits, classes, values, slopes = margins(classifier(w, b), given)
+    others = np.array(logits)
+    others[rows, labels] = -np.inf
+    np.testing.assert_array_equal(classes, others.argsort(1)[:, :-4:-1].T)
+    np.testing.assert_allclose(values, logits[rows, labels][None] - others[rows[None], classes], atol=1e-5)
+    for k in range(3):
+        wanted = (w[:, labels] - w[:, classes[k]]).T
+        np.testing.assert_allclose(slopes[k].reshape(16, -1), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_margins_of_targets_are_theirs_alone():
+    w, b, given = some_problem()
+    targets = (given.labels + 1) % 5
+    logits, classes, values, slopes = margins(classifier(w, b), given._replace(targets=targets))
+    likeliest = np.asarray(logits).argmax(1)
+    np.testing.assert_array_equal(classes, targets[None])
+    rows = np.arange(16)
+    np.testing.assert_allclose(values, (logits[rows, likeliest] - logits[rows, targets])[None], atol=1e-5)
+    np.testing.assert_allclose(slopes[0].reshape(16, -1), (w[:, likeliest] - w[:, targets]).T, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("p", [1, 2, np.inf])
+def test_a_step_is_to_the_nearest_point_of_the_boundary_wherever_it_is_made(p):
+    w, b, given = some_problem(1, classes=2)
+    distance, clear = exact(w, b, given, p)
+    run = jax.jit(partial(boundary.step, classifier(w, b), given, norm=p))
+    somewhere = jnp.asarray(np.random.default_rng(2).uniform(size=given.images.shape), jnp.float32) - given.images
+    for r in (jnp.zeros_like(given.images), somewhere):
+        logits, step = run(r)
+        np.testing.assert_allclose(logits, classifier(w, b)(given.images + r), atol=1e-4)
+        np.testing.assert_allclose(norms.norm(step, p)[clear], distance[clear], rtol=2e-3)
+
+
+def test_the_line_is_cut_where_it_crosses_the_boundary():
+    w, b, given = some_problem(3, classes=2)
+    c, (distance, clear) = classifier(w, b), exact(w, b, given, 2)
+    step = jax.jit(partial(boundary.step, c, given, norm=2))(jnp.zeros_like(given.images))[1]
+    one, nothing = jnp.ones(16), jnp.zeros(16)
+    line = jax.jit(partial(boundary.line, c, given, evaluations=10))
+    share = line(step, nothing, 2 * one)
+    cut = given.per_image(share) * step
+    assert given.solved(c(given.images + cut))[clear].all()
+    lengths = np.asarray(norms.norm(cut, 2))
+    assert (lengths[clear] >= distance[clear] * (1 - 1e-4)).all()
+    assert (lengths[clear] <= distance[clear] * 1.004).all()
+    np.testing.assert_array_equal(line(0 * step, nothing, 3 * one), 3)
+
+
+@pytest.mark.parametrize("p", [1, 2, np.inf])
+def test_approach_finds_the_nearest_of_the_boundaries(p):
+    w, b, given = some_problem(4)
+    c, (distance, clear) = classifier(w, b), exact(w, b, given, p)
+    logits, r, gradients, forwards = jax.jit(partial(boundary.approach, c, given, norm=p))()
+    np.testing.assert_allclose(logits, c(given.images), atol=1e-5)
+    assert given.solved(c(jnp.clip(given.images + r, 0, 1)))[clear].all()
+    lengths = np.asarray(norms.norm(r, p))
+    assert (lengths[clear] >= distance[clear] * (1 - 1e-4)).all()
+    assert (lengths[clear] <= distance[clear] * 1.03).all()  # by the last of the evaluations along the line
+    assert gradients == 4 + boundary.STEPS * min(boundary.CLASSES, 4)
+    assert forwards == boundary.LINE * min(boundary.CLASSES, 4)

@@ -1,0 +1,114 @@
+"""Chunks: the same as everything at once, in order, whatever thread works on them and whatever the caller has set."""
+
+import threading
+from contextlib import ExitStack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnist_jax.attack import chunks
+from mnist_jax.attack.chunks import chunk_size, fill, in_chunks
+
+IMAGES = np.random.default_rng(0).uniform(size=(75, 4)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch):
+    monkeypatch.setattr(chunks.device, "cores", lambda: 2)
+
+
+@jax.jit
+def program(factor, images, rest):
+    labels, _ = rest
+    return {"scaled": factor * images, "labels": labels + 1}
+
+
+@pytest.mark.parametrize("size", [None, 8, 75, 128])
+def test_the_same_as_all_at_once_in_order(size):
+    labels = np.arange(75)
+    got = in_chunks(program, (IMAGES, (labels, None)), 2.0, size=size)
+    np.testing.assert_array_equal(got["scaled"], 2 * IMAGES, strict=True)
+    np.testing.assert_array_equal(got["labels"], labels + 1)
+
+
+def test_all_chunks_have_one_shape():
+    shapes = []
+
+    def watched(images):
+        shapes.append(images.shape)
+        return images
+
+    in_chunks(watched, (IMAGES,))
+    assert shapes == [(32, 4)] * 3
+    np.testing.assert_array_equal(fill(IMAGES[:3], 5), IMAGES[[0, 1, 2, 2, 2]])
+
+
+def test_the_size_is_a_power_of_two_and_limited():
+    assert [chunk_size(count) for count in (1, 2, 3, 5, 16, 17, 32, 33, 10_000)] == [1, 2, 4, 8, 16, 32, 32, 32, 32]
+
+
+def test_two_chunks_are_worked_on_at_once():
+    both = threading.Barrier(2)
+
+    def waiting(numbers):
+        if numbers[0] > 0:  # the first chunk is alone
+            both.wait(timeout=60)
+        return numbers
+
+    np.testing.assert_array_equal(in_chunks(waiting, (np.arange(12),), size=4), np.arange(12))
+
+
+def test_what_the_caller_has_set_holds_in_every_chunk():
+    seen = []
+
+    def watched(images):
+        seen.append({name: getattr(jax.config, name) for name in chunks.SETTINGS})
+        return jnp.asarray(images) * 1.0
+
+    wanted = {
+        "jax_enable_x64": not jax.config.jax_enable_x64,
+        "jax_default_matmul_precision": "float32",
+        "jax_numpy_rank_promotion": "warn",
+        "jax_debug_nans": True,
+    }
+    with ExitStack() as stack:
+        for name, value in wanted.items():
+            stack.enter_context(chunks.SETTINGS[name](value))
+        got = in_chunks(watched, (IMAGES.astype(float),), size=16)
+    assert got.dtype == np.float64
+    assert len(seen) == 5
+    assert all(settings.items() >= wanted.items() for settings in seen)
+
+
+def test_keys_are_cut_like_other_arrays():
+    keys = jax.random.split(jax.random.key(0), 13)
+    draw = jax.jit(jax.vmap(jax.random.normal))
+    np.testing.assert_array_equal(in_chunks(draw, (keys,), size=4), draw(keys))
+
+
+def test_of_no_images_nothing():
+    got = in_chunks(program, (IMAGES[:0], (np.arange(0), None)), 2.0)
+    assert (got["scaled"].shape, got["scaled"].dtype, got["labels"].shape) == ((0, 4), np.float32, (0,))
+
+
+def test_under_a_transformation_all_is_done_at_once():
+    shapes = []
+
+    @jax.jit
+    def inside(images):
+        return in_chunks(lambda images: shapes.append(images.shape) or 2 * images, (images,), size=8)
+
+    np.testing.assert_array_equal(inside(IMAGES), 2 * IMAGES)
+    assert shapes == [(75, 4)]
+
+
+def test_an_error_in_a_thread_reaches_the_caller():
+    def failing(numbers):
+        if numbers[0] == 8:
+            raise ZeroDivisionError
+        return numbers
+
+    with pytest.raises(ZeroDivisionError):
+        in_chunks(failing, (np.arange(12),), size=4)
