@@ -19,6 +19,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "seed_networks"
 
 
+@pytest.fixture(autouse=True)
+def few_programs():
+    """Every compiled program is mapped into memory by itself, and Linux allows a process 65,530 mappings."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def quickly_compiled():
     """For programs that run for milliseconds: half the time of compiling them is for nothing."""

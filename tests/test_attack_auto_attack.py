@@ -10,6 +10,9 @@ import pytest
 from mnist_jax import Classifier, attack
 from mnist_jax.attack.result import AttackResult
 
+# A constant classifier has no gradients.
+pytestmark = pytest.mark.filterwarnings("ignore::mnist_jax.attack.ClassifierWarning")
+
 auto = importlib.import_module("mnist_jax.attack.auto_attack")  # the name in the package is the function
 
 

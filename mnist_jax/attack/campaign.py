@@ -19,7 +19,7 @@ from mnist_jax.attack.result import AttackResult, Record, load, save
 from mnist_jax.classifier import Classifier
 from mnist_jax.errors import InputError, unknown
 
-CHUNKS_AT_ONCE = 2  # between two looks at Ctrl-C: more of them fill their batches better
+CHUNKS_AT_ONCE = 4  # between two looks at Ctrl-C: more of them fill their batches better
 SECONDS_BETWEEN_SAVES = 3.0  # every save writes all results so far
 
 

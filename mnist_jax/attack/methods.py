@@ -16,7 +16,7 @@ from mnist_jax.errors import InputError, unknown
 METHODS: dict[str, Callable[..., AttackResult]] = {
     name: getattr(attack, name) for name in attack.__all__ if inspect.isfunction(getattr(attack, name))
 }
-DEFAULT = "nearest" if "nearest" in METHODS else "dichotomy"
+DEFAULT = "nearest"
 
 # Options of a command, and the parameters of an attack that they set.
 OPTIONS = {
