@@ -179,12 +179,15 @@ def save_state(folder: Path, step: int, state: Any, about: dict[str, Any]) -> No
     """
     import orbax.checkpoint as ocp
 
+    new = not folder.exists()
     try:
         with _manager(folder) as manager:
             manager.save(
                 step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
             )
     except Exception as error:  # whatever the storage library raises where a disk is full
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)
         raise InputError(f"cannot write {folder} ({str(error).splitlines()[0]}); free some space") from error
 
 

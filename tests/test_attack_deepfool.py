@@ -59,6 +59,7 @@ def test_bad_arguments_are_refused(wrong):
         attack.deepfool(classifier(w, b), images, labels, **wrong)
 
 
+@pytest.mark.filterwarnings("ignore::mnist_jax.attack.ClassifierWarning")  # its gradients all but vanish
 def test_a_step_is_never_longer_than_the_box():
     flat = Classifier(lambda params, x: 1e-30 * apply(params, x) + np.array([[1.0, 0.0]], np.float32), None)
     flat = Classifier(flat.apply, classifier(W, B).params)

@@ -60,6 +60,7 @@ def walls(params, images):
     return jnp.stack([jnp.zeros_like(u), jnp.where(u < v, near, -1 + 0 * u)], 1)
 
 
+@pytest.mark.filterwarnings("ignore::mnist_jax.attack.ClassifierWarning")  # in places there is no gradient
 def test_restarts_go_on_until_an_image_is_broken():
     images, labels = jnp.full((64, 2), jnp.array([0.6, 0.4])), jnp.zeros(64, int)
     run = partial(attack.pgd, Classifier(walls, ()), images, labels, 1.0, steps=5, key=jax.random.key(1))
@@ -72,6 +73,7 @@ def test_restarts_go_on_until_an_image_is_broken():
     assert (often.gradients <= 40).all()
 
 
+@pytest.mark.filterwarnings("ignore::mnist_jax.attack.ClassifierWarning")  # in places there is no gradient
 def test_starts_at_the_image_without_a_key_and_anywhere_with_one():
     constant = Classifier(lambda params, x: jnp.zeros((len(x), 3), x.dtype) + jnp.arange(3.0, dtype=x.dtype)[None], ())
     images = jnp.full((64, 4, 4), 0.5)

@@ -55,7 +55,12 @@ ATTACKS = [
     Row("auto_attack", {INF: 1.05}, {}, {}),  # it has no settings
     Row("automatic", {2: 3.0, 1: 6.0, INF: 2.5}, {"steps": 100}, ONE),
     Row("brendel_bethge", {2: 1.01}, {"steps": 40, "region": 0.05}, ONE),
-    Row("carlini_wagner", {2: 1.6}, {"steps": 100, "searches": 6, "weight": 0.01}, ONE | {"searches": 1}),
+    Row(
+        "carlini_wagner",
+        {2: 1.6},
+        {"steps": 200, "searches": 6, "weight": 0.01, "learning_rate": 0.05},
+        ONE | {"searches": 1},
+    ),
     Row("ddn", {2: 1.3}, {"steps": 100}, ONE),
     Row("deepfool", {2: 1.03, 1: 1.03, INF: 1.03}, {}, ONE),
     Row("dichotomy", {2: 1.01}, {}, ONE | {"tolerance": 0.5}),

@@ -139,7 +139,7 @@ def _round(classifier, budget, key, given: Problem, portfolio: Portfolio, norm) 
 
     used = portfolio.used + ROUND
     new = Portfolio(
-        states=State(*[a.at[places].set(b) for a, b in zip(states, state, strict=True)]),
+        states=State(*[jnp.asarray(a).at[places].set(b) for a, b in zip(states, state, strict=True)]),
         best=best.keep(given, state.best, state.high, state.found),
         used=used,
         forwards=portfolio.forwards + LINE,
