@@ -70,7 +70,7 @@ def alma(
       learning_rate: of RMSProp.
       first_step: a p-norm; where it is given, it sets the learning rate of each image, such that one step along the
         plain gradient would be so long (of norm 1 unless given: 20), but not more than half of what the box allows.
-      memory: α of the paper, of all running means. Unless it is given, 0.9 for 1,000 steps and 0.5 for 100 as there,
+      memory: α of the paper, of all running means. Unless it is given, 0.9 for 1,000 steps and 0.5 for 100,
         by a power of the number of steps for others.
       targets: `[B]`, the classes to reach; None means any but the label.
       key: a `jax.random` key; with one, the start is a small random perturbation. Without, nothing is random.

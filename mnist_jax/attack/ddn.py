@@ -37,7 +37,7 @@ def ddn(
     α falls from 1 to 0.01 along a cosine. The nearest misclassified image on the way is kept. g is taken of the
     log-odds of the label: the same direction as the cross-entropy's, which is zero in float32 where the network is
     confident. There are no grey levels: the public implementation rounds every attempt to 256 of them unless it is told
-    not to, which costs distance.
+    not to, and then its images are not the nearest of those that it passes but of their roundings.
 
     Args:
       classifier, images, labels: see `fixed_norm`.
