@@ -24,6 +24,7 @@ try:
     import torch
 except ImportError as error:
     raise SystemExit("the original's attacks need PyTorch: pip install torch") from error
+from peers import network
 from tqdm import tqdm
 
 from mnist_jax import attack, checkpoint, data, pytorch
@@ -32,29 +33,10 @@ from mnist_jax.networks import NETWORKS
 Model = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
-def network(trained: checkpoint.Checkpoint) -> Model:
+def original(trained: checkpoint.Checkpoint) -> Model:
     """The network in PyTorch, in evaluation mode: images `[B, 1, 28, 28]` to probabilities."""
-    layers: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
-    for name, array in pytorch.to_state_dict(trained.weights, trained.network).items():
-        part, index, field = name.split(".")
-        layers.setdefault((part, int(index)), {})[field] = torch.tensor(array)
-    order = sorted(layers, key=lambda place: (place[0] == "classifier", place[1]))
-    last = order[-1]
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        for place in order:
-            w = layers[place]
-            if "running_mean" in w:
-                x = torch.nn.functional.batch_norm(x, w["running_mean"], w["running_var"], w["weight"], w["bias"])
-            elif w["weight"].ndim == 4:
-                x = torch.nn.functional.conv2d(x, w["weight"], w["bias"]).relu()
-                x = torch.nn.functional.max_pool2d(x, 2)
-            else:
-                x = torch.nn.functional.linear(x.flatten(1), w["weight"], w["bias"])
-                x = x if place == last else x.relu()
-        return x.softmax(1)
-
-    return forward
+    logits = network(pytorch.to_state_dict(trained.weights, trained.network))
+    return lambda images: logits(images).softmax(1)
 
 
 def fixed_norm(model: Model, image: torch.Tensor, label: int, radius: float, p: float) -> torch.Tensor | None:
@@ -122,7 +104,7 @@ def compare(name: str, options: argparse.Namespace, split: data.Split) -> list[d
         trained = pytorch.load(options.npz / f"{name}.npz", name)
     else:
         trained = checkpoint.load(checkpoint.shipped() / f"{name}-original.safetensors")
-    classifier, model = trained.classifier(), network(trained)
+    classifier, model = trained.classifier(), original(trained)
     images = np.asarray(data.normalize(split.images[: options.images + 500]))
     labels = split.labels[: len(images)]
     correct = np.flatnonzero(np.asarray(classifier(images).argmax(1)) == labels)[: options.images]

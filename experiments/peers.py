@@ -64,8 +64,8 @@ def distances(images: np.ndarray, originals: np.ndarray, norm: float) -> np.ndar
     return np.linalg.norm(r.reshape(len(r), -1), norm, axis=1)
 
 
-def network(weights: dict[str, np.ndarray], queries: Queries) -> Any:
-    """The network in PyTorch, in evaluation mode: images `[B, 1, 28, 28]` to logits, counted."""
+def network(weights: dict[str, np.ndarray]) -> Callable:
+    """The network of a state_dict in PyTorch, in evaluation mode: images `[B, 1, 28, 28]` to logits."""
     import torch
 
     layers: dict[tuple[str, int], dict[str, Any]] = {}
@@ -74,24 +74,34 @@ def network(weights: dict[str, np.ndarray], queries: Queries) -> Any:
         layers.setdefault((part, int(index)), {})[field] = torch.tensor(array)
     order = sorted(layers, key=lambda place: (place[0] == "classifier", place[1]))
 
+    def forward(x):
+        for place in order:
+            w = layers[place]
+            x = x.flatten(1) if place[0] == "classifier" else x
+            if "running_mean" in w:
+                x = torch.nn.functional.batch_norm(x, w["running_mean"], w["running_var"], w["weight"], w["bias"])
+            elif w["weight"].ndim == 4:
+                x = torch.nn.functional.conv2d(x, w["weight"], w["bias"]).relu()
+                x = torch.nn.functional.max_pool2d(x, 2)
+            else:
+                x = torch.nn.functional.linear(x, w["weight"], w["bias"])
+                x = x if place == order[-1] else x.relu()
+        return x
+
+    return forward
+
+
+def counted(forward: Callable, queries: Queries) -> Any:
+    """The network as a module, which tells of its queries."""
+    import torch
+
     class Network(torch.nn.Module):
         def forward(self, images):
-            x = images
-            for place in order:
-                w = layers[place]
-                x = x.flatten(1) if place[0] == "classifier" else x
-                if "running_mean" in w:
-                    x = torch.nn.functional.batch_norm(x, w["running_mean"], w["running_var"], w["weight"], w["bias"])
-                elif w["weight"].ndim == 4:
-                    x = torch.nn.functional.conv2d(x, w["weight"], w["bias"]).relu()
-                    x = torch.nn.functional.max_pool2d(x, 2)
-                else:
-                    x = torch.nn.functional.linear(x, w["weight"], w["bias"])
-                    x = x if place == order[-1] else x.relu()
-            queries.forward(images.detach().numpy(), x.detach().numpy())
-            if x.requires_grad:
-                x.register_hook(lambda gradient: queries.backward(len(gradient)))
-            return x
+            logits = forward(images)
+            queries.forward(images.detach().numpy(), logits.detach().numpy())
+            if logits.requires_grad:
+                logits.register_hook(lambda gradient: queries.backward(len(gradient)))
+            return logits
 
     return Network().eval()
 
@@ -240,7 +250,7 @@ def main() -> None:
     torch.set_num_threads(what["threads"])
     weights = {name.partition("/")[2]: array for name, array in request.items() if name.startswith("weights/")}
     queries = Queries(what["budget"])
-    model = network(weights, queries)
+    model = counted(network(weights), queries)
     x, y = torch.tensor(request["images"]), torch.tensor(request["labels"], dtype=torch.int64)
     arrays: dict[str, np.ndarray] = {}
     answer: dict[str, Any] = {"attacks": {}, "failed": {}}

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import math
 import sys
 import time
 from dataclasses import replace
@@ -120,7 +121,7 @@ class Keeper:
     """Keeps the state on the disk: not after every epoch, as an epoch can take less time than writing."""
 
     def __init__(self, run: Run, kept: int) -> None:
-        self.run, self.kept, self.last = run, kept, time.monotonic()
+        self.run, self.kept, self.last = run, kept, -math.inf  # the first epoch at once
         self.about = run.about()  # once: it reads all the images
 
     def keep(self, state: training.State, history: list[dict[str, Any]]) -> None:

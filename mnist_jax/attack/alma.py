@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import losses, norms
+from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import CAREFUL, Problem, problem, small_start
@@ -82,8 +83,7 @@ def alma(
       ValueError: an argument is out of its range.
     """
     norm = norms.check(norm, (1, 2))
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
+    at_least(1, steps=steps)
     memory = max(1 - 0.1 * (1000 / steps) ** 0.7, 0.0) if memory is None else memory
     if not 0 <= memory < 1:
         raise ValueError(f"memory must be from 0 to less than 1, not {memory:g}")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import losses, norms
+from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import CAREFUL, Loss, Problem, loss_function, problem, radii
@@ -90,8 +91,8 @@ def apgd(
 def check(norm: float, steps: int, restarts: int, large_radius: bool) -> float:
     """The norm as a float. Raises `ValueError` where one of these is out of its range."""
     norm = norms.check(norm, (1, 2, norms.INF))
-    if steps < (len(STAGES) if large_radius else 1) or restarts < 1:
-        raise ValueError(f"steps and restarts must be at least 1, or 3 with large_radius, not {steps} and {restarts}")
+    at_least(len(STAGES) if large_radius else 1, steps=steps)
+    at_least(1, restarts=restarts)
     if large_radius and norm != 1:
         raise ValueError(f"large_radius is for norm 1, not {norm:g}")
     return norm

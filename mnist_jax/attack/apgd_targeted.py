@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from mnist_jax import losses, norms
 from mnist_jax.attack.apgd import apgd, check, descend, start_of
+from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import Problem, problem, radii
 from mnist_jax.attack.restarts import keys_of, restarted
@@ -48,8 +49,7 @@ def apgd_targeted(
       ValueError: an argument is out of its range.
     """
     norm = check(norm, steps, restarts, large_radius)
-    if classes < 1:
-        raise ValueError(f"classes must be at least 1, not {classes}")
+    at_least(1, classes=classes)
     how: dict[str, Any] = {"norm": norm, "steps": steps, "restarts": restarts, "large_radius": large_radius}
     if targets is not None:
         return apgd(classifier, images, labels, radius, loss="dlr", targets=targets, key=key, **how)

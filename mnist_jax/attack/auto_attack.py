@@ -97,8 +97,7 @@ def _fab(classifier, images, labels, radius, *, norm, targets, key) -> AttackRes
 
 def _joined(before: AttackResult, new: AttackResult, radius: jax.Array) -> AttackResult:
     """What was a success before, else the new result, a success only within the radius."""
-    success = new.success & (new.distance <= radius * (1 + ROUNDING))
-    new = new._replace(success=success, distance=jnp.where(success, new.distance, jnp.inf))
+    new = new.only(new.distance <= radius * (1 + ROUNDING))
 
     def choose(old, new):
         return jnp.where(before.success.reshape(-1, *[1] * (old.ndim - 1)), old, new)

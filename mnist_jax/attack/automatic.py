@@ -9,9 +9,10 @@ import optax
 from jax.typing import ArrayLike
 
 from mnist_jax import losses, norms
+from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
-from mnist_jax.attack.problem import CAREFUL, Problem, problem
+from mnist_jax.attack.problem import CAREFUL, Problem, problem, small_start
 from mnist_jax.attack.result import AttackResult, finish
 from mnist_jax.classifier import Classifier
 
@@ -73,16 +74,14 @@ def history(
 
 def _descend(classifier, images, labels, norm, steps, learning_rate, thresholds, targets, key):
     norm = norms.check(norm)
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
+    at_least(1, steps=steps)
     if not 1 >= thresholds[0] >= thresholds[1] >= 0:
         raise ValueError(f"thresholds must fall, from at most 1 to at least 0, not {thresholds}")
     given = problem(classifier, images, labels, targets)
-    start = jnp.zeros_like(given.images)
-    if key is not None:
-        start = jnp.clip(given.images + 0.01 * jax.random.normal(key, start.shape, start.dtype), 0, 1) - given.images
     run = partial(_run, norm=norm, steps=steps, thresholds=tuple(thresholds))
-    return in_chunks(lambda *arrays: run(classifier, jnp.asarray(learning_rate), *arrays), (given, start))
+    return in_chunks(
+        lambda *arrays: run(classifier, jnp.asarray(learning_rate), *arrays), (given, small_start(given, key))
+    )
 
 
 @partial(jax.jit, static_argnames=("norm", "steps", "thresholds"))

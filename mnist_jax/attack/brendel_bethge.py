@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import losses, norms
+from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import CAREFUL, Problem, problem, small_start
@@ -61,8 +62,7 @@ def brendel_bethge(
       ValueError: an argument is out of its range.
     """
     norm = norms.check(norm, (1, 2, norms.INF))
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
+    at_least(1, steps=steps)
     given = problem(classifier, images, labels, targets)
     if start is not None and jnp.shape(start) != given.images.shape:
         raise ValueError(f"start must be images {list(given.images.shape)}, not {list(jnp.shape(start))}")

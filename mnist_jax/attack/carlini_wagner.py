@@ -8,6 +8,7 @@ import optax
 from jax.typing import ArrayLike
 
 from mnist_jax import losses, norms
+from mnist_jax.attack.arguments import at_least, positive
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import CAREFUL, Problem, problem, small_start
 from mnist_jax.attack.result import AttackResult
@@ -60,12 +61,9 @@ def carlini_wagner(
     Carlini & Wagner, "Towards evaluating the robustness of neural networks", 2017, section VI A, with f6 as the loss.
     """
     norms.check(norm, (2,))
-    for name, value, least in (("steps", steps, 1), ("searches", searches, 1), ("confidence", confidence, 0)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, not {value:g}")
-    for name, value in (("learning_rate", learning_rate), ("weight", weight)):
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0, not {value:g}")
+    at_least(1, steps=steps, searches=searches)
+    at_least(0, confidence=confidence)
+    positive(learning_rate=learning_rate, weight=weight)
     given = problem(classifier, images, labels, targets)
     how = {"steps": steps, "rounds": searches, "weight": weight, "stop_early": stop_early}
     run = partial(_run, learning_rate=learning_rate, confidence=confidence, how=tuple(how.items()))

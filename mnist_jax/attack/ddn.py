@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import losses, norms
+from mnist_jax.attack.arguments import at_least, between
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import CAREFUL, Problem, problem, radii, small_start
@@ -58,10 +59,8 @@ def ddn(
     L2 adversarial attacks and defenses", 2019, algorithm 1.
     """
     norms.check(norm, (2,))
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
-    if not 0 < gamma < 1:
-        raise ValueError(f"gamma must be between 0 and 1, not {gamma:g}")
+    at_least(1, steps=steps)
+    between(gamma=gamma)
     given = problem(classifier, images, labels, targets)
     arrays = (given, small_start(given, key), radii(initial, given.images, "initial"))
     return in_chunks(partial(_run, gamma=gamma, steps=steps), arrays, classifier)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import norms
+from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.boundary import margins
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import CAREFUL, Problem, problem, small_start
@@ -53,12 +54,9 @@ def deepfool(
     algorithm 2; section 3.3 for other norms.
     """
     norm = norms.check(norm)
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
-    if overshoot < 0:
-        raise ValueError(f"overshoot must be at least 0, not {overshoot:g}")
-    if classes < 2:
-        raise ValueError(f"classes must be at least 2, not {classes}")
+    at_least(1, steps=steps)
+    at_least(0, overshoot=overshoot)
+    at_least(2, classes=classes)
     given = problem(classifier, images, labels, targets)
     run = partial(_run, norm=norm, steps=steps, overshoot=overshoot, others=classes - 1)
     return in_chunks(run, (given, small_start(given, key)), classifier)

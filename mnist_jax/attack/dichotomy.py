@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from mnist_jax import norms
 from mnist_jax.attack import boundary
+from mnist_jax.attack.arguments import between
 from mnist_jax.attack.bisection import ROUNDS, STEPS, State, attempt, begin, divide, keep
 from mnist_jax.attack.chunks import in_chunks, until_done
 from mnist_jax.attack.fixed_norm import fixed_norm
@@ -63,8 +64,7 @@ def dichotomy(
       ValueError: an argument is out of its range.
     """
     norm = norms.check(norm)
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must be between 0 and 1, not {tolerance:g}")
+    between(tolerance=tolerance)
     given = problem(classifier, images, labels, targets)
     reach = norms.largest(given.images, norm)
     low = radii(low, given.images, "low")
@@ -124,6 +124,4 @@ def _rounds(classifier, given, state, *, norm, shortest, attack, takes_start, op
 @partial(jax.jit, static_argnames="norm")
 def _finish(classifier, given: Problem, state: State, *, norm) -> AttackResult:
     r = given.where(state.found, state.best, state.last)
-    result = finish(classifier, given, given.images + r, norm, state.gradients, state.forwards)
-    success = result.success & (state.found | (result.distance == 0))
-    return result._replace(success=success, distance=jnp.where(success, result.distance, jnp.inf))
+    return finish(classifier, given, given.images + r, norm, state.gradients, state.forwards).only(state.found)

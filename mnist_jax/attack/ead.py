@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import losses, norms
+from mnist_jax.attack.arguments import at_least, positive
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import CAREFUL, Problem, problem, small_start
 from mnist_jax.attack.result import AttackResult
@@ -67,12 +68,9 @@ def ead(
     norms.check(norm, (1,))
     if rule not in RULES:
         raise ValueError(f"rule must be {' or '.join(RULES)}, not {rule!r}")
-    for name, value, least in (("steps", steps, 1), ("searches", searches, 1), ("confidence", confidence, 0)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, not {value:g}")
-    for name, value in (("learning_rate", learning_rate), ("weight", weight), ("beta", beta)):
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0, not {value:g}")
+    at_least(1, steps=steps, searches=searches)
+    at_least(0, confidence=confidence)
+    positive(learning_rate=learning_rate, weight=weight, beta=beta)
     given = problem(classifier, images, labels, targets)
     how = {"steps": steps, "rounds": searches, "weight": weight, "stop_early": stop_early}
     more = {"learning_rate": learning_rate, "beta": beta, "confidence": confidence, "rule": rule}

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import losses, norms
+from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import CAREFUL, Problem, problem
+from mnist_jax.attack.restarts import keys_of
 from mnist_jax.attack.result import AttackResult, finish
 from mnist_jax.classifier import Classifier
 
@@ -59,13 +61,10 @@ def fab(
       ValueError: an argument is out of its range.
     """
     norm = norms.check(norm, (1, 2, norms.INF))
-    for name, count in (("steps", steps), ("restarts", restarts), ("classes", classes)):
-        if count is not None and count < 1:
-            raise ValueError(f"{name} must be at least 1, not {count}")
+    at_least(1, steps=steps, restarts=restarts, classes=classes)
     given = problem(classifier, images, labels, targets)
-    keys = jax.random.split(jax.random.key(0) if key is None else key, len(given.images))
     run = partial(_run, norm=norm, steps=steps, restarts=restarts, classes=classes)
-    return in_chunks(run, (given, keys), classifier)
+    return in_chunks(run, (given, keys_of(key, len(given.images))), classifier)
 
 
 @partial(jax.jit, static_argnames=("norm", "steps", "restarts", "classes"))

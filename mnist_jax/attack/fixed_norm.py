@@ -8,6 +8,7 @@ import optax
 from jax.typing import ArrayLike
 
 from mnist_jax import norms
+from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import Loss, Problem, disturb, loss_function, problem, radii
@@ -62,8 +63,7 @@ def fixed_norm(
       ValueError: an argument is out of its range.
     """
     norm = norms.check(norm)
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
+    at_least(1, steps=steps)
     given = problem(classifier, images, labels, targets)
     start = jnp.zeros_like(given.images) if start is None else jnp.asarray(start, given.images.dtype)
     if key is not None:
@@ -79,8 +79,7 @@ def _run(classifier, given: Problem, radius, learning_rate, start, *, norm, step
     best = best.keep(given, r, given.objective(classifier(jnp.clip(x + r, 0, 1)), loss))
     result = finish(classifier, given, x + best.r, norm, steps, 1)
     # A radius out of reach was cut down to the largest there is.
-    success = result.success & ((radius <= norms.largest(x, norm) * (1 + 1e-6)) | (result.distance == 0))
-    return result._replace(success=success, distance=jnp.where(success, result.distance, jnp.inf))
+    return result.only(radius <= norms.largest(x, norm) * (1 + 1e-6))
 
 
 def search(classifier, given: Problem, radius, learning_rate, start, *, norm, steps, loss) -> tuple[Best, jax.Array]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import losses, norms
+from mnist_jax.attack.arguments import at_least, between, positive
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import CAREFUL, Problem, problem, small_start
@@ -62,12 +63,9 @@ def fmn(
     algorithm 1.
     """
     norm = norms.check(norm, (0, 1, 2, norms.INF))
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be above 0, not {learning_rate:g}")
-    if not 0 < gamma < 1:
-        raise ValueError(f"gamma must be between 0 and 1, not {gamma:g}")
+    at_least(1, steps=steps)
+    positive(learning_rate=learning_rate)
+    between(gamma=gamma)
     given = problem(classifier, images, labels, targets)
     run = partial(_run, norm=norm, steps=steps, learning_rate=learning_rate, gamma=gamma)
     return in_chunks(run, (given, small_start(given, key)), classifier)

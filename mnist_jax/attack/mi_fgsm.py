@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import norms
+from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import CAREFUL, Loss, Problem, loss_function, problem, radii
@@ -53,10 +54,8 @@ def mi_fgsm(
       ValueError: an argument is out of its range.
     """
     norm = norms.check(norm, (2, norms.INF))
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
-    if not momentum >= 0:
-        raise ValueError(f"momentum must be at least 0, not {momentum:g}")
+    at_least(1, steps=steps)
+    at_least(0, momentum=momentum)
     given = problem(classifier, images, labels, targets)
     radius = radii(radius, given.images)
     size = radius / steps if step_size is None else radii(step_size, given.images, "step_size")

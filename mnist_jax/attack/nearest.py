@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from mnist_jax import norms
 from mnist_jax.attack import boundary
+from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.bisection import LINE, STEPS, State, attempt, begin, divide, keep
 from mnist_jax.attack.chunks import in_chunks, until_done
@@ -84,15 +85,14 @@ def nearest(
     if isinstance(effort, str) and effort not in EFFORTS:
         raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, or a number of gradients, not {effort!r}")
     budget = EFFORTS[effort] if isinstance(effort, str) else effort
-    if budget < 1:
-        raise ValueError(f"effort must be at least 1 gradient, not {budget}")
+    at_least(1, effort=budget)
     given = problem(classifier, images, labels, targets)
     # The same noise for every image: what one gets does not depend on where it stands.
     key = jax.random.key(0) if key is None else key
     portfolio = in_chunks(partial(_start, norm=norm), (given,), classifier, jnp.asarray(budget))
     rounds = partial(_rounds, classifier, jnp.asarray(budget), key, norm=norm)
     if isinstance(given.images, jax.core.Tracer):  # there are no values yet to leave by
-        portfolio = rounds(given, portfolio, count=budget // (STEPS + 1))
+        portfolio = rounds(given, portfolio, count=budget // ROUND)
     else:
         portfolio = until_done(partial(rounds, count=AT_ONCE), given, portfolio)
     return in_chunks(partial(_finish, norm=norm), (given, portfolio), classifier)
@@ -178,6 +178,4 @@ def _afresh(key, given: Problem, portfolio: Portfolio, norm) -> State:
 def _finish(classifier, given: Problem, portfolio: Portfolio, *, norm) -> AttackResult:
     found = portfolio.best.found
     r = given.where(found, portfolio.best.r, portfolio.states.last[:, 0])
-    result = finish(classifier, given, given.images + r, norm, portfolio.used, portfolio.forwards)
-    success = result.success & (found | (result.distance == 0))
-    return result._replace(success=success, distance=jnp.where(success, result.distance, jnp.inf))
+    return finish(classifier, given, given.images + r, norm, portfolio.used, portfolio.forwards).only(found)

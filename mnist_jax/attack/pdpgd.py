@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import losses, norms
+from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import CAREFUL, Problem, problem, small_start
@@ -71,8 +72,7 @@ def pdpgd(
       ValueError: an argument is out of its range.
     """
     norm = norms.check(norm)
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
+    at_least(1, steps=steps)
     given = problem(classifier, images, labels, targets)
     run = partial(_run, norm=norm, steps=steps)
     arrays = (given, small_start(given, key))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import norms
+from mnist_jax.attack import arguments
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import CAREFUL, Loss, Problem, loss_function, problem, radii
@@ -64,10 +65,8 @@ def pgd(
       ValueError: an argument is out of its range.
     """
     norm = norms.check(norm, (1, 2, norms.INF))
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
-    if not 0 < share <= 1:
-        raise ValueError(f"share must be above 0 and at most 1, not {share:g}")
+    arguments.at_least(1, steps=steps, restarts=restarts)
+    arguments.share(share=share)
     given = problem(classifier, images, labels, targets)
     radius = radii(radius, given.images)
     size = 2.5 * radius / steps if step_size is None else radii(step_size, given.images, "step_size")

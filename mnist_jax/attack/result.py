@@ -37,6 +37,11 @@ class AttackResult(NamedTuple):
     gradients: jax.Array
     forwards: jax.Array
 
+    def only(self, allowed: jax.Array) -> "AttackResult":
+        """Without the successes that are not allowed `[B]`; an image misclassified as it is always is."""
+        success = self.success & (allowed | (self.distance == 0))
+        return self._replace(success=success, distance=jnp.where(success, self.distance, jnp.inf))
+
 
 def finish(
     classifier: Classifier, problem: Problem, found: jax.Array, norm: float, gradients: ArrayLike, forwards: ArrayLike

@@ -8,6 +8,7 @@ import optax
 from jax.typing import ArrayLike
 
 from mnist_jax import losses, norms
+from mnist_jax.attack.arguments import at_least, positive
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import CAREFUL, Problem, problem, small_start
@@ -58,11 +59,8 @@ def sigma_zero(
     examples", 2025, algorithm 1.
     """
     norms.check(norm, (0,))
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
-    for name, value in (("learning_rate", learning_rate), ("sigma", sigma)):
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0, not {value:g}")
+    at_least(1, steps=steps)
+    positive(learning_rate=learning_rate, sigma=sigma)
     if not 0 <= threshold <= 1 or threshold_rate < 0:
         raise ValueError(f"threshold must be in [0, 1] and its rate at least 0, not {threshold:g}, {threshold_rate:g}")
     given = problem(classifier, images, labels, targets)

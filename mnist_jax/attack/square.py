@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mnist_jax import losses, norms
+from mnist_jax.attack import arguments
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import CAREFUL, Problem, problem, radii
 from mnist_jax.attack.restarts import keys_of
@@ -63,10 +64,8 @@ def square(
       ValueError: an argument is out of its range.
     """
     norm = norms.check(norm, (1, 2, norms.INF))
-    if queries < 1 or (schedule is not None and schedule < 1):
-        raise ValueError(f"queries and schedule must be at least 1, not {queries} and {schedule}")
-    if not 0 < share <= 1:
-        raise ValueError(f"share must be above 0 and at most 1, not {share:g}")
+    arguments.at_least(1, queries=queries, schedule=schedule)
+    arguments.share(share=share)
     given = problem(classifier, images, labels, targets)
     run = partial(_run, norm=norm, queries=queries, share=share, schedule=schedule or queries)
     return in_chunks(run, (given, radii(radius, given.images), keys_of(key, len(given.images))), classifier)

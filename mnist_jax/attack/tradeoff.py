@@ -88,6 +88,4 @@ def search(
 def result_of(classifier: Classifier, given: Problem, found: Search, norm: float, forwards: ArrayLike) -> AttackResult:
     """The best of a search; a failure where there is none, even if the last attempt is misclassified by too little."""
     r = given.where(found.best.found, found.best.r, found.last)
-    result = finish(classifier, given, given.images + r, norm, found.gradients, forwards)
-    success = result.success & (found.best.found | (result.distance == 0))
-    return result._replace(success=success, distance=jnp.where(success, result.distance, jnp.inf))
+    return finish(classifier, given, given.images + r, norm, found.gradients, forwards).only(found.best.found)
