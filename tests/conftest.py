@@ -59,7 +59,8 @@ def few_digits(mnist, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def command(tmp_path_factory):
     """Starts `python -m mnist_jax.MODULE ARGUMENTS` in a folder; gives the process, its output still to be read."""
-    cache = tmp_path_factory.mktemp("programs")
+    # One for all workers of pytest-xdist, whose folders lie side by side.
+    cache = tmp_path_factory.getbasetemp().parent / "programs"
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"}
 
     def start(module, *arguments, cwd, prefix=(), env=None):

@@ -113,9 +113,9 @@ def test_bad_arguments_are_named():
     w, b, images, labels = random_problem(np.random.default_rng(8), batch=4)
     for method, wrong, message in (
         (attack.apgd, {"norm": 3}, "norm must be 1 or 2 or inf"),
-        (attack.apgd, {"steps": 0}, "steps and restarts"),
+        (attack.apgd, {"steps": 0}, "steps must be at least 1"),
         (attack.apgd, {"large_radius": True}, "large_radius is for norm 1, not inf"),
-        (attack.apgd_targeted, {"norm": 1, "steps": 2, "large_radius": True}, "or 3 with large_radius"),
+        (attack.apgd_targeted, {"norm": 1, "steps": 2, "large_radius": True}, "steps must be at least 3"),
         (attack.apgd_targeted, {"classes": 0}, "classes must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -10,10 +10,11 @@ from linear import classifier, nearest, random_problem
 
 from mnist_jax import attack, data, load_classifier, norms
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 @pytest.mark.parametrize("free", [False, True], ids=["box", "free"])
 @pytest.mark.parametrize("p", [1, 1.5, 2, 10, np.inf])
-@pytest.mark.usefixtures("quickly_compiled")
 def test_linear_oracle(p, free):
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):

@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from mnist_jax import evaluate
 from mnist_jax.attack.result import load, save
+from mnist_jax.errors import InputError
 
 FAST = ("--model", "MLP-original", "--method", "automatic", "--steps", 30, "--learning-rate", 0.05, "--count", 12)
 
@@ -101,5 +103,6 @@ def test_files_that_cannot_be_verified_are_refused(refused, results, tmp_path):
         ({"success": np.full(12, "yes")}, "not of numbers"),
         ({"images": np.zeros((11, 28, 28, 1))}, "not of one length"),
     ):
-        path = changed(results, tmp_path, **fields)
-        assert message in refused("evaluate", "--verify", path, cwd=tmp_path)
+        options = evaluate.parse(["--verify", str(changed(results, tmp_path, **fields))])
+        with pytest.raises(InputError, match=message):
+            evaluate.check(options)
