@@ -87,6 +87,9 @@ def test_any_attack_takes_the_options_of_its_signature(run, tmp_path):
     assert record.about["norm"] == np.inf  # the attack's own
     assert set(record.result.gradients.tolist()) <= {0, 3, 6}
     assert (record.result.distance[record.result.success] <= 0.05 * (1 + 1e-5)).all()
+    # What is random for an image does not depend on its place.
+    other = found(run, tmp_path, "--method", "pgd", *arguments, "--ids", "2,1,0")
+    np.testing.assert_allclose(other.result.images[::-1], record.result.images, atol=1e-6)
 
 
 def test_an_attack_on_few_pixels(run, tmp_path):

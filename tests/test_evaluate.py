@@ -53,7 +53,7 @@ def test_robust_accuracy_is_that_of_the_file(run, tmp_path):
     arguments = ("--model", "MLP-original", "--robust", "--radius", 0.2, "--ids", "3,14,247", "--json")
     status, out, err = run("evaluate", *arguments, cwd=tmp_path)
     assert status == 0, err
-    summary, path = json.loads(out), tmp_path / "runs" / "MLP-original-auto_attack-linf-val.npz"
+    summary, path = json.loads(out), tmp_path / "runs" / "MLP-original-auto_attack-linf-radius0.2-val.npz"
     record = load(path)
     assert record.indices.tolist() == [3, 14, 247]
     assert (record.about["norm"], record.about["options"]) == (float("inf"), {"radius": 0.2})

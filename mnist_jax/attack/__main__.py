@@ -32,6 +32,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     more.add_argument("--effort", type=_effort, help=f"fast, standard, thorough, or a number of gradients {own}")
     more.add_argument("--steps", type=command.number(int, 1), help=f"gradients of one run {own}")
     more.add_argument("--restarts", type=command.number(int, 1), help=f"runs at most {own}")
+    more.add_argument("--queries", type=command.number(int, 1), help=f"evaluations at most {own}")
     rate = command.number(float, 0, 10, above=True)
     more.add_argument("--learning-rate", type=rate, help=f"in the method's own units {own}")
     return parser.parse_args(argv)

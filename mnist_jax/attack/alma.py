@@ -11,8 +11,9 @@ from mnist_jax import losses, norms
 from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
-from mnist_jax.attack.problem import CAREFUL, Problem, problem, small_start
+from mnist_jax.attack.problem import CAREFUL, Problem, problem
 from mnist_jax.attack.result import AttackResult, finish
+from mnist_jax.attack.starts import small_start
 from mnist_jax.classifier import Classifier
 
 CHECK = 10  # steps between two looks at whether the constraint improves
@@ -74,7 +75,8 @@ def alma(
       memory: α of the paper, of all running means. Unless it is given, 0.9 for 1,000 steps and 0.5 for 100,
         by a power of the number of steps for others.
       targets: `[B]`, the classes to reach; None means any but the label.
-      key: a `jax.random` key; with one, the start is a small random perturbation. Without, nothing is random.
+      key: a `jax.random` key, or one for each image; with one, the start is a small random perturbation, else
+        nothing is random.
 
     Returns:
       An `AttackResult`.

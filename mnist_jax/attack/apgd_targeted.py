@@ -12,8 +12,8 @@ from mnist_jax.attack.apgd import apgd, check, descend, start_of
 from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import Problem, problem, radii
-from mnist_jax.attack.restarts import keys_of, restarted
 from mnist_jax.attack.result import AttackResult, finish
+from mnist_jax.attack.starts import keys_of, restarted
 from mnist_jax.classifier import Classifier
 
 

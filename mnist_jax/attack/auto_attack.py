@@ -14,9 +14,9 @@ from mnist_jax.attack.apgd import apgd
 from mnist_jax.attack.apgd_targeted import apgd_targeted
 from mnist_jax.attack.fab import fab
 from mnist_jax.attack.problem import problem, radii
-from mnist_jax.attack.restarts import keys_of
 from mnist_jax.attack.result import AttackResult
 from mnist_jax.attack.square import LENGTH, square
+from mnist_jax.attack.starts import keys_of
 from mnist_jax.classifier import Classifier
 
 ROUNDING = 1e-5  # by which, of the radius, a float32 sum of image and perturbation may exceed it

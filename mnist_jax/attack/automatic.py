@@ -12,8 +12,9 @@ from mnist_jax import losses, norms
 from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
-from mnist_jax.attack.problem import CAREFUL, Problem, problem, small_start
+from mnist_jax.attack.problem import CAREFUL, Problem, problem
 from mnist_jax.attack.result import AttackResult, finish
+from mnist_jax.attack.starts import small_start
 from mnist_jax.classifier import Classifier
 
 DECAYS = (0.9, 0.99)  # of Adam's moments: the loss changes on the way, and long memories would be of another one
@@ -54,7 +55,8 @@ def automatic(
       learning_rate: of Adam, in units of pixels.
       thresholds: see above.
       targets: `[B]`, classes to reach; c is then 1 less the confidence in the target.
-      key: a `jax.random` key; with one, the start is a small random perturbation. Without, nothing is random.
+      key: a `jax.random` key, or one for each image; with one, the start is a small random perturbation, else
+        nothing is random.
 
     Returns:
       An `AttackResult`.

@@ -10,8 +10,9 @@ from mnist_jax import losses, norms
 from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
-from mnist_jax.attack.problem import CAREFUL, Problem, problem, small_start
+from mnist_jax.attack.problem import CAREFUL, Problem, problem
 from mnist_jax.attack.result import AttackResult, finish
+from mnist_jax.attack.starts import small_start
 from mnist_jax.classifier import Classifier
 
 OVERSHOOT = 1.1  # of the way to the boundary, from the wrong side; from the right one, 2 less that
@@ -52,8 +53,8 @@ def brendel_bethge(
       start: misclassified images `[B, *shape]` to start from. None means those that 20 steps to the linearized boundary
         find, each longer than the one before.
       targets: `[B]`, the classes to reach; None means any but the label.
-      key: a `jax.random` key; with one, the search for a start begins at a small random perturbation. Without, nothing
-        is random.
+      key: a `jax.random` key, or one for each image; with one, the search for a start begins at a small random
+        perturbation, else nothing is random.
 
     Returns:
       An `AttackResult`.

@@ -84,14 +84,17 @@ class Campaign(NamedTuple):
     labels: np.ndarray
     targets: np.ndarray | None
     norm: float
+    key: jax.Array | None  # of which every image has its own, whatever is attacked beside it
     about: dict[str, Any]
     path: Path  # of the results
 
     def on(self, places: np.ndarray) -> AttackResult:
         """Attacks the images at these places."""
-        targets = {} if self.targets is None else {"targets": self.targets[places]}
+        more: dict[str, Any] = {} if self.targets is None else {"targets": self.targets[places]}
+        if self.key is not None:
+            more["key"] = jax.vmap(jax.random.fold_in, (None, 0))(self.key, self.indices[places])
         images = np.asarray(data.normalize(self.images[places]))
-        result = self.attack(self.classifier, images, self.labels[places], norm=self.norm, **targets)
+        result = self.attack(self.classifier, images, self.labels[places], norm=self.norm, **more)
         return jax.tree.map(np.asarray, result)
 
 
@@ -114,9 +117,18 @@ def prepare(options: argparse.Namespace, method: str) -> Campaign:
     }
     files.make_folder(options.output)
     command.note(f"attacking {path}: {len(indices)} images of {dataset} {name}")
-    results = options.output / f"{path.stem}-{method}-l{norm:g}-{name}.npz"
+    radius = f"-radius{given['radius']:g}" if "radius" in given else ""
     return Campaign(
-        classifier, attack, indices, split.images[indices], split.labels[indices], targets, norm, about, results
+        classifier,
+        attack,
+        indices,
+        split.images[indices],
+        split.labels[indices],
+        targets,
+        norm,
+        jax.random.key(given["seed"]) if "seed" in given else None,
+        about,
+        options.output / f"{path.stem}-{method}-l{norm:g}{radius}-{name}.npz",
     )
 
 

@@ -10,8 +10,9 @@ from mnist_jax import losses, norms
 from mnist_jax.attack.arguments import at_least, between
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
-from mnist_jax.attack.problem import CAREFUL, Problem, problem, radii, small_start
+from mnist_jax.attack.problem import CAREFUL, Problem, problem, radii
 from mnist_jax.attack.result import AttackResult, finish
+from mnist_jax.attack.starts import small_start
 from mnist_jax.classifier import Classifier
 
 RATES = (1.0, 0.01)  # α, the length of a gradient step: the first, and the last of the cosine
@@ -47,7 +48,8 @@ def ddn(
       gamma: γ, in (0, 1).
       initial: the first ε, a number or `[B]`.
       targets: `[B]`, classes to reach; g is then minus the gradient of the target's cross-entropy.
-      key: a `jax.random` key; with one, the start is disturbed at random. Without, nothing is random.
+      key: a `jax.random` key, or one for each image; with one, the start is disturbed at random, else
+        nothing is random.
 
     Returns:
       An `AttackResult`.

@@ -10,8 +10,9 @@ from mnist_jax import norms
 from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.boundary import margins
 from mnist_jax.attack.chunks import in_chunks
-from mnist_jax.attack.problem import CAREFUL, Problem, problem, small_start
+from mnist_jax.attack.problem import CAREFUL, Problem, problem
 from mnist_jax.attack.result import AttackResult, finish
+from mnist_jax.attack.starts import small_start
 from mnist_jax.classifier import Classifier
 
 
@@ -42,7 +43,8 @@ def deepfool(
       overshoot: how much farther than to the boundary, relative to the perturbation.
       classes: how many of the likeliest classes to look at, the label among them.
       targets: `[B]`, classes to reach: then the margin is that of the target, one gradient a step.
-      key: a `jax.random` key; with one, the start is disturbed at random. Without, nothing is random.
+      key: a `jax.random` key, or one for each image; with one, the start is disturbed at random, else
+        nothing is random.
 
     Returns:
       An `AttackResult` with the first misclassified image on the way.

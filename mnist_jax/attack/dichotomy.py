@@ -15,8 +15,9 @@ from mnist_jax.attack.arguments import between
 from mnist_jax.attack.bisection import ROUNDS, STEPS, State, attempt, begin, divide, keep
 from mnist_jax.attack.chunks import in_chunks, until_done
 from mnist_jax.attack.fixed_norm import fixed_norm
-from mnist_jax.attack.problem import Problem, disturb, loss_function, problem, radii
+from mnist_jax.attack.problem import Problem, loss_function, problem, radii
 from mnist_jax.attack.result import AttackResult, finish
+from mnist_jax.attack.starts import disturb, keys_of
 from mnist_jax.classifier import Classifier
 
 AT_ONCE = 2  # rounds of one program, after which the images that are done leave the batch
@@ -53,7 +54,8 @@ def dichotomy(
         the image.
       tolerance: relative length of the last interval.
       attack: any fixed-radius attack, `attack(classifier, images, labels, radius, *, norm, targets) -> AttackResult`.
-      key: a `jax.random` key; with one, the first start is disturbed at random. Without, nothing is random.
+      key: a `jax.random` key, or one for each image; with one, the first start is disturbed at random, else nothing
+        is random.
       options: passed to the attack. For `fixed_norm` and unless they are given, `steps` is 10, and `learning_rate` is
         the radius over D^(1/p), for images of D pixels (for p = 1, an eighth of it), and less in every round.
 
@@ -79,7 +81,7 @@ def dichotomy(
     rounds = partial(_rounds, classifier, **how, options=tuple(sorted(options.items())))
     state = in_chunks(partial(_first, norm=norm, shortest=FINER * tolerance), (given, low, high), classifier)
     if key is not None:
-        state = state._replace(last=disturb(given, state.last, key, 0.5 * state.radius, norm))
+        state = state._replace(last=disturb(given, state.last, keys_of(key, len(low)), 0.5 * state.radius, norm))
     if isinstance(given.images, jax.core.Tracer):  # there are no values yet to leave by
         state = rounds(given, state, count=ROUNDS)
     else:

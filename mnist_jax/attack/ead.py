@@ -9,8 +9,9 @@ from jax.typing import ArrayLike
 from mnist_jax import losses, norms
 from mnist_jax.attack.arguments import at_least, positive
 from mnist_jax.attack.chunks import in_chunks
-from mnist_jax.attack.problem import CAREFUL, Problem, problem, small_start
+from mnist_jax.attack.problem import CAREFUL, Problem, problem
 from mnist_jax.attack.result import AttackResult
+from mnist_jax.attack.starts import small_start
 from mnist_jax.attack.tradeoff import Attempt, result_of, search
 from mnist_jax.classifier import Classifier
 
@@ -54,7 +55,8 @@ def ead(
       rule: what is best: `"en"`, the least norm_2(r)^2 + β norm_1(r), or `"l1"`, the least norm_1(r).
       stop_early: whether a search ends where a tenth of the steps lowered the loss of the image by less than 0.01 %.
       targets: `[B]`, classes to reach; the margin is then that of the target, less than zero where it is reached.
-      key: a `jax.random` key; with one, the start is disturbed at random. Without, nothing is random.
+      key: a `jax.random` key, or one for each image; with one, the start is disturbed at random, else
+        nothing is random.
 
     Returns:
       An `AttackResult`.

@@ -11,8 +11,8 @@ from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import CAREFUL, Problem, problem
-from mnist_jax.attack.restarts import keys_of
 from mnist_jax.attack.result import AttackResult, finish
+from mnist_jax.attack.starts import keys_of
 from mnist_jax.classifier import Classifier
 
 α_MAX = 0.1  # the largest weight of the step from the image itself
@@ -52,7 +52,7 @@ def fab(
       classes: None looks at the boundaries of all other classes at every step. A number runs against so many of the
         likeliest other classes, one after another, with a gradient a step: the version for many classes.
       targets: `[B]`, the classes to reach; None means any but the label.
-      key: a `jax.random` key for the random starts; None means a fixed one.
+      key: a `jax.random` key, or one for each image, for the random starts; None means a fixed one.
 
     Returns:
       An `AttackResult`.

@@ -11,8 +11,9 @@ from mnist_jax import norms
 from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
-from mnist_jax.attack.problem import Loss, Problem, disturb, loss_function, problem, radii
+from mnist_jax.attack.problem import Loss, Problem, loss_function, problem, radii
 from mnist_jax.attack.result import AttackResult, finish
+from mnist_jax.attack.starts import disturb, keys_of
 from mnist_jax.classifier import Classifier
 
 DECAYS = (0.9, 0.99)  # of Adam's moments: shorter than usual, for runs of some tens of steps
@@ -54,7 +55,8 @@ def fixed_norm(
         a function of logits `[B, C]` and labels `[B]`, to be minimized.
       start: perturbations `[B, *shape]` from whose direction to start; those of zero start along the gradient.
       targets: `[B]`, the classes to reach; None means any but the label.
-      key: a `jax.random` key; with one, the start is disturbed at random. Without, nothing is random.
+      key: a `jax.random` key, or one for each image; with one, the start is disturbed at random, else
+        nothing is random.
 
     Returns:
       An `AttackResult`. An image that is misclassified as it is comes back as it is, at distance 0.
@@ -67,7 +69,7 @@ def fixed_norm(
     given = problem(classifier, images, labels, targets)
     start = jnp.zeros_like(given.images) if start is None else jnp.asarray(start, given.images.dtype)
     if key is not None:
-        start = disturb(given, start, key, 0.1 * radii(radius, start), norm)
+        start = disturb(given, start, keys_of(key, len(start)), 0.1 * radii(radius, start), norm)
     arrays = (given, radii(radius, start), radii(learning_rate, start, "learning_rate"), start)
     return in_chunks(partial(_run, norm=norm, steps=steps, loss=loss_function(loss)), arrays, classifier)
 

@@ -10,8 +10,9 @@ from mnist_jax import losses, norms
 from mnist_jax.attack.arguments import at_least, between, positive
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
-from mnist_jax.attack.problem import CAREFUL, Problem, problem, small_start
+from mnist_jax.attack.problem import CAREFUL, Problem, problem
 from mnist_jax.attack.result import AttackResult, finish
+from mnist_jax.attack.starts import small_start
 from mnist_jax.classifier import Classifier
 
 LAST_GAMMA = 0.001  # of the cosine
@@ -51,7 +52,8 @@ def fmn(
       learning_rate: the first α, the 2-norm of a step.
       gamma: the first γ, in (0, 1).
       targets: `[B]`, classes to reach; the margin is then that of the target, less than zero where it is reached.
-      key: a `jax.random` key; with one, the start is disturbed at random. Without, nothing is random.
+      key: a `jax.random` key, or one for each image; with one, the start is disturbed at random, else
+        nothing is random.
 
     Returns:
       An `AttackResult`; for p = 0 the distance is the number of entries that were changed.

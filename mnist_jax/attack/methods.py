@@ -5,7 +5,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 
 from mnist_jax import attack
@@ -23,6 +22,7 @@ OPTIONS = {
     "radius": "radius",
     "steps": "steps",
     "restarts": "restarts",
+    "queries": "queries",
     "learning_rate": "learning_rate",
     "effort": "effort",
     "targets": "targets",
@@ -40,7 +40,7 @@ def parameters(method: str) -> dict[str, inspect.Parameter]:
 
 
 def prepare(method: str, norm: float | None, given: dict[str, Any]) -> tuple[Callable[..., AttackResult], float]:
-    """The attack with the given `OPTIONS`, all but the targets, and the norm: that given, or the attack's own.
+    """The attack with the given `OPTIONS`, all but targets and seed, and the norm: that given, or the attack's own.
 
     Raises:
       InputError: there is no such attack, or it does not take one of the options, or that norm.
@@ -55,8 +55,6 @@ def prepare(method: str, norm: float | None, given: dict[str, Any]) -> tuple[Cal
         raise InputError(f"{method} needs a --radius")
     norm = float(known["norm"].default if norm is None else norm)
     how = {OPTIONS[option]: value for option, value in given.items() if option not in ("seed", "targets")}
-    if "seed" in given:
-        how["key"] = jax.random.key(given["seed"])
     if said := objection(method, norm):
         able = [other for other in METHODS if not objection(other, norm)]
         raise _elsewhere(f"norm {norm:g}", f"{method} ({said})", able)

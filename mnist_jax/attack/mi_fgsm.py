@@ -11,8 +11,8 @@ from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import CAREFUL, Loss, Problem, loss_function, problem, radii
-from mnist_jax.attack.restarts import keys_of, random_start
 from mnist_jax.attack.result import AttackResult, finish
+from mnist_jax.attack.starts import keys_of, random_start
 from mnist_jax.classifier import Classifier
 
 

@@ -15,6 +15,7 @@ from mnist_jax.attack.bisection import LINE, STEPS, State, attempt, begin, divid
 from mnist_jax.attack.chunks import in_chunks, until_done
 from mnist_jax.attack.problem import Problem, problem
 from mnist_jax.attack.result import AttackResult, finish
+from mnist_jax.attack.starts import disturb, seeds
 from mnist_jax.classifier import Classifier
 
 EFFORTS = {"fast": 66, "standard": 250, "thorough": 1500}  # gradients for each image
@@ -72,7 +73,7 @@ def nearest(
       norm: p, in [1, inf].
       effort: `"fast"`, `"standard"`, `"thorough"`, or how many gradients to use for each image at most; the first
         steps, 25 gradients for ten classes, are always taken.
-      key: a `jax.random` key for the disturbances; None means a fixed one.
+      key: a `jax.random` key for the disturbances, or one for each image; None means a fixed one.
       targets: `[B]`, the classes to reach; None means any but the label.
 
     Returns:
@@ -87,14 +88,13 @@ def nearest(
     budget = EFFORTS[effort] if isinstance(effort, str) else effort
     at_least(1, effort=budget)
     given = problem(classifier, images, labels, targets)
-    # The same noise for every image: what one gets does not depend on where it stands.
-    key = jax.random.key(0) if key is None else key
     portfolio = in_chunks(partial(_start, norm=norm), (given,), classifier, jnp.asarray(budget))
-    rounds = partial(_rounds, classifier, jnp.asarray(budget), key, norm=norm)
+    rounds = partial(_rounds, classifier, jnp.asarray(budget), norm=norm)
+    arrays = (given, seeds(key, len(given.images)))
     if isinstance(given.images, jax.core.Tracer):  # there are no values yet to leave by
-        portfolio = rounds(given, portfolio, count=budget // ROUND)
+        portfolio = rounds(arrays, portfolio, count=budget // ROUND)
     else:
-        portfolio = until_done(partial(rounds, count=AT_ONCE), given, portfolio)
+        portfolio = until_done(partial(rounds, count=AT_ONCE), arrays, portfolio)
     return in_chunks(partial(_finish, norm=norm), (given, portfolio), classifier)
 
 
@@ -121,18 +121,19 @@ def _start(classifier, budget, given: Problem, *, norm) -> Portfolio:
 
 
 @partial(jax.jit, static_argnames=("norm", "count"))
-def _rounds(classifier, budget, key, given: Problem, portfolio: Portfolio, *, norm, count) -> Portfolio:
-    return jax.lax.fori_loop(0, count, lambda _, p: _round(classifier, budget, key, given, p, norm), portfolio)
+def _rounds(classifier, budget, arrays, portfolio: Portfolio, *, norm, count) -> Portfolio:
+    given, seed = arrays
+    return jax.lax.fori_loop(0, count, lambda _, p: _round(classifier, budget, given, seed, p, norm), portfolio)
 
 
-def _round(classifier, budget, key, given: Problem, portfolio: Portfolio, norm) -> Portfolio:
+def _round(classifier, budget, given: Problem, seed, portfolio: Portfolio, norm) -> Portfolio:
     """A round of the most promising bisection, or the first of a new one where all have ended."""
     states, best = portfolio.states, portfolio.best
     everything = states.done.all(1)
     promised = jnp.where(states.found, states.high, states.radius) * (1 - PROMISE * FADING**states.rounds)
     chosen = jnp.where(states.done, jnp.inf, promised).argmin(1)
     places = jnp.arange(len(chosen)), chosen
-    state = keep(given, everything, _afresh(key, given, portfolio, norm), State(*[a[places] for a in states]))
+    state = keep(given, everything, _afresh(given, seed, portfolio, norm), State(*[a[places] for a in states]))
 
     state = divide(classifier, given, state, attempt(classifier, given, state, norm), norm, SHORTEST)
     state = state._replace(done=state.done | (~state.found & (state.failures >= HOPELESS)))
@@ -150,21 +151,19 @@ def _round(classifier, budget, key, given: Problem, portfolio: Portfolio, norm) 
     return jax.tree.map(lambda a, b: jnp.where(done.reshape(-1, *[1] * (a.ndim - 1)), a, b), portfolio, new)
 
 
-def _afresh(key, given: Problem, portfolio: Portfolio, norm) -> State:
+def _afresh(given: Problem, seed, portfolio: Portfolio, norm) -> State:
     """The state of a bisection that begins at the best image, disturbed, and looks for nothing farther."""
     best = portfolio.best
     zero = jnp.zeros(len(best.value), jnp.int32)
-    shape = best.r.shape[1:]
-    draws = jax.vmap(lambda n: jax.random.normal(jax.random.fold_in(key, n), shape, best.r.dtype))(portfolio.restarts)
-    noise = draws * given.per_image(AFRESH * best.value / jnp.maximum(norms.norm(draws, norm), 1e-12))
+    keys = jax.vmap(lambda seed, n: jax.random.fold_in(jax.random.key(seed), n))(seed, portfolio.restarts)
+    size = jnp.where(best.found, AFRESH * best.value, 1)
     high = jnp.where(best.found, best.value, norms.largest(given.images, norm))
-    start = given.where(best.found, best.r + noise, draws)
     return State(
         low=jnp.zeros_like(high),
         high=high,
         radius=(1 - NEARER) * high,
         best=jnp.zeros_like(best.r),
-        last=start,
+        last=disturb(given, best.r, keys, size, norm),
         found=zero > 0,
         done=zero > 0,
         rounds=zero,

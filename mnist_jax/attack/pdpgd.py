@@ -12,8 +12,9 @@ from mnist_jax import losses, norms
 from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
-from mnist_jax.attack.problem import CAREFUL, Problem, problem, small_start
+from mnist_jax.attack.problem import CAREFUL, Problem, problem
 from mnist_jax.attack.result import AttackResult, finish
+from mnist_jax.attack.starts import small_start
 from mnist_jax.classifier import Classifier
 
 β1, β2 = 0.9, 0.999  # of Adam
@@ -63,7 +64,8 @@ def pdpgd(
       steps: gradients for each image.
       learning_rate: of Adam, in units of pixels; it falls exponentially, to a hundredth.
       targets: `[B]`, the classes to reach; None means any but the label.
-      key: a `jax.random` key; with one, the start is a small random perturbation. Without, nothing is random.
+      key: a `jax.random` key, or one for each image; with one, the start is a small random perturbation, else
+        nothing is random.
 
     Returns:
       An `AttackResult`.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from mnist_jax import losses, norms
+from mnist_jax import losses
 from mnist_jax.attack.chunks import fill, in_chunks
 from mnist_jax.classifier import Classifier
 
@@ -153,25 +153,6 @@ def _looks(classifier: Classifier, images: jax.Array) -> tuple[jax.Array, jax.Ar
         between.all() & (jnp.abs(sums - 1) < 1e-4).all(),
         (jnp.abs(logits[0] - again) > DIFFERENT * scale).any(),
     )
-
-
-def disturb(given: Problem, start: jax.Array, key: jax.Array, size: jax.Array, norm: float) -> jax.Array:
-    """The perturbations `start` with random ones added, of p-norm `size [B]`."""
-    noise = jax.random.normal(key, start.shape, start.dtype)
-    return start + noise * given.per_image(size / jnp.maximum(norms.norm(noise, norm), 1e-12))
-
-
-def small_start(given: Problem, key: jax.Array | None, size: float = 0.01) -> jax.Array:
-    """Perturbations `[B, *shape]` inside the box to start from: normal with that deviation, or zero without a key.
-
-    Every image has a key of its own, so that its start does not depend on how many others there are.
-    """
-    if key is None:
-        return jnp.zeros_like(given.images)
-    shape, dtype = given.images.shape[1:], given.images.dtype
-    keys = jax.random.split(key, len(given.images))
-    noise = jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
-    return jnp.clip(given.images + size * noise, 0, 1) - given.images
 
 
 def loss_function(loss: str | Loss) -> Loss:

@@ -11,8 +11,9 @@ from mnist_jax import losses, norms
 from mnist_jax.attack.arguments import at_least, positive
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
-from mnist_jax.attack.problem import CAREFUL, Problem, problem, small_start
+from mnist_jax.attack.problem import CAREFUL, Problem, problem
 from mnist_jax.attack.result import AttackResult, finish
+from mnist_jax.attack.starts import small_start
 from mnist_jax.classifier import Classifier
 
 
@@ -47,7 +48,8 @@ def sigma_zero(
       threshold: the first τ, in [0, 1].
       threshold_rate: see above.
       targets: `[B]`, classes to reach; the margin is then that of the target, less than zero where it is reached.
-      key: a `jax.random` key; with one, the start is disturbed at random. Without, nothing is random.
+      key: a `jax.random` key, or one for each image; with one, the start is disturbed at random, else
+        nothing is random.
 
     Returns:
       An `AttackResult`, with the number of entries that were changed as the distance.

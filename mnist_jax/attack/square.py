@@ -12,8 +12,8 @@ from mnist_jax import losses, norms
 from mnist_jax.attack import arguments
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import CAREFUL, Problem, problem, radii
-from mnist_jax.attack.restarts import keys_of
 from mnist_jax.attack.result import AttackResult, finish
+from mnist_jax.attack.starts import keys_of
 from mnist_jax.classifier import Classifier
 
 # Of so many queries, after which the share of the pixels in a window is halved.
