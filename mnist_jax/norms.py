@@ -545,12 +545,25 @@ def _lifted(a, near, far, radius, p):
 
 
 def _fill(a, room, fall):
-    """p = 1: the pixels of the largest gradient go as far as they can, and the last of them as far as is needed."""
-    order = jnp.argsort(-a, 1)
-    steps = jnp.take_along_axis(a * room, order, 1)
-    left = fall[:, None] - (jnp.cumsum(steps, 1) - steps)
-    share = jnp.clip(left / jnp.where(steps > 0, steps, 1), 0, 1)
-    return room * jnp.take_along_axis(share, jnp.argsort(order, 1), 1)
+    """p = 1: the pixels of the largest gradient go as far as they can, and the last of them as far as is needed.
+
+    `a` is at most 1. The last pixel's is found by bisection, to the last bit: sorting takes twenty times as long.
+    """
+    worth = a * room
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        too_much = _sum(jnp.where(a > middle[:, None], worth, 0)) > fall
+        return jnp.where(too_much, middle, low), jnp.where(too_much, high, middle)
+
+    ends = jnp.zeros_like(fall), jnp.ones_like(fall)
+    low, high = lax.fori_loop(0, jnp.finfo(a.dtype).nmant + 2, halve, ends)
+    whole = a > high[:, None]
+    last = (a > low[:, None]) & ~whole
+    left = fall - _sum(jnp.where(whole, worth, 0))
+    share = jnp.clip(left / jnp.maximum(_sum(jnp.where(last, worth, 0)), jnp.finfo(a.dtype).tiny), 0, 1)
+    return room * jnp.where(whole, 1, jnp.where(last, share[:, None], 0))
 
 
 def _spread(a, room, fall, q):

@@ -18,6 +18,7 @@ CLASSES = 4  # of these, the nearest by the linearization are approached
 STEPS = 3  # so many steps are taken towards each
 BEYOND = (1.3, 4.0)  # times the last step is where the boundary is looked for first, and where it is not farther
 LINE = 6  # evaluations along a line
+NEAR, MIDDLE, FAR = 0.93, 1.01, 1.2  # times a perturbation that should be at the boundary is where it is looked for
 
 
 def step(classifier, given: Problem, r: jax.Array, norm: float, loss: Loss = losses.margin):
@@ -39,6 +40,41 @@ def line(classifier, given: Problem, r: jax.Array, low: jax.Array, high: jax.Arr
         return jnp.where(solved, fails, middle), jnp.where(solved, middle, fools)
 
     return jax.lax.fori_loop(0, evaluations, halve, (low, high))[1]
+
+
+def crossing(classifier, given: Problem, r: jax.Array, evaluations: int) -> tuple[jax.Array, jax.Array]:
+    """The share `[B]` of `r` at which the boundary is crossed, on its far side, and whether it was found at all.
+
+    It is looked for close to 1, by as many steps of the Illinois method (Dowell & Jarratt 1971), and two evaluations.
+    """
+
+    def height(share):
+        logits = classifier(jnp.clip(given.images + given.per_image(share) * r, 0, 1))
+        return given.objective(logits) + given.rounding(logits)
+
+    one = jnp.ones(len(r), r.dtype)
+    middle = height(one * MIDDLE)
+    beyond = middle < 0
+    outer = jnp.where(beyond, NEAR, FAR)
+    end = height(outer)
+    low, high = jnp.where(beyond, outer, MIDDLE), jnp.where(beyond, MIDDLE, outer)
+    above, below = jnp.where(beyond, end, middle), jnp.where(beyond, middle, end)
+
+    def narrow(_, ends):
+        low, above, high, below = ends
+        share = low + (high - low) * jnp.clip(above / jnp.where(above > below, above - below, 1), 0, 1)
+        new = height(share)
+        fooled = new < 0
+        # The end that stays counts half, so that the other one moves next.
+        return (
+            jnp.where(fooled, low, share),
+            jnp.where(fooled, above / 2, new),
+            jnp.where(fooled, share, high),
+            jnp.where(fooled, new, below / 2),
+        )
+
+    found = below < 0
+    return jax.lax.fori_loop(0, evaluations, narrow, (low, above, high, below))[2], found
 
 
 def margins(classifier, given: Problem, classes: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:

@@ -1,4 +1,4 @@
-"""The nearest adversarial image: several bisections for each image, and its effort where it pays."""
+"""The nearest adversarial image: along averaged linearizations of the boundary, from one start after another."""
 
 from functools import partial
 from typing import NamedTuple
@@ -7,43 +7,37 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from mnist_jax import norms
+from mnist_jax import losses, norms
 from mnist_jax.attack import boundary
 from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.best import Best
-from mnist_jax.attack.bisection import LINE, STEPS, State, attempt, begin, divide, keep
 from mnist_jax.attack.chunks import in_chunks, until_done
-from mnist_jax.attack.problem import Problem, problem
+from mnist_jax.attack.problem import CAREFUL, Problem, problem
 from mnist_jax.attack.result import AttackResult, finish
 from mnist_jax.attack.starts import disturb, seeds
 from mnist_jax.classifier import Classifier
 
-EFFORTS = {"fast": 66, "standard": 250, "thorough": 1500}  # gradients for each image
-AT_ONCE = 2  # rounds of one program, after which the images that are done leave the batch
-SHORTEST = 1e-4  # relative length of the interval at which a bisection ends
-PROMISE = 0.05  # of its distance is what a bisection may still gain at its beginning
-FADING = 0.75  # of that is left after every round
-HOPELESS = 4  # attempts in a row without any success end a bisection
-AFRESH = 0.5  # of the distance of the best is the size of the noise that a new one starts with
-NEARER = 2e-3  # nearer than the best, relatively, is what it tries first
-ROUND = STEPS + 1  # gradients of a round
+EFFORTS = {"fast": 100, "standard": 400, "thorough": 2000}  # gradients for each image
+STEPS = 20  # of a run
+STEPS_SPARSE = 15  # for p = 1, where the nearest points are corners, and soon reached, but many
+MEMORY = 0.9  # weight of the earlier linearizations in the average
+FIRST, LAST = 0.9, 0.1  # of the way to the averaged boundary is a step, at the beginning and at the end of a run
+LINE = 4  # evaluations along the line at its end, besides two
+ACCEPTED = 1.03  # times the best distance: from an end so near the search goes on, else from the best
+KEPT = 0.65  # of the pixels, in one kind of disturbance
+NOISE = 1.0  # relative, in the others
+AT_ONCE = 2  # runs of one program, after which the images that are done leave the batch
+SAME = 5e-4  # relative: closer distances than that are the same
+AGREEING = 6  # one of so many of all runs, and at least two, that came to the same distance: the image is settled
 
 
-class Portfolio(NamedTuple):
-    """The searches of every image.
+class Search(NamedTuple):
+    """The search of every image: `[B]`, or like the images."""
 
-    Attributes:
-      states: of the bisections, `[B, K, ...]`.
-      best: the nearest adversarial perturbation that any of them found, also one that is over.
-      used: `[B]`, gradients; `forwards`, evaluations.
-      restarts: `[B]`, how many bisections began after the first K were over.
-    """
-
-    states: State
     best: Best
-    used: jax.Array
-    forwards: jax.Array
-    restarts: jax.Array
+    last: jax.Array  # where the last run ended
+    runs: jax.Array
+    agreeing: jax.Array  # runs that came to the distance of the best
     done: jax.Array
 
 
@@ -61,18 +55,25 @@ def nearest(
 
         minimize norm_p(r)  such that  classifier(x + r) is not the label  and  x + r in [0, 1]
 
-    For each image there are several bisections (see `dichotomy`), one from each of the classes whose boundaries are
-    nearest after a few steps (`boundary.approach`). A round is an attack of ten steps at one's radius and a step to the
-    linearized boundary. It goes to the bisection that promises the smallest distance in the end, by what rounds gain on
-    average; when all have ended, new ones start from the best image found, disturbed at random.
+    A step linearizes the margin m at r, averages with the linearizations of the steps before, and goes a part α of the
+    way to the perturbation of least norm that crosses the averaged boundary inside the box:
 
-    Rounds do not depend on how many will follow. So more effort never gives a farther image.
+        c <- β c + (1 - β) (m(r) - <grad m(r), r>),   g <- β g + (1 - β) grad m(r)
+        r <- r + α (s - r),   s = argmin norm_p(s)  such that  c + <g, s> <= 0  and  x + s in [0, 1]
+
+    The average is what makes it converge: margins of networks have kinks at their nearest points, where the last
+    linearization alone points now here, now there (as in dual averaging, Nesterov 2009, which averages the gradients of
+    a convex objective). α falls from 0.9 to 0.1. A run of 20 steps ends by a search along the line through its last
+    perturbation. The first runs start near the boundaries of the classes that are nearest after a few steps
+    (`boundary.approach`), all others from the best image so far, disturbed at random in one of three ways.
+
+    Runs do not depend on how many will follow. So more effort never gives a farther image.
 
     Args:
       classifier, images, labels: see `fixed_norm`.
       norm: p, in [1, inf].
       effort: `"fast"`, `"standard"`, `"thorough"`, or how many gradients to use for each image at most; the first
-        steps, 25 gradients for ten classes, are always taken.
+        steps and one run, 41 gradients for ten classes, are always taken.
       key: a `jax.random` key for the disturbances, or one for each image; None means a fixed one.
       targets: `[B]`, the classes to reach; None means any but the label.
 
@@ -88,93 +89,94 @@ def nearest(
     budget = EFFORTS[effort] if isinstance(effort, str) else effort
     at_least(1, effort=budget)
     given = problem(classifier, images, labels, targets)
-    portfolio = in_chunks(partial(_start, norm=norm), (given,), classifier, jnp.asarray(budget))
-    rounds = partial(_rounds, classifier, jnp.asarray(budget), norm=norm)
-    arrays = (given, seeds(key, len(given.images)))
+    tries, search, gradients, forwards = in_chunks(partial(_begin, norm=norm), (given,), classifier)
+    # The first steps are the same for all; they say how many there were for each image, as all else is for each.
+    left = jnp.maximum((budget - gradients) // steps_of(norm), 1)
+    arrays = (given, tries, seeds(key, len(given.images)), left)
+    runs = partial(_runs, classifier, norm=norm)
     if isinstance(given.images, jax.core.Tracer):  # there are no values yet to leave by
-        portfolio = rounds(arrays, portfolio, count=budget // ROUND)
+        search = runs(arrays, search, count=max(budget // steps_of(norm), 1))
     else:
-        portfolio = until_done(partial(rounds, count=AT_ONCE), arrays, portfolio)
-    return in_chunks(partial(_finish, norm=norm), (given, portfolio), classifier)
+        search = until_done(partial(runs, count=AT_ONCE), arrays, search)
+    return in_chunks(partial(_finish, norm=norm), (given, search, gradients, forwards), classifier)
+
+
+def steps_of(norm: float) -> int:
+    return STEPS_SPARSE if norm == 1 else STEPS
 
 
 @partial(jax.jit, static_argnames="norm")
-def _start(classifier, budget, given: Problem, *, norm) -> Portfolio:
-    logits, tries, gradients, forwards = boundary.approach(classifier, given, norm)
-    zero, reach = jnp.zeros(len(logits), jnp.int32), norms.largest(given.images, norm)
-
-    def bisection(r):
-        return begin(classifier, given, 0 * reach, reach, r, norm, SHORTEST)
-
-    states = jax.lax.map(bisection, tries)
-    distances = jnp.where(states.found, states.high, jnp.inf)
-    first = distances.argmin(0)[None]
-    used = zero + gradients + states.gradients.sum(0)
-    return Portfolio(
-        states=jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), states),
-        best=Best(boundary.pick(states.best, first)[0], distances.min(0)),
-        used=used,
-        forwards=zero + forwards + states.forwards.sum(0),
-        restarts=zero,
-        done=given.solved(logits) | (used + ROUND > budget),
-    )
+def _begin(classifier, given: Problem, *, norm) -> tuple[jax.Array, Search, jax.Array, jax.Array]:
+    """Starts `[B, K, *shape]`, the nearest first; the search that begins there; and what this took."""
+    # For p = 1 a single linearization makes much of a few pixels that are soon of no use.
+    logits, tries, gradients, forwards = boundary.approach(classifier, given, max(norm, 2))
+    order = jax.vmap(partial(norms.norm, p=norm))(tries).argsort(0)
+    zero = jnp.zeros(len(logits), jnp.int32)
+    search = Search(Best.none(given.images), jnp.zeros_like(given.images), zero, zero, given.solved(logits))
+    return jnp.moveaxis(boundary.pick(tries, order), 0, 1), search, zero + gradients, zero + forwards
 
 
 @partial(jax.jit, static_argnames=("norm", "count"))
-def _rounds(classifier, budget, arrays, portfolio: Portfolio, *, norm, count) -> Portfolio:
-    given, seed = arrays
-    return jax.lax.fori_loop(0, count, lambda _, p: _round(classifier, budget, given, seed, p, norm), portfolio)
+def _runs(classifier, arrays, search: Search, *, norm, count) -> Search:
+    given, tries, seed, left = arrays
+    return jax.lax.fori_loop(0, count, lambda _, s: _one_more(classifier, given, tries, seed, left, s, norm), search)
 
 
-def _round(classifier, budget, given: Problem, seed, portfolio: Portfolio, norm) -> Portfolio:
-    """A round of the most promising bisection, or the first of a new one where all have ended."""
-    states, best = portfolio.states, portfolio.best
-    everything = states.done.all(1)
-    promised = jnp.where(states.found, states.high, states.radius) * (1 - PROMISE * FADING**states.rounds)
-    chosen = jnp.where(states.done, jnp.inf, promised).argmin(1)
-    places = jnp.arange(len(chosen)), chosen
-    state = keep(given, everything, _afresh(given, seed, portfolio, norm), State(*[a[places] for a in states]))
+def _one_more(classifier, given: Problem, tries, seed, left, search: Search, norm) -> Search:
+    """The search after another run."""
+    number, several = search.runs, tries.shape[1]
+    first = boundary.pick(jnp.moveaxis(tries, 1, 0), jnp.minimum(number, several - 1)[None])[0]
+    start = given.where(number < several, first, _disturbed(given, seed, search, norm))
+    found, last = _run(classifier, given, start, norm)
+    best = search.best.keep(given, found.r, found.value)
+    again = search.agreeing + (found.value <= (1 + SAME) * search.best.value)
+    agreeing = jnp.where(found.value < (1 - SAME) * search.best.value, 0, again)
+    settled = (agreeing >= jnp.maximum(left // AGREEING, 2)) & (number >= several) & best.found
+    new = Search(best, last, number + 1, agreeing, settled | (number + 1 >= left))
 
-    state = divide(classifier, given, state, attempt(classifier, given, state, norm), norm, SHORTEST)
-    state = state._replace(done=state.done | (~state.found & (state.failures >= HOPELESS)))
+    def where(a, b):
+        return (given.where if a.ndim > 1 else jnp.where)(search.done, a, b)
 
-    used = portfolio.used + ROUND
-    new = Portfolio(
-        states=State(*[jnp.asarray(a).at[places].set(b) for a, b in zip(states, state, strict=True)]),
-        best=best.keep(given, state.best, state.high, state.found),
-        used=used,
-        forwards=portfolio.forwards + LINE,
-        restarts=portfolio.restarts + everything,
-        done=used + ROUND > budget,
-    )
-    done = portfolio.done
-    return jax.tree.map(lambda a, b: jnp.where(done.reshape(-1, *[1] * (a.ndim - 1)), a, b), portfolio, new)
+    return jax.tree.map(where, search, new)
 
 
-def _afresh(given: Problem, seed, portfolio: Portfolio, norm) -> State:
-    """The state of a bisection that begins at the best image, disturbed, and looks for nothing farther."""
-    best = portfolio.best
-    zero = jnp.zeros(len(best.value), jnp.int32)
-    keys = jax.vmap(lambda seed, n: jax.random.fold_in(jax.random.key(seed), n))(seed, portfolio.restarts)
-    size = jnp.where(best.found, AFRESH * best.value, 1)
-    high = jnp.where(best.found, best.value, norms.largest(given.images, norm))
-    return State(
-        low=jnp.zeros_like(high),
-        high=high,
-        radius=(1 - NEARER) * high,
-        best=jnp.zeros_like(best.r),
-        last=disturb(given, best.r, keys, size, norm),
-        found=zero > 0,
-        done=zero > 0,
-        rounds=zero,
-        failures=zero,
-        gradients=zero,
-        forwards=zero,
-    )
+def _disturbed(given: Problem, seed, search: Search, norm):
+    """Where the last run ended, if that is near, or else the best, disturbed in one of three ways."""
+    best, last, number = search.best, search.last, search.runs
+    near = ~best.found | (norms.norm(last, norm) <= ACCEPTED * best.value)
+    r = given.where(near, last, best.r)
+    keys = jax.vmap(lambda seed, n: jax.random.split(jax.random.fold_in(jax.random.key(seed), n)))(seed, number)
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, KEPT, r.shape[1:]))(keys[:, 0])
+    shifted = disturb(given, r, keys[:, 1], NOISE * norms.norm(r, 2), 2)
+    scale = (shifted - r) * given.per_image(jnp.sqrt(r[0].size) / jnp.maximum(norms.norm(r, 2), 1e-12))
+    ways = (given.where(number % 3 == 0, r * kept, shifted), r * (1 + scale))
+    return given.where(number % 3 == 1, ways[1], ways[0])
+
+
+def _run(classifier, given: Problem, r, norm) -> tuple[Best, jax.Array]:
+    """The nearest adversarial perturbation of a run from `r`, and where the run ends."""
+
+    def advance(k, state):
+        r, level, slope, best = state
+        logits, margin, gradient = given.gradient(classifier, jnp.clip(given.images + r, 0, 1), losses.margin)
+        best = best.keep(given, r, norms.norm(r, norm), given.solved(logits, CAREFUL))
+        new = margin + given.rounding(logits) - (gradient * r).reshape(len(margin), -1).sum(1)
+        β = jnp.minimum(MEMORY, k / (k + 1))
+        level, slope = β * level + (1 - β) * new, β * slope + (1 - β) * gradient
+        α = FIRST * (LAST / FIRST) ** (k / steps_of(norm))
+        return r + α * (norms.nearest_on_plane(slope, level, given.images, norm) - r), level, slope, best
+
+    none = Best.none(given.images)
+    start = (r, jnp.zeros_like(none.value), jnp.zeros_like(r), none)
+    r, _, _, best = jax.lax.fori_loop(0, steps_of(norm), advance, start)
+    share, found = boundary.crossing(classifier, given, r, LINE)
+    there = jnp.clip(given.images + given.per_image(share) * r, 0, 1) - given.images
+    return best.keep(given, there, norms.norm(there, norm), found), r
 
 
 @partial(jax.jit, static_argnames="norm")
-def _finish(classifier, given: Problem, portfolio: Portfolio, *, norm) -> AttackResult:
-    found = portfolio.best.found
-    r = given.where(found, portfolio.best.r, portfolio.states.last[:, 0])
-    return finish(classifier, given, given.images + r, norm, portfolio.used, portfolio.forwards).only(found)
+def _finish(classifier, given: Problem, search: Search, gradients, forwards, *, norm) -> AttackResult:
+    best, runs = search.best, search.runs
+    found = given.images + given.where(best.found, best.r, search.last)
+    used = (gradients + runs * steps_of(norm), forwards + runs * (LINE + 2))
+    return finish(classifier, given, found, norm, *used).only(best.found)
