@@ -94,7 +94,8 @@ def margins(classifier, given: Problem, classes: int) -> tuple[jax.Array, jax.Ar
 
     values, pull_back, (logits, indices) = jax.vjp(each_margin, given.images, has_aux=True)
     each = jnp.eye(values.shape[1], dtype=values.dtype)[:, None].repeat(len(values), 1)
-    return logits, indices.T, values.T, jax.vmap(lambda one: pull_back(one)[0])(each)
+    # One after another: layers are made for a batch, and slow where there is another axis beside it.
+    return logits, indices.T, values.T, jax.lax.map(lambda one: pull_back(one)[0], each)
 
 
 def approach(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Array, int, int]:
@@ -105,8 +106,8 @@ def approach(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Ar
     """
     logits, classes, values, slopes = margins(classifier, given, LIKELIEST)
     falls = values + given.rounding(logits)[None]
-    steps = jax.vmap(lambda g, fall: norms.nearest_on_plane(g, fall, given.images, norm))(slopes, falls)
-    nearest = jax.lax.top_k(-jax.vmap(partial(norms.norm, p=norm))(steps).T, min(CLASSES, len(steps)))[1].T
+    steps = jax.lax.map(lambda plane: norms.nearest_on_plane(*plane, given.images, norm), (slopes, falls))
+    nearest = jax.lax.top_k(-jax.lax.map(partial(norms.norm, p=norm), steps).T, min(CLASSES, len(steps)))[1].T
     classes, steps = jnp.take_along_axis(classes, nearest, 0), pick(steps, nearest)
 
     def towards(inputs):

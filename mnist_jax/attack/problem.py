@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import ArrayLike
 
 from mnist_jax import losses
@@ -83,6 +84,9 @@ class Problem(NamedTuple):
         # Barriers: XLA would fuse what makes the images into all that reads them, the slices of a convolution for
         # instance, and so repeat it.
         gradient, (logits, objective) = jax.grad(total, has_aux=True)(jax.lax.optimization_barrier(images))
+        # Convolutions leave the batch as the innermost axis, and what goes along the pixels, as norms and projections
+        # do, would take as long as the gradient.
+        gradient = with_layout_constraint(gradient, Layout(tuple(range(gradient.ndim))))
         return jax.lax.optimization_barrier((logits, objective, gradient))
 
 
