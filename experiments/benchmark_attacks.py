@@ -45,7 +45,7 @@ from peers import Queries, distances
 
 from mnist_jax import attack, checkpoint, command, data, device, files, plot, pytorch
 from mnist_jax.attack import AttackResult
-from mnist_jax.classifier import Classifier
+from mnist_jax.classifier import CHUNK, Classifier
 from mnist_jax.errors import InputError, unknown
 
 BEST = Path(__file__).with_name("best_distances")
@@ -122,7 +122,7 @@ def scene(name: str, norm: float, options: argparse.Namespace) -> Scene:
     return Scene(title, trained, digest.hexdigest(), norm, options.radius, indices, images[indices], labels)
 
 
-def logits_of(classifier: Classifier, images: np.ndarray, chunk: int = 250) -> np.ndarray:
+def logits_of(classifier: Classifier, images: np.ndarray, chunk: int = CHUNK) -> np.ndarray:
     """Logits `[N, C]`, as exact as the device can."""
     with jax.default_matmul_precision("highest"):
         parts = [np.asarray(classifier(images[i : i + chunk])) for i in range(0, len(images), chunk)]

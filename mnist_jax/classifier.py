@@ -35,7 +35,10 @@ class Classifier:
         return self.apply(self.params, images)
 
 
-def predict(classifier: Classifier, images: np.ndarray, chunk: int = 250) -> np.ndarray:
+CHUNK = 64  # images: what more of them need is taken from the system anew each time, which takes longer than the work
+
+
+def predict(classifier: Classifier, images: np.ndarray, chunk: int = CHUNK) -> np.ndarray:
     """Logits `[N, C]` of any number of uint8 images `[N, *shape]`, a chunk at a time.
 
     The last chunk is filled up, so that one compiled program serves them all.

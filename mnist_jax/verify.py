@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnist_jax.attack.result import Record
-from mnist_jax.classifier import Classifier
+from mnist_jax.classifier import CHUNK, Classifier
 from mnist_jax.data import Split
 from mnist_jax.errors import InputError
 
@@ -99,7 +99,7 @@ def _originals(record: Record, split: Split, path: Path) -> np.ndarray:
     return split.images[indices] / np.float32(255)
 
 
-def _predictions(classifier: Classifier, images: np.ndarray, chunk: int = 250) -> np.ndarray:
+def _predictions(classifier: Classifier, images: np.ndarray, chunk: int = CHUNK) -> np.ndarray:
     """What the classifier takes the images for, by the highest precision of the device."""
     if not len(images):
         return np.zeros(0, int)

@@ -106,7 +106,7 @@ def approach(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Ar
     """
     logits, classes, values, slopes = margins(classifier, given, LIKELIEST)
     falls = values + given.rounding(logits)[None]
-    steps = jax.lax.map(lambda plane: norms.nearest_on_plane(*plane, given.images, norm), (slopes, falls))
+    steps = jax.lax.map(lambda plane: norms.nearest_on_plane(plane[0], plane[1], given.images, norm), (slopes, falls))
     nearest = jax.lax.top_k(-jax.lax.map(partial(norms.norm, p=norm), steps).T, min(CLASSES, len(steps)))[1].T
     classes, steps = jnp.take_along_axis(classes, nearest, 0), pick(steps, nearest)
 
