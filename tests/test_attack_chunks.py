@@ -1,5 +1,8 @@
 """Chunks: the same as everything at once, in order, whatever thread works on them and whatever the caller has set."""
 
+import os
+import subprocess
+import sys
 import threading
 from contextlib import ExitStack
 
@@ -112,3 +115,26 @@ def test_an_error_in_a_thread_reaches_the_caller():
 
     with pytest.raises(ZeroDivisionError):
         in_chunks(failing, (np.arange(12),), size=4)
+
+
+ON_EIGHT_DEVICES = """
+import jax, numpy as np
+from mnist_jax import attack, data, load_classifier
+assert len(jax.local_devices()) == 8
+split = data.load().val
+images, labels = np.asarray(data.normalize(split.images[:21])), split.labels[:21]
+runs = (lambda c: attack.nearest(c, images, labels, effort=60), lambda c: attack.apgd(c, images, labels, 0.1, steps=10))
+together = [run(load_classifier("MLP-original")) for run in runs]
+with jax.default_device(jax.local_devices()[0]):
+    alone = [run(load_classifier("MLP-original")) for run in runs]
+for a, b in zip(together, alone):
+    np.testing.assert_array_equal(a.success, b.success)
+    assert a.success.any()
+    np.testing.assert_allclose(a.distance, b.distance, rtol=1e-4)
+"""
+
+
+def test_eight_devices_share_the_images():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run([sys.executable, "-c", ON_EIGHT_DEVICES], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mnist_jax import losses, norms
+from mnist_jax.attack.best import Best
 from mnist_jax.attack.problem import CAREFUL, Loss, Problem
 
 LIKELIEST = 9  # other classes that are looked at at all
@@ -18,6 +19,11 @@ CLASSES = 4  # of these, the nearest by the linearization are approached
 STEPS = 3  # so many steps are taken towards each
 BEYOND = (1.3, 4.0)  # times the last step is where the boundary is looked for first, and where it is not farther
 LINE = 6  # evaluations along a line
+RUN = 20  # steps along the averaged boundary
+RUN_SPARSE = 15  # for p = 1, where the nearest points are corners, and soon reached, but many
+MEMORY = 0.9  # weight of the earlier linearizations in the average
+FIRST, FINAL = 0.9, 0.1  # of the way to the averaged boundary is a step, at the beginning and at the end of a run
+EVALUATIONS = 6  # along the line at its end
 NEAR, MIDDLE, FAR = 0.93, 1.01, 1.2  # times a perturbation that should be at the boundary is where it is looked for
 
 
@@ -121,6 +127,33 @@ def approach(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Ar
 
     tries = jax.lax.map(towards, (classes, steps))
     return logits, tries, len(values) + STEPS * len(classes), (LINE + 1) * len(classes)
+
+
+def steps_of(norm: float) -> int:
+    """Of a run."""
+    return RUN_SPARSE if norm == 1 else RUN
+
+
+def descend(classifier, given: Problem, r: jax.Array, norm: float) -> tuple[Best, jax.Array]:
+    """The nearest adversarial perturbation of a run along the averaged boundary (see `nearest`) from `r`, and where it
+    ends. It takes `steps_of(norm)` gradients and `EVALUATIONS`."""
+
+    def advance(k, state):
+        r, level, slope, best = state
+        logits, margin, gradient = given.gradient(classifier, jnp.clip(given.images + r, 0, 1), losses.margin)
+        best = best.keep(given, r, norms.norm(r, norm), given.solved(logits, CAREFUL))
+        new = margin + given.rounding(logits) - (gradient * r).reshape(len(margin), -1).sum(1)
+        β = jnp.minimum(MEMORY, k / (k + 1))
+        level, slope = β * level + (1 - β) * new, β * slope + (1 - β) * gradient
+        α = FIRST * (FINAL / FIRST) ** (k / steps_of(norm))
+        return r + α * (norms.nearest_on_plane(slope, level, given.images, norm) - r), level, slope, best
+
+    none = Best.none(given.images)
+    start = (r, jnp.zeros_like(none.value), jnp.zeros_like(r), none)
+    r, _, _, best = jax.lax.fori_loop(0, steps_of(norm), advance, start)
+    share, found = crossing(classifier, given, r, EVALUATIONS - 2)
+    there = jnp.clip(given.images + given.per_image(share) * r, 0, 1) - given.images
+    return best.keep(given, there, norms.norm(there, norm), found), r
 
 
 def pick(arrays: jax.Array, places: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mnist_jax import device
 
@@ -30,8 +31,9 @@ def in_chunks(program: Callable, arrays: Any, *before: Any, size: int | None = N
     """`program(*before, *arrays)`, with the arrays, pytrees of `[B, ...]`, a chunk of `size` at a time.
 
     On a CPU as many chunks are worked on at once as there are cores: a program by itself keeps only one or two of them
-    busy. The last chunk is filled up with copies of its last entry, to a power of two at least, so that few shapes are
-    ever compiled. Under a transformation of the caller's, where there are no values yet, all is done at once.
+    busy. Where there are several devices, every chunk is sharded over all of them. The last chunk is filled up with
+    copies of its last entry, to a power of two at least, so that few shapes are ever compiled. Under a
+    transformation of the caller's, where there are no values yet, all is done at once.
     """
     leaves = jax.tree.leaves(arrays)
     count = len(leaves[0])
@@ -41,6 +43,7 @@ def in_chunks(program: Callable, arrays: Any, *before: Any, size: int | None = N
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), arrays)
         return jax.tree.map(lambda a: jnp.zeros((0, *a.shape[1:]), a.dtype), jax.eval_shape(program, *before, *one))
     size = size or chunk_size(count)
+    shards = _sharding(size)
 
     settings = {name: getattr(jax.config, name) for name in SETTINGS}
 
@@ -50,10 +53,11 @@ def in_chunks(program: Callable, arrays: Any, *before: Any, size: int | None = N
                 if getattr(jax.config, name) != value:
                     stack.enter_context(SETTINGS[name](value))
             part = jax.tree.map(lambda a: fill(a[start : start + size], size), arrays)
+            part = part if shards is None else jax.device_put(part, shards)
             return jax.tree.map(np.asarray, program(*before, *part))
 
     first = work(0)  # alone: it compiles the program
-    with ThreadPoolExecutor(device.cores() if jax.default_backend() == "cpu" else 1) as pool:
+    with ThreadPoolExecutor(device.cores() if shards is None and jax.default_backend() == "cpu" else 1) as pool:
         parts = [first, *pool.map(work, range(size, count, size))]
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[:count]), *parts)
 
@@ -70,8 +74,24 @@ def until_done(program: Callable, arrays: Any, state: Any) -> Any:
 
 
 def chunk_size(count: int) -> int:
-    """How many images to work on at once, where there are `count`: a power of two."""
-    return min(CHUNK.get(jax.default_backend(), CHUNK_OF_ACCELERATOR), 1 << max(count - 1, 0).bit_length())
+    """How many images to work on at once, where there are `count`: a power of two for each device."""
+    devices = len(_devices())
+    each = 1 << max(-(-count // devices) - 1, 0).bit_length()
+    return devices * min(CHUNK.get(jax.default_backend(), CHUNK_OF_ACCELERATOR), each)
+
+
+def _devices() -> list[jax.Device]:
+    """Those that share the work: all of this process, or the one that the caller has chosen."""
+    chosen = jax.config.values["jax_default_device"] is not None
+    return jax.local_devices() if not chosen else jax.local_devices()[:1]
+
+
+def _sharding(size: int) -> NamedSharding | None:
+    """Equal parts of the first axis on every device; None where there is one device, or equal parts are impossible."""
+    devices = _devices()
+    if len(devices) == 1 or size % len(devices):
+        return None
+    return NamedSharding(Mesh(devices, "images"), PartitionSpec("images"))
 
 
 def fill(array: jax.Array | np.ndarray, size: int) -> jax.Array | np.ndarray:

@@ -43,9 +43,9 @@ def dichotomy(
     An interval [low, high], with failure at its lower end and success at its upper end, is divided until it is a good
     deal shorter than `tolerance * high`: near where the boundary would be if the margin were linear, and after a
     failure there in the middle. After a success `high` falls at once to where the line from the image to what was found
-    crosses the boundary. The search begins where a few steps towards each of the nearest classes first cross one
-    (`boundary.approach`). An attack that takes a `start`, as `fixed_norm` does, gets the nearest point of the
-    linearized boundary, so that none begins anew.
+    crosses the boundary. The search begins at the nearest of some runs, one towards each of the nearest classes
+    (`boundary.approach`, then `boundary.descend`; see `nearest`). An attack that takes a `start`, as `fixed_norm` does,
+    gets the nearest point of the linearized boundary, so that none begins anew.
 
     Args:
       classifier, images, labels, norm, targets: see `fixed_norm`.
@@ -91,13 +91,15 @@ def dichotomy(
 
 @partial(jax.jit, static_argnames=("norm", "shortest"))
 def _first(classifier, given: Problem, low, high, *, norm, shortest) -> State:
-    logits, tries, gradients, forwards = boundary.approach(classifier, given, norm)
-    nearest = jax.vmap(partial(norms.norm, p=norm))(tries).argmin(0)
-    state = begin(classifier, given, low, high, boundary.pick(tries, nearest[None])[0], norm, shortest)
+    logits, tries, gradients, forwards = boundary.approach(classifier, given, max(norm, 2))
+    found, last = jax.lax.map(lambda r: boundary.descend(classifier, given, r, norm), tries)
+    ends = jnp.where(jnp.isfinite(found.value)[(..., *[None] * (last.ndim - 2))], found.r, last)
+    nearest = jnp.where(jnp.isfinite(found.value), found.value, jnp.inf).argmin(0)
+    state = begin(classifier, given, low, high, boundary.pick(ends, nearest[None])[0], norm, shortest)
     return state._replace(
         done=given.solved(logits) | (high <= 0) | state.done,
-        gradients=state.gradients + gradients,
-        forwards=state.forwards + forwards,
+        gradients=state.gradients + gradients + len(tries) * boundary.steps_of(norm),
+        forwards=state.forwards + forwards + len(tries) * boundary.EVALUATIONS,
     )
 
 

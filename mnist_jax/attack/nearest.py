@@ -7,22 +7,17 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from mnist_jax import losses, norms
+from mnist_jax import norms
 from mnist_jax.attack import boundary
 from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks, until_done
-from mnist_jax.attack.problem import CAREFUL, Problem, problem
+from mnist_jax.attack.problem import Problem, problem
 from mnist_jax.attack.result import AttackResult, finish
 from mnist_jax.attack.starts import disturb, seeds
 from mnist_jax.classifier import Classifier
 
 EFFORTS = {"fast": 100, "standard": 400, "thorough": 2000}  # gradients for each image
-STEPS = 20  # of a run
-STEPS_SPARSE = 15  # for p = 1, where the nearest points are corners, and soon reached, but many
-MEMORY = 0.9  # weight of the earlier linearizations in the average
-FIRST, LAST = 0.9, 0.1  # of the way to the averaged boundary is a step, at the beginning and at the end of a run
-LINE = 4  # evaluations along the line at its end, besides two
 ACCEPTED = 1.03  # times the best distance: from an end so near the search goes on, else from the best
 KEPT = 0.65  # of the pixels, in one kind of disturbance
 NOISE = 1.0  # relative, in the others
@@ -91,18 +86,14 @@ def nearest(
     given = problem(classifier, images, labels, targets)
     tries, search, gradients, forwards = in_chunks(partial(_begin, norm=norm), (given,), classifier)
     # The first steps are the same for all; they say how many there were for each image, as all else is for each.
-    left = jnp.maximum((budget - gradients) // steps_of(norm), 1)
+    left = jnp.maximum((budget - gradients) // boundary.steps_of(norm), 1)
     arrays = (given, tries, seeds(key, len(given.images)), left)
     runs = partial(_runs, classifier, norm=norm)
     if isinstance(given.images, jax.core.Tracer):  # there are no values yet to leave by
-        search = runs(arrays, search, count=max(budget // steps_of(norm), 1))
+        search = runs(arrays, search, count=max(budget // boundary.steps_of(norm), 1))
     else:
         search = until_done(partial(runs, count=AT_ONCE), arrays, search)
     return in_chunks(partial(_finish, norm=norm), (given, search, gradients, forwards), classifier)
-
-
-def steps_of(norm: float) -> int:
-    return STEPS_SPARSE if norm == 1 else STEPS
 
 
 @partial(jax.jit, static_argnames="norm")
@@ -127,7 +118,7 @@ def _one_more(classifier, given: Problem, tries, seed, left, search: Search, nor
     number, several = search.runs, tries.shape[1]
     first = boundary.pick(jnp.moveaxis(tries, 1, 0), jnp.minimum(number, several - 1)[None])[0]
     start = given.where(number < several, first, _disturbed(given, seed, search, norm))
-    found, last = _run(classifier, given, start, norm)
+    found, last = boundary.descend(classifier, given, start, norm)
     best = search.best.keep(given, found.r, found.value)
     again = search.agreeing + (found.value <= (1 + SAME) * search.best.value)
     agreeing = jnp.where(found.value < (1 - SAME) * search.best.value, 0, again)
@@ -153,30 +144,9 @@ def _disturbed(given: Problem, seed, search: Search, norm):
     return given.where(number % 3 == 1, ways[1], ways[0])
 
 
-def _run(classifier, given: Problem, r, norm) -> tuple[Best, jax.Array]:
-    """The nearest adversarial perturbation of a run from `r`, and where the run ends."""
-
-    def advance(k, state):
-        r, level, slope, best = state
-        logits, margin, gradient = given.gradient(classifier, jnp.clip(given.images + r, 0, 1), losses.margin)
-        best = best.keep(given, r, norms.norm(r, norm), given.solved(logits, CAREFUL))
-        new = margin + given.rounding(logits) - (gradient * r).reshape(len(margin), -1).sum(1)
-        β = jnp.minimum(MEMORY, k / (k + 1))
-        level, slope = β * level + (1 - β) * new, β * slope + (1 - β) * gradient
-        α = FIRST * (LAST / FIRST) ** (k / steps_of(norm))
-        return r + α * (norms.nearest_on_plane(slope, level, given.images, norm) - r), level, slope, best
-
-    none = Best.none(given.images)
-    start = (r, jnp.zeros_like(none.value), jnp.zeros_like(r), none)
-    r, _, _, best = jax.lax.fori_loop(0, steps_of(norm), advance, start)
-    share, found = boundary.crossing(classifier, given, r, LINE)
-    there = jnp.clip(given.images + given.per_image(share) * r, 0, 1) - given.images
-    return best.keep(given, there, norms.norm(there, norm), found), r
-
-
 @partial(jax.jit, static_argnames="norm")
 def _finish(classifier, given: Problem, search: Search, gradients, forwards, *, norm) -> AttackResult:
     best, runs = search.best, search.runs
     found = given.images + given.where(best.found, best.r, search.last)
-    used = (gradients + runs * steps_of(norm), forwards + runs * (LINE + 2))
+    used = (gradients + runs * boundary.steps_of(norm), forwards + runs * boundary.EVALUATIONS)
     return finish(classifier, given, found, norm, *used).only(best.found)
