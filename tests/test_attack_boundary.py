@@ -96,3 +96,40 @@ def test_approach_finds_the_nearest_of_the_boundaries(p):
     assert (lengths[clear] <= distance[clear] * 1.03).all()  # by the last of the evaluations along the line
     assert gradients == 4 + boundary.STEPS * min(boundary.CLASSES, 4)
     assert forwards == (boundary.LINE + 1) * min(boundary.CLASSES, 4)
+
+
+def to_the_boundary(seed=1):
+    """A problem of two classes whose boundary can be reached, and the nearest points of it."""
+    w, b, given = some_problem(seed, classes=2, free=True)
+    c = classifier(w, b)
+    return c, given, boundary.step(c, given, jnp.zeros_like(given.images), 2)[1]
+
+
+@pytest.mark.parametrize("part", [0.9, 0.995, 1.05])
+def test_a_crossing_is_found_from_either_side(part):
+    c, given, step = to_the_boundary()
+    share, found = boundary.crossing(c, given, part * step, 4)
+    assert found.all()
+    np.testing.assert_allclose(part * share, 1, atol=1e-4)
+    assert given.solved(c(given.images + given.per_image(share) * part * step)).all()
+
+
+def test_a_crossing_far_away_is_not_found():
+    c, given, step = to_the_boundary()
+    assert not boundary.crossing(c, given, 0.5 * step, 4)[1].any()
+    nearer = boundary.crossing(c, given, 2 * step, 4)  # it is crossed long before
+    assert nearer[1].all()
+    np.testing.assert_allclose(nearer[0], boundary.NEAR, rtol=1e-6)
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, np.inf])
+def test_a_run_ends_at_the_nearest_point_wherever_it_begins(p):
+    w, b, given = some_problem(2, classes=2)
+    distance, clear = exact(w, b, given, p)
+    start = 0.3 * jax.random.normal(jax.random.key(0), given.images.shape)
+    start = jnp.clip(given.images + start, 0, 1) - given.images
+    best, _ = jax.jit(boundary.descend, static_argnums=3)(classifier(w, b), given, start, p)
+    assert clear.sum() > 8
+    np.testing.assert_allclose(best.value[clear], distance[clear], rtol=3e-3)
+    assert (best.value[clear] >= distance[clear] * (1 - 1e-5)).all()
+    assert given.solved(classifier(w, b)(given.images + best.r))[clear].all()

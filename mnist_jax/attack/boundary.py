@@ -24,6 +24,7 @@ RUN_SPARSE = 15  # for p = 1, where the nearest points are corners, and soon rea
 MEMORY = 0.9  # weight of the earlier linearizations in the average
 FIRST, FINAL = 0.9, 0.1  # of the way to the averaged boundary is a step, at the beginning and at the end of a run
 EVALUATIONS = 6  # along the line at its end
+BEHIND = 1e-3  # of an interval farther than to its crossing: rounding would leave a linear function just before it
 NEAR, MIDDLE, FAR = 0.93, 1.01, 1.2  # times a perturbation that should be at the boundary is where it is looked for
 
 
@@ -68,7 +69,8 @@ def crossing(classifier, given: Problem, r: jax.Array, evaluations: int) -> tupl
 
     def narrow(_, ends):
         low, above, high, below = ends
-        share = low + (high - low) * jnp.clip(above / jnp.where(above > below, above - below, 1), 0, 1)
+        part = above / jnp.where(above > below, above - below, 1)
+        share = low + (high - low) * jnp.clip(part + BEHIND, 0, 1)
         new = height(share)
         fooled = new < 0
         # The end that stays counts half, so that the other one moves next.
