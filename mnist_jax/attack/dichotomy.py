@@ -21,6 +21,7 @@ from mnist_jax.attack.starts import disturb, keys_of
 from mnist_jax.classifier import Classifier
 
 AT_ONCE = 2  # rounds of one program, after which the images that are done leave the batch
+DISTURBED = 0.5  # of their norm is added to the starts, where there is a key
 FINER = 0.5  # of the tolerance is the length of the last interval: the attack may miss by the rest
 
 
@@ -54,8 +55,8 @@ def dichotomy(
         the image.
       tolerance: relative length of the last interval.
       attack: any fixed-radius attack, `attack(classifier, images, labels, radius, *, norm, targets) -> AttackResult`.
-      key: a `jax.random` key, or one for each image; with one, the first start is disturbed at random, else nothing
-        is random.
+      key: a `jax.random` key, or one for each image; with one, the first starts are disturbed at random, else
+        nothing is random.
       options: passed to the attack. For `fixed_norm` and unless they are given, `steps` is 10, and `learning_rate` is
         the radius over D^(1/p), for images of D pixels (for p = 1, an eighth of it), and less in every round.
 
@@ -79,9 +80,9 @@ def dichotomy(
         "takes_start": "start" in takes,
     }
     rounds = partial(_rounds, classifier, **how, options=tuple(sorted(options.items())))
-    state = in_chunks(partial(_first, norm=norm, shortest=FINER * tolerance), (given, low, high), classifier)
-    if key is not None:
-        state = state._replace(last=disturb(given, state.last, keys_of(key, len(low)), 0.5 * state.radius, norm))
+    keys = None if key is None else keys_of(key, len(given.images))
+    first = partial(_first, norm=norm, shortest=FINER * tolerance)
+    state = in_chunks(first, (given, low, high, keys), classifier)
     if isinstance(given.images, jax.core.Tracer):  # there are no values yet to leave by
         state = rounds(given, state, count=ROUNDS)
     else:
@@ -90,9 +91,14 @@ def dichotomy(
 
 
 @partial(jax.jit, static_argnames=("norm", "shortest"))
-def _first(classifier, given: Problem, low, high, *, norm, shortest) -> State:
+def _first(classifier, given: Problem, low, high, keys, *, norm, shortest) -> State:
     logits, tries, gradients, forwards = boundary.approach(classifier, given, max(norm, 2))
-    found, last = jax.lax.map(lambda r: boundary.descend(classifier, given, r, norm), tries)
+
+    def run(r):
+        start = r if keys is None else disturb(given, r, keys, DISTURBED * norms.norm(r, norm), norm)
+        return boundary.descend(classifier, given, start, norm)
+
+    found, last = jax.lax.map(run, tries)
     ends = jnp.where(jnp.isfinite(found.value)[(..., *[None] * (last.ndim - 2))], found.r, last)
     nearest = jnp.where(jnp.isfinite(found.value), found.value, jnp.inf).argmin(0)
     state = begin(classifier, given, low, high, boundary.pick(ends, nearest[None])[0], norm, shortest)
