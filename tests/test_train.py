@@ -62,16 +62,16 @@ def test_no_save_writes_nothing(run, few_digits, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("model", "seeds"), [("CNN_bn", (3, 3)), ("CNN_d", (3, 3, 4))])
-def test_one_seed_gives_the_same_file_and_another_seed_another(run, few_digits, tmp_path, model, seeds):
+@pytest.mark.parametrize("model", ["CNN_bn", "CNN_d"])
+def test_one_seed_gives_the_same_file_and_another_seed_another(run, few_digits, tmp_path, model):
     contents = []
-    for folder, seed in zip("abc", seeds, strict=False):
+    for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
         arguments = ("--model", model, "--epochs", 1, "--seed", seed, "--data-dir", few_digits, "--output", folder)
         status, _, err = run("train", *arguments, cwd=tmp_path)
         assert status == 0, err
         contents.append((tmp_path / folder / f"{model}-original.safetensors").read_bytes())
     assert contents[0] == contents[1]
-    assert contents[0] not in contents[2:]
+    assert contents[0] != contents[2]
 
 
 def test_stopped_and_resumed_gives_the_bits_of_an_uninterrupted_run(command, run, few_digits, tmp_path):
@@ -96,7 +96,8 @@ def test_stopped_and_resumed_gives_the_bits_of_an_uninterrupted_run(command, run
     stopped(signal.SIGKILL, lambda line: line.startswith("epoch ") and any(p.name.isdecimal() for p in state.glob("*")))
     resumes = "resuming MLP_bn-best after epoch"
     stopped(signal.SIGINT, lambda line: line.startswith(resumes), "--resume")
-    assert "--resume goes on from there" in stopped(signal.SIGTERM, lambda line: line.startswith("epoch "), "--resume")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        assert "--resume goes on from there" in stopped(number, lambda line: line.startswith("epoch "), "--resume")
 
     status, _, err = run("train", *arguments, "--output", "parts", "--resume", cwd=tmp_path)
     assert status == 0, err

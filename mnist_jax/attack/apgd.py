@@ -13,7 +13,7 @@ from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
 from mnist_jax.attack.problem import CAREFUL, Loss, Problem, loss_function, problem, radii
 from mnist_jax.attack.result import AttackResult, finish
-from mnist_jax.attack.starts import keys_of, random_start, restarted
+from mnist_jax.attack.starts import keys_of, normal, random_start, restarted
 from mnist_jax.classifier import Classifier
 
 ALPHA = 0.75  # weight of the step; the rest is momentum
@@ -116,9 +116,7 @@ def _run(classifier, given: Problem, radius, keys, *, norm, steps, restarts, los
 def start_of(given: Problem, keys, radius, norm, large_radius, at_image):
     """Where a run starts: at random, or at the image."""
     if norm == 1:  # uniform in the ball would be a little of every pixel
-        shape, dtype = given.images.shape[1:], given.images.dtype
-        noise = jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
-        start = norms.project(noise, given.images, (STAGES[0][0] if large_radius else 1) * radius, norm)
+        start = norms.project(normal(given, keys), given.images, (STAGES[0][0] if large_radius else 1) * radius, norm)
     else:
         start = random_start(given, keys, radius, norm)
     return jnp.where(at_image, 0, start)

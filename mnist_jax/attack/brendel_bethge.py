@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import losses, norms
+from mnist_jax.attack import boundary
 from mnist_jax.attack.arguments import at_least
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks
@@ -77,7 +78,9 @@ def _run(classifier, region, given: Problem, r, *, norm, steps, searching) -> At
     x = given.images
     if searching:
         r = jax.lax.fori_loop(0, STARTING, partial(_cross, classifier, given), r)
-    r = _to_boundary(classifier, given, jnp.clip(x + r, 0, 1) - x)
+    r = jnp.clip(x + r, 0, 1) - x
+    one = jnp.ones(len(r), r.dtype)
+    r = given.per_image(boundary.line(classifier, given, r, 0 * one, one, LINE)) * r
     interval = max(1, steps // DECAYS)
 
     def advance(i, state):
@@ -106,16 +109,3 @@ def _cross(classifier, given: Problem, i, r):
     # Where the gradient at r leads back, the way there goes on.
     step = given.where(fall > 0, step, r)
     return given.where(given.solved(logits, CAREFUL), r, jnp.clip(x + step, 0, 1) - x)
-
-
-def _to_boundary(classifier, given: Problem, r):
-    """The shortest part of `r` that was found to be misclassified, by bisection."""
-
-    def halve(_, ends):
-        fails, fools = ends
-        middle = (fails + fools) / 2
-        solved = given.solved(classifier(given.images + given.per_image(middle) * r), CAREFUL)
-        return jnp.where(solved, fails, middle), jnp.where(solved, middle, fools)
-
-    one = jnp.ones(len(r), r.dtype)
-    return given.per_image(jax.lax.fori_loop(0, LINE, halve, (0 * one, one))[1]) * r

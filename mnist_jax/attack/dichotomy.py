@@ -99,9 +99,10 @@ def _first(classifier, given: Problem, low, high, keys, *, norm, shortest) -> St
         return boundary.descend(classifier, given, start, norm)
 
     found, last = jax.lax.map(run, tries)
-    ends = jnp.where(jnp.isfinite(found.value)[(..., *[None] * (last.ndim - 2))], found.r, last)
-    nearest = jnp.where(jnp.isfinite(found.value), found.value, jnp.inf).argmin(0)
-    state = begin(classifier, given, low, high, boundary.pick(ends, nearest[None])[0], norm, shortest)
+    nearest = found.value.argmin(0)[None]
+    r, last = (boundary.pick(a, nearest)[0] for a in (found.r, last))
+    start = given.where(jnp.isfinite(found.value.min(0)), r, last)
+    state = begin(classifier, given, low, high, start, norm, shortest)
     return state._replace(
         done=given.solved(logits) | (high <= 0) | state.done,
         gradients=state.gradients + gradients + len(tries) * boundary.steps_of(norm),

@@ -36,7 +36,8 @@ def seeds(key: jax.Array | None, count: int) -> jax.Array:
     return jnp.broadcast_to(numbers, (count,))
 
 
-def _normal(given: Problem, keys: jax.Array) -> jax.Array:
+def normal(given: Problem, keys: jax.Array) -> jax.Array:
+    """Standard normal numbers `[B, *shape]`."""
     shape, dtype = given.images.shape[1:], given.images.dtype
     return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
 
@@ -45,13 +46,13 @@ def small_start(given: Problem, key: jax.Array | None, size: float = 0.01) -> ja
     """Perturbations `[B, *shape]` inside the box: normal with that deviation, or zero without a key."""
     if key is None:
         return jnp.zeros_like(given.images)
-    noise = _normal(given, keys_of(key, len(given.images)))
+    noise = normal(given, keys_of(key, len(given.images)))
     return jnp.clip(given.images + size * noise, 0, 1) - given.images
 
 
 def disturb(given: Problem, start: jax.Array, keys: jax.Array, size: jax.Array, norm: float) -> jax.Array:
     """The perturbations `start` with normal ones added, of p-norm `size [B]`."""
-    noise = _normal(given, keys)
+    noise = normal(given, keys)
     return start + noise * given.per_image(size / jnp.maximum(norms.norm(noise, norm), 1e-12))
 
 
