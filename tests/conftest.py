@@ -37,6 +37,19 @@ def quickly_compiled():
 
 
 @pytest.fixture(scope="session")
+def programs(tmp_path_factory) -> Path:
+    """A folder for compiled programs, one for all workers of pytest-xdist, whose own folders lie side by side."""
+    return tmp_path_factory.getbasetemp().parent / "programs"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(programs):
+    """Most of the suite's time is compiling, and the workers share what parametrized tests compile."""
+    jax.config.update("jax_compilation_cache_dir", str(programs))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session")
 def mnist() -> data.Dataset:
     return data.load()
 
@@ -57,11 +70,9 @@ def few_digits(mnist, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def command(tmp_path_factory):
+def command(programs):
     """Starts `python -m mnist_jax.MODULE ARGUMENTS` in a folder; gives the process, its output still to be read."""
-    # One for all workers of pytest-xdist, whose folders lie side by side.
-    cache = tmp_path_factory.getbasetemp().parent / "programs"
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(programs), "PYTHONUNBUFFERED": "1"}
 
     def start(module, *arguments, cwd, prefix=(), env=None):
         line = [*prefix, sys.executable, "-W", "error", "-m", f"mnist_jax.{module}", *map(str, arguments)]
