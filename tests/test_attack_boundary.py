@@ -86,7 +86,7 @@ def test_the_line_is_cut_where_it_crosses_the_boundary():
 def test_approach_finds_the_nearest_of_the_boundaries(p):
     w, b, given = some_problem(4)
     c, (distance, clear) = classifier(w, b), exact(w, b, given, p)
-    logits, tries, gradients, forwards = jax.jit(partial(boundary.approach, c, given, norm=p))()
+    logits, classes, tries, gradients, forwards = jax.jit(partial(boundary.approach, c, given, norm=p))()
     nearest = jax.vmap(partial(norms.norm, p=p))(tries).argmin(0)
     r = boundary.pick(tries, nearest[None])[0]
     np.testing.assert_allclose(logits, c(given.images), atol=1e-5)
@@ -94,8 +94,9 @@ def test_approach_finds_the_nearest_of_the_boundaries(p):
     lengths = np.asarray(norms.norm(r, p))
     assert (lengths[clear] >= distance[clear] * (1 - 1e-4)).all()
     assert (lengths[clear] <= distance[clear] * 1.03).all()  # by the last of the evaluations along the line
-    assert gradients == 4 + boundary.STEPS * min(boundary.CLASSES, 4)
-    assert forwards == (boundary.LINE + 1) * min(boundary.CLASSES, 4)
+    assert (np.sort(classes, 0) == np.sort([np.delete(np.arange(5), label) for label in given.labels], 1).T).all()
+    assert gradients == 4 + boundary.STEPS * min(boundary.LIKELIEST, 4)
+    assert forwards == (boundary.LINE + 1) * min(boundary.LIKELIEST, 4)
 
 
 def to_the_boundary(seed=1):
@@ -133,3 +134,33 @@ def test_a_run_ends_at_the_nearest_point_wherever_it_begins(p):
     np.testing.assert_allclose(best.value[clear], distance[clear], rtol=3e-3)
     assert (best.value[clear] >= distance[clear] * (1 - 1e-5)).all()
     assert given.solved(classifier(w, b)(given.images + best.r))[clear].all()
+
+
+def test_a_run_is_kept_on_its_way_to_a_class():
+    w, b, given = some_problem(3, free=True)
+    c, start = classifier(w, b), jnp.zeros_like(given.images)
+    run = jax.jit(lambda others: boundary.descend(c, given, start, 2, others)[1])
+    for shift in (1, 2):
+        others = (given.labels + shift) % 5
+        logits = np.asarray(c(given.images))
+        own, its = (np.take_along_axis(logits, np.asarray(a)[:, None], 1)[:, 0] for a in (given.labels, others))
+        # The distance to the plane on which two logits are the same.
+        exact = (own - its) / np.linalg.norm(w[:, given.labels] - w[:, others], axis=0)
+        there = (exact > 0.01) & (exact < 0.5)  # where the box does not bind
+        assert there.sum() > 3
+        end = run(others)
+        inside = there & np.asarray(
+            ((given.images + end > 0.01) & (given.images + end < 0.99)).reshape(len(there), -1).all(1)
+        )
+        np.testing.assert_allclose(np.asarray(norms.norm(end, 2))[inside], exact[inside], rtol=1e-2)
+    free = run(jnp.full_like(given.labels, -1))
+    np.testing.assert_array_equal(free, boundary.descend(c, given, start, 2)[1])
+
+
+@pytest.mark.parametrize("p", [2, np.inf])
+def test_the_path_ends_beyond_the_boundary_of_two_classes(p):
+    w, b, given = some_problem(1, classes=2, free=True)
+    c, (distance, clear) = classifier(w, b), exact(w, b, given, p)
+    r = jax.jit(partial(boundary.path, c, given, norm=p))(jnp.asarray(distance, jnp.float32))
+    assert given.solved(c(given.images + r))[clear].all()
+    assert (norms.norm(r, p) <= boundary.PAST * distance * (1 + 1e-4)).all()

@@ -16,8 +16,8 @@ DECAY = 0.7  # of its learning rate, from round to round
 FEW = 8  # pixels that share the 1-norm of a perturbation, in the choice of the learning rate
 LINE = 3  # evaluations along a line after an attack
 ABOVE = 1e-4  # of the estimate is added to it, before the first success
-FROM_ESTIMATE = 0.75  # of the way to the best is the next radius
-EDGE = 0.02  # of the interval is left below its upper end
+FROM_ESTIMATE = 0.99  # of the way to the best is the next radius
+EDGE = 0.01  # of the interval is left below its upper end
 AGAIN = 0.998  # of the estimate is where an interval is opened again
 
 

@@ -14,11 +14,12 @@ from mnist_jax import losses, norms
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.problem import CAREFUL, Loss, Problem
 
-LIKELIEST = 9  # other classes that are looked at at all
-CLASSES = 4  # of these, the nearest by the linearization are approached
-STEPS = 3  # so many steps are taken towards each
+LIKELIEST = 9  # other classes that are approached
+STEPS = 2  # so many are taken towards each
 BEYOND = (1.3, 4.0)  # times the last step is where the boundary is looked for first, and where it is not farther
 LINE = 6  # evaluations along a line
+PATH = 10  # steps
+PAST = 1.3  # times the distance is their length
 RUN = 20  # steps along the averaged boundary
 RUN_SPARSE = 15  # for p = 1, where the nearest points are corners, and soon reached, but many
 MEMORY = 0.9  # weight of the earlier linearizations in the average
@@ -106,29 +107,41 @@ def margins(classifier, given: Problem, classes: int) -> tuple[jax.Array, jax.Ar
     return logits, indices.T, values.T, jax.lax.map(lambda one: pull_back(one)[0], each)
 
 
-def approach(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Array, int, int]:
-    """Some steps towards each of the nearest classes: which is the nearest shows only then.
+def approach(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Array, jax.Array, int, int]:
+    """Some steps towards each of the likeliest classes: which is the nearest shows only then.
 
-    Gives the logits `[B, C]` of the images, for every class a perturbation to where a boundary is crossed in its
-    direction, `[K, B, *shape]`, and how many gradients and how many evaluations that took.
+    Gives the logits `[B, C]` of the images, those classes `[K, B]`, for each of them a perturbation to where a boundary
+    is crossed in its direction `[K, B, *shape]`, and how many gradients and how many evaluations that took.
     """
     logits, classes, values, slopes = margins(classifier, given, LIKELIEST)
     falls = values + given.rounding(logits)[None]
-    steps = jax.lax.map(lambda plane: norms.nearest_on_plane(plane[0], plane[1], given.images, norm), (slopes, falls))
-    nearest = jax.lax.top_k(-jax.lax.map(partial(norms.norm, p=norm), steps).T, min(CLASSES, len(steps)))[1].T
-    classes, steps = jnp.take_along_axis(classes, nearest, 0), pick(steps, nearest)
 
     def towards(inputs):
-        other, r = inputs
+        other, slope, fall = inputs
         loss = losses.margin if given.targets is not None else partial(losses.lead, others=other)
+        r = norms.nearest_on_plane(slope, fall, given.images, norm)
         # Half a step: linearizations at the boundary itself are of use, and whole steps overshoot or zigzag.
         r = jax.lax.fori_loop(0, STEPS, lambda _, r: (r + step(classifier, given, r, norm, loss)[1]) / 2, r)
         near = given.solved(classifier(jnp.clip(given.images + BEYOND[0] * r, 0, 1)), CAREFUL)
         share = line(classifier, given, r, jnp.where(near, 0, BEYOND[0]), jnp.where(near, *BEYOND))
         return jnp.clip(given.images + given.per_image(share) * r, 0, 1) - given.images
 
-    tries = jax.lax.map(towards, (classes, steps))
-    return logits, tries, len(values) + STEPS * len(classes), (LINE + 1) * len(classes)
+    tries = jax.lax.map(towards, (classes, slopes, falls))
+    return logits, classes, tries, len(values) + STEPS * len(classes), (LINE + 1) * len(classes)
+
+
+def path(classifier, given: Problem, distance: jax.Array, norm: float) -> jax.Array:
+    """Down the log-odds from the image, in `PATH` steps of equal p-norm, to a little beyond `distance [B]`.
+
+    It leads where all classes together pull, which may be another part of the boundary than linearizations point to.
+    """
+
+    def advance(_, r):
+        _, _, gradient = given.gradient(classifier, jnp.clip(given.images + r, 0, 1), losses.log_odds)
+        along = norms.dual_direction(gradient, norm)
+        return jnp.clip(given.images + r - given.per_image(PAST * distance / PATH) * along, 0, 1) - given.images
+
+    return jax.lax.fori_loop(0, PATH, advance, jnp.zeros_like(given.images))
 
 
 def steps_of(norm: float) -> int:
@@ -136,13 +149,22 @@ def steps_of(norm: float) -> int:
     return RUN_SPARSE if norm == 1 else RUN
 
 
-def descend(classifier, given: Problem, r: jax.Array, norm: float) -> tuple[Best, jax.Array]:
+def descend(
+    classifier, given: Problem, r: jax.Array, norm: float, others: jax.Array | None = None
+) -> tuple[Best, jax.Array]:
     """The nearest adversarial perturbation of a run along the averaged boundary (see `nearest`) from `r`, and where it
-    ends. It takes `steps_of(norm)` gradients and `EVALUATIONS`."""
+    ends. It takes `steps_of(norm)` gradients and `EVALUATIONS`.
+
+    The boundary is that of the class `others [B]`, or where this is negative, or None, of whichever is nearest.
+    """
+
+    def loss(logits, labels):
+        margin = losses.margin(logits, labels)
+        return margin if others is None else jnp.where(others < 0, margin, losses.lead(logits, labels, others))
 
     def advance(k, state):
         r, level, slope, best = state
-        logits, margin, gradient = given.gradient(classifier, jnp.clip(given.images + r, 0, 1), losses.margin)
+        logits, margin, gradient = given.gradient(classifier, jnp.clip(given.images + r, 0, 1), loss)
         best = best.keep(given, r, norms.norm(r, norm), given.solved(logits, CAREFUL))
         new = margin + given.rounding(logits) - (gradient * r).reshape(len(margin), -1).sum(1)
         β = jnp.minimum(MEMORY, k / (k + 1))

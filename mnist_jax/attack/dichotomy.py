@@ -10,18 +10,17 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import norms
-from mnist_jax.attack import boundary
+from mnist_jax.attack import descents
 from mnist_jax.attack.arguments import between
 from mnist_jax.attack.bisection import ROUNDS, STEPS, State, attempt, begin, divide, keep
 from mnist_jax.attack.chunks import in_chunks, until_done
 from mnist_jax.attack.fixed_norm import fixed_norm
 from mnist_jax.attack.problem import Problem, loss_function, problem, radii
 from mnist_jax.attack.result import AttackResult, finish
-from mnist_jax.attack.starts import disturb, keys_of
 from mnist_jax.classifier import Classifier
 
 AT_ONCE = 2  # rounds of one program, after which the images that are done leave the batch
-DISTURBED = 0.5  # of their norm is added to the starts, where there is a key
+BEFORE = 280  # gradients at most go into the runs before
 FINER = 0.5  # of the tolerance is the length of the last interval: the attack may miss by the rest
 
 
@@ -44,8 +43,8 @@ def dichotomy(
     An interval [low, high], with failure at its lower end and success at its upper end, is divided until it is a good
     deal shorter than `tolerance * high`: near where the boundary would be if the margin were linear, and after a
     failure there in the middle. After a success `high` falls at once to where the line from the image to what was found
-    crosses the boundary. The search begins at the nearest of some runs, one towards each of the nearest classes
-    (`boundary.approach`, then `boundary.descend`; see `nearest`). An attack that takes a `start`, as `fixed_norm` does,
+    crosses the boundary. The search begins at what some runs along the averaged boundary find (`descents.search`; see
+    `nearest`). An attack that takes a `start`, as `fixed_norm` does,
     gets the nearest point of the linearized boundary, so that none begins anew.
 
     Args:
@@ -55,8 +54,7 @@ def dichotomy(
         the image.
       tolerance: relative length of the last interval.
       attack: any fixed-radius attack, `attack(classifier, images, labels, radius, *, norm, targets) -> AttackResult`.
-      key: a `jax.random` key, or one for each image; with one, the first starts are disturbed at random, else
-        nothing is random.
+      key: a `jax.random` key for the disturbances of those runs, or one for each image; None means a fixed one.
       options: passed to the attack. For `fixed_norm` and unless they are given, `steps` is 10, and `learning_rate` is
         the radius over D^(1/p), for images of D pixels (for p = 1, an eighth of it), and less in every round.
 
@@ -80,9 +78,9 @@ def dichotomy(
         "takes_start": "start" in takes,
     }
     rounds = partial(_rounds, classifier, **how, options=tuple(sorted(options.items())))
-    keys = None if key is None else keys_of(key, len(given.images))
+    search = descents.search(classifier, given, key, norm=norm, budget=BEFORE)
     first = partial(_first, norm=norm, shortest=FINER * tolerance)
-    state = in_chunks(first, (given, low, high, keys), classifier)
+    state = in_chunks(first, (given, low, high, search), classifier)
     if isinstance(given.images, jax.core.Tracer):  # there are no values yet to leave by
         state = rounds(given, state, count=ROUNDS)
     else:
@@ -91,22 +89,13 @@ def dichotomy(
 
 
 @partial(jax.jit, static_argnames=("norm", "shortest"))
-def _first(classifier, given: Problem, low, high, keys, *, norm, shortest) -> State:
-    logits, tries, gradients, forwards = boundary.approach(classifier, given, max(norm, 2))
-
-    def run(r):
-        start = r if keys is None else disturb(given, r, keys, DISTURBED * norms.norm(r, norm), norm)
-        return boundary.descend(classifier, given, start, norm)
-
-    found, last = jax.lax.map(run, tries)
-    nearest = found.value.argmin(0)[None]
-    r, last = (boundary.pick(a, nearest)[0] for a in (found.r, last))
-    start = given.where(jnp.isfinite(found.value.min(0)), r, last)
+def _first(classifier, given: Problem, low, high, search: descents.Search, *, norm, shortest) -> State:
+    start = given.where(search.best.found, search.best.r, search.last)
     state = begin(classifier, given, low, high, start, norm, shortest)
     return state._replace(
-        done=given.solved(logits) | (high <= 0) | state.done,
-        gradients=state.gradients + gradients + len(tries) * boundary.steps_of(norm),
-        forwards=state.forwards + forwards + len(tries) * boundary.EVALUATIONS,
+        done=given.solved(classifier(given.images)) | (high <= 0) | state.done,
+        gradients=state.gradients + search.gradients,
+        forwards=state.forwards + search.forwards,
     )
 
 
