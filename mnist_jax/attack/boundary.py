@@ -14,7 +14,7 @@ from mnist_jax import losses, norms
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.problem import CAREFUL, Loss, Problem
 
-LIKELIEST = 9  # other classes that are approached
+LIKELIEST = 9  # other classes that are approached, where it is not said
 STEPS = 2  # so many are taken towards each
 BEYOND = (1.3, 4.0)  # times the last step is where the boundary is looked for first, and where it is not farther
 LINE = 6  # evaluations along a line
@@ -107,13 +107,15 @@ def margins(classifier, given: Problem, classes: int) -> tuple[jax.Array, jax.Ar
     return logits, indices.T, values.T, jax.lax.map(lambda one: pull_back(one)[0], each)
 
 
-def approach(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Array, jax.Array, int, int]:
-    """Some steps towards each of the likeliest classes: which is the nearest shows only then.
+def approach(
+    classifier, given: Problem, norm: float, likeliest: int = LIKELIEST
+) -> tuple[jax.Array, jax.Array, jax.Array, int, int]:
+    """Some steps towards each of the `likeliest` classes: which is the nearest shows only then.
 
     Gives the logits `[B, C]` of the images, those classes `[K, B]`, for each of them a perturbation to where a boundary
     is crossed in its direction `[K, B, *shape]`, and how many gradients and how many evaluations that took.
     """
-    logits, classes, values, slopes = margins(classifier, given, LIKELIEST)
+    logits, classes, values, slopes = margins(classifier, given, likeliest)
     falls = values + given.rounding(logits)[None]
 
     def towards(inputs):

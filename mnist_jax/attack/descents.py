@@ -42,8 +42,16 @@ class Search(NamedTuple):
     visits: jax.Array  # `[B, K]`
 
 
-def search(classifier: Classifier, given: Problem, key: jax.Array | None, *, norm: float, budget: int) -> Search:
-    """One run after another, as long as the budget of gradients allows; at least one.
+def search(
+    classifier: Classifier,
+    given: Problem,
+    key: jax.Array | None,
+    *,
+    norm: float,
+    budget: int,
+    classes: int = boundary.LIKELIEST,
+) -> Search:
+    """One run after another, as long as the budget of gradients allows; at least one. So many classes are looked at.
 
     The first starts where a plain descent leads to (`boundary.path`), three more near the boundaries of the classes
     that are nearest after a few steps (`boundary.approach`). Then they take turns. A run to any class starts at the end
@@ -53,7 +61,7 @@ def search(classifier: Classifier, given: Problem, key: jax.Array | None, *, nor
 
     Runs do not depend on how many will follow. So a larger budget never gives a farther image.
     """
-    state = in_chunks(partial(_begin, norm=norm), (given,), classifier)
+    state = in_chunks(partial(_begin, norm=norm, likeliest=classes), (given,), classifier)
     # The first steps are the same for all; they say how many there were for each image, as all else is for each.
     left = jnp.maximum((budget - state.gradients) // boundary.steps_of(norm), 1)
     arrays = (given, seeds(key, len(given.images)), left)
@@ -63,12 +71,12 @@ def search(classifier: Classifier, given: Problem, key: jax.Array | None, *, nor
     return until_done(partial(runs, count=AT_ONCE), arrays, state)
 
 
-@partial(jax.jit, static_argnames="norm")
-def _begin(classifier, given: Problem, *, norm) -> Search:
+@partial(jax.jit, static_argnames=("norm", "likeliest"))
+def _begin(classifier, given: Problem, *, norm, likeliest) -> Search:
     """Where all ways begin."""
     # For p = 1 a single linearization makes much of a few pixels that are soon of no use.
     smooth = max(norm, 2)
-    logits, classes, tries, gradients, forwards = boundary.approach(classifier, given, smooth)
+    logits, classes, tries, gradients, forwards = boundary.approach(classifier, given, smooth, likeliest)
     distances = jax.vmap(partial(norms.norm, p=norm))(tries)
     order = distances.argsort(0)
     classes, tries, distances = (boundary.pick(array, order) for array in (classes, tries, distances))

@@ -20,7 +20,8 @@ from mnist_jax.attack.result import AttackResult, finish
 from mnist_jax.classifier import Classifier
 
 AT_ONCE = 2  # rounds of one program, after which the images that are done leave the batch
-BEFORE = 280  # gradients at most go into the runs before
+CLASSES = 4  # are looked at in the runs before
+BEFORE = 185  # gradients at most go into the runs before
 FINER = 0.5  # of the tolerance is the length of the last interval: the attack may miss by the rest
 
 
@@ -78,7 +79,7 @@ def dichotomy(
         "takes_start": "start" in takes,
     }
     rounds = partial(_rounds, classifier, **how, options=tuple(sorted(options.items())))
-    search = descents.search(classifier, given, key, norm=norm, budget=BEFORE)
+    search = descents.search(classifier, given, key, norm=norm, budget=BEFORE, classes=CLASSES)
     first = partial(_first, norm=norm, shortest=FINER * tolerance)
     state = in_chunks(first, (given, low, high, search), classifier)
     if isinstance(given.images, jax.core.Tracer):  # there are no values yet to leave by
