@@ -100,6 +100,7 @@ def _begin(classifier, given: Problem, *, norm, likeliest) -> Search:
 @partial(jax.jit, static_argnames=("norm", "count"))
 def _runs(classifier, arrays, state: Search, *, norm, count) -> Search:
     given, seed, left = arrays
+    state = jax.tree.map(jnp.asarray, state)  # NumPy's, where jit is disabled
     return jax.lax.fori_loop(0, count, lambda _, s: _one_more(classifier, given, seed, left, s, norm), state)
 
 
