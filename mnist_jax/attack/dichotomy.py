@@ -45,8 +45,8 @@ def dichotomy(
     deal shorter than `tolerance * high`: near where the boundary would be if the margin were linear, and after a
     failure there in the middle. After a success `high` falls at once to where the line from the image to what was found
     crosses the boundary. The search begins at what some runs along the averaged boundary find (`descents.search`; see
-    `nearest`). An attack that takes a `start`, as `fixed_norm` does,
-    gets the nearest point of the linearized boundary, so that none begins anew.
+    `nearest`). An attack that takes a `start`, as `fixed_norm` does, gets the nearest point of the linearized boundary,
+    so that none begins anew.
 
     Args:
       classifier, images, labels, norm, targets: see `fixed_norm`.
