@@ -152,6 +152,7 @@ def test_a_run_is_kept_on_its_way_to_a_class():
         inside = there & np.asarray(
             ((given.images + end > 0.01) & (given.images + end < 0.99)).reshape(len(there), -1).all(1)
         )
+        assert inside.sum() > 3
         np.testing.assert_allclose(np.asarray(norms.norm(end, 2))[inside], exact[inside], rtol=1e-2)
     free = run(jnp.full_like(given.labels, -1))
     np.testing.assert_array_equal(free, boundary.descend(c, given, start, 2)[1])

@@ -42,6 +42,15 @@ class Search(NamedTuple):
     visits: jax.Array  # `[B, K]`
 
 
+class Found(NamedTuple):
+    """What comes of a search."""
+
+    r: jax.Array  # the nearest adversarial perturbations `[B, *shape]`, or where the search ended
+    success: jax.Array  # `[B]`
+    gradients: jax.Array
+    forwards: jax.Array
+
+
 def search(
     classifier: Classifier,
     given: Problem,
@@ -50,7 +59,7 @@ def search(
     norm: float,
     budget: int,
     classes: int = boundary.LIKELIEST,
-) -> Search:
+) -> Found:
     """One run after another, as long as the budget of gradients allows; at least one. So many classes are looked at.
 
     The first starts where a plain descent leads to (`boundary.path`), three more near the boundaries of the classes
@@ -67,8 +76,11 @@ def search(
     arrays = (given, seeds(key, len(given.images)), left)
     runs = partial(_runs, classifier, norm=norm)
     if isinstance(given.images, jax.core.Tracer):  # there are no values yet to leave by
-        return runs(arrays, state, count=max(budget // boundary.steps_of(norm), 1))
-    return until_done(partial(runs, count=AT_ONCE), arrays, state)
+        state = runs(arrays, state, count=max(budget // boundary.steps_of(norm), 1))
+    else:
+        state = until_done(partial(runs, count=AT_ONCE), arrays, state)
+    success = state.best.found
+    return Found(given.where(success, state.best.r, state.last), success, state.gradients, state.forwards)
 
 
 @partial(jax.jit, static_argnames=("norm", "likeliest"))

@@ -42,11 +42,10 @@ def dichotomy(
     """Bisects the radius of a fixed-radius attack, separately for every image.
 
     An interval [low, high], with failure at its lower end and success at its upper end, is divided until it is a good
-    deal shorter than `tolerance * high`: near where the boundary would be if the margin were linear, and after a
-    failure there in the middle. After a success `high` falls at once to where the line from the image to what was found
-    crosses the boundary. The search begins at what some runs along the averaged boundary find (`descents.search`; see
-    `nearest`). An attack that takes a `start`, as `fixed_norm` does, gets the nearest point of the linearized boundary,
-    so that none begins anew.
+    deal shorter than `tolerance * high`: just below the best, and after a failure there in the middle. After a success
+    `high` falls at once to where the line from the image to what was found crosses the boundary. The search begins at
+    what some runs along the averaged boundary find (`descents.search`; see `nearest`). An attack that takes a `start`,
+    as `fixed_norm` does, gets the nearest point of the linearized boundary, so that none begins anew.
 
     Args:
       classifier, images, labels, norm, targets: see `fixed_norm`.
@@ -79,9 +78,9 @@ def dichotomy(
         "takes_start": "start" in takes,
     }
     rounds = partial(_rounds, classifier, **how, options=tuple(sorted(options.items())))
-    search = descents.search(classifier, given, key, norm=norm, budget=BEFORE, classes=CLASSES)
+    begun = descents.search(classifier, given, key, norm=norm, budget=BEFORE, classes=CLASSES)
     first = partial(_first, norm=norm, shortest=FINER * tolerance)
-    state = in_chunks(first, (given, low, high, search), classifier)
+    state = in_chunks(first, (given, low, high, begun), classifier)
     if isinstance(given.images, jax.core.Tracer):  # there are no values yet to leave by
         state = rounds(given, state, count=ROUNDS)
     else:
@@ -90,13 +89,12 @@ def dichotomy(
 
 
 @partial(jax.jit, static_argnames=("norm", "shortest"))
-def _first(classifier, given: Problem, low, high, search: descents.Search, *, norm, shortest) -> State:
-    start = given.where(search.best.found, search.best.r, search.last)
-    state = begin(classifier, given, low, high, start, norm, shortest)
+def _first(classifier, given: Problem, low, high, begun: descents.Found, *, norm, shortest) -> State:
+    state = begin(classifier, given, low, high, begun.r, norm, shortest)
     return state._replace(
         done=given.solved(classifier(given.images)) | (high <= 0) | state.done,
-        gradients=state.gradients + search.gradients,
-        forwards=state.forwards + search.forwards,
+        gradients=state.gradients + begun.gradients,
+        forwards=state.forwards + begun.forwards,
     )
 
 

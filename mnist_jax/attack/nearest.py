@@ -62,12 +62,11 @@ def nearest(
     budget = EFFORTS[effort] if isinstance(effort, str) else effort
     at_least(1, effort=budget)
     given = problem(classifier, images, labels, targets)
-    search = descents.search(classifier, given, key, norm=norm, budget=budget)
-    return in_chunks(partial(_finish, norm=norm), (given, search), classifier)
+    found = descents.search(classifier, given, key, norm=norm, budget=budget)
+    return in_chunks(partial(_finish, norm=norm), (given, found), classifier)
 
 
 @partial(jax.jit, static_argnames="norm")
-def _finish(classifier, given: Problem, search: descents.Search, *, norm) -> AttackResult:
-    best = search.best
-    found = given.images + given.where(best.found, best.r, search.last)
-    return finish(classifier, given, found, norm, search.gradients, search.forwards).only(best.found)
+def _finish(classifier, given: Problem, found: descents.Found, *, norm) -> AttackResult:
+    result = finish(classifier, given, given.images + found.r, norm, found.gradients, found.forwards)
+    return result.only(found.success)
