@@ -19,7 +19,7 @@ STEPS = 2  # so many are taken towards each
 BEYOND = (1.3, 4.0)  # times the last step is where the boundary is looked for first, and where it is not farther
 LINE = 6  # evaluations along a line
 PATH = 10  # steps
-PAST = 1.3  # times the distance is their length
+PAST = 2.0  # times the distance is their length
 RUN = 20  # steps along the averaged boundary
 RUN_SPARSE = 15  # for p = 1, where the nearest points are corners, and soon reached, but many
 MEMORY = 0.9  # weight of the earlier linearizations in the average
@@ -133,7 +133,7 @@ def approach(
 
 
 def path(classifier, given: Problem, distance: jax.Array, norm: float) -> jax.Array:
-    """Down the log-odds from the image, in `PATH` steps of equal p-norm, to a little beyond `distance [B]`.
+    """Down the log-odds from the image, in `PATH` steps of equal p-norm, to beyond `distance [B]`.
 
     It leads where all classes together pull, which may be another part of the boundary than linearizations point to.
     """
