@@ -4,11 +4,11 @@
         [--count 250] [--radius 0.1] [--peers PYTHON] [--counted 50] [--freeze] [--output runs/attacks]
 
 Networks are checkpoints (names or paths) and state_dicts of the original project (ARCHITECTURE.npz). Images are the
-first --count of `val` that the network classifies correctly. An attack is `NAME` or `NAME:STEPS`, a function of
-`mnist_jax.attack` or, as `mine.py:my_attack`, of a file; --peers runs the attacks of the same names and steps of
-adv-lib, torchattacks and foolbox, where that interpreter has them. An attack of a fixed radius runs at --radius, or,
-without one, in the dichotomy (peers of these only run at a --radius). Of ours the table counts the forwards that are
-no part of a gradient, of libraries all.
+first --count of `val` that the network classifies correctly. An attack is `NAME` or `NAME:STEPS` (of
+`square` queries, of `nearest` gradients), a function of `mnist_jax.attack` or, as `mine.py:my_attack`, of a file;
+--peers runs the attacks of the same names and steps of adv-lib, torchattacks and foolbox, where that interpreter has
+them. An attack of a fixed radius runs at --radius, or, without one, in the dichotomy (peers of these only run at a
+--radius). Of ours the table counts the forwards that are no part of a gradient, of libraries all.
 
 Every attack runs twice: the first time compiles, and the second is timed. Then it runs on --counted images one by one,
 and every query is watched (a forward or a backward pass; a Jacobian of C rows counts C), for the optimality of Cinà et
@@ -21,7 +21,7 @@ attack the distance is that of the nearest adversarial image among its first 2,0
 
 Best known distances are frozen in `experiments/best_distances`, by the fingerprint of the weights. A run with --freeze
 adds a new version where it finds nearer images; no version is ever written again. Results stay in --output, a file a
-network and norm; running again compares with them, --table and --figure only show them.
+network and norm; running again compares with them, --table, --figure and --summary only show them.
 """
 
 import argparse
@@ -98,6 +98,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--freeze", action="store_true", help="add a version of the best known distances")
     parser.add_argument("--table", action="store_true", help="only print what earlier runs found")
     parser.add_argument("--figure", action="store_true", help="only draw what earlier runs found")
+    parser.add_argument("--summary", action="store_true", help="only print what they found in all norms, of --attacks")
     parser.add_argument("--output", type=Path, default=Path("runs/attacks"))
     return parser.parse_args()
 
@@ -141,10 +142,11 @@ def attack_named(spec: str, at: Scene) -> Attack:
     if function is None or (not file and name not in ours):
         raise unknown("attack", name, ours)
     takes = inspect.signature(function).parameters
-    counter = "steps" if "steps" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()) else "queries"
-    if steps and counter not in takes and counter == "queries":
+    counters = [c for c in ("steps", "queries", "effort") if c in takes]
+    counters += ["steps"] if any(p.kind is p.VAR_KEYWORD for p in takes.values()) else []
+    if steps and not counters:
         raise InputError(f"{name} has no steps; leave :{steps} out")
-    options: dict[str, Any] = {"norm": at.norm} | ({counter: int(steps)} if steps else {})
+    options: dict[str, Any] = {"norm": at.norm} | ({counters[0]: int(steps)} if steps else {})
     if "radius" not in takes:
         return partial(function, **options)
     if at.radius is None:
@@ -355,6 +357,32 @@ def table(title: str, now: dict[str, dict[str, float]], before: dict[str, dict[s
     return "\n".join(lines)
 
 
+def summary(network: str, found: dict[float, dict[str, dict[str, float]]], asked: list[str]) -> str:
+    """A Markdown table of all norms, nearest first: mean distance over the best known, or the success, and seconds.
+
+    It has the rows of the attacks asked for, ours and the libraries' of the same names and steps; or, if none, all.
+    """
+    names = {name for rows in found.values() for name in rows}
+    names = {name for name in names if not asked or name.rpartition("-")[0] in asked or name in asked}
+
+    def cells(row: dict[str, float] | None) -> str:
+        if row is None:
+            return " | "
+        near = f"{row['ratio to best']:.3f}" if row["success"] == 1 else f"fools {row['success']:.0%}"
+        return f"{near} | {row['seconds']:.2g}"
+
+    def rank(name: str) -> float:
+        rows = [row[name] for row in found.values() if name in row]
+        return sum(row["ratio to best"] if row["success"] == 1 else 1e3 for row in rows) / len(rows)
+
+    lines = [f"| {network} |" + "".join(f" L{norm:g} | s |" for norm in found), "|:--|" + "--:|--:|" * len(found)]
+    lines += [
+        f"| {name} | " + " | ".join(cells(rows.get(name)) for rows in found.values()) + " |"
+        for name in sorted(names, key=rank)
+    ]
+    return "\n".join(lines)
+
+
 def save(path: Path, at: Scene, rows: dict[str, Row]) -> None:
     about = {
         "format": FORMAT,
@@ -407,11 +435,12 @@ def run(at: Scene, options: argparse.Namespace) -> tuple[dict[str, Row], dict[st
     return rows, images
 
 
-def benchmark(name: str, norm: float, options: argparse.Namespace) -> None:
+def benchmark(name: str, norm: float, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Runs, keeps, prints and draws what the options ask for; gives the numbers of every attack."""
     at = scene(name, norm, options)
     path = options.output / f"{at.name}-{len(at.indices)}.npz"
     before = earlier(path, at)
-    new, images = ({}, {}) if options.table or options.figure else run(at, options)
+    new, images = ({}, {}) if options.table or options.figure or options.summary else run(at, options)
     rows = before | new
     if not rows:
         raise InputError(f"there are no results in {path}; name some --attacks")
@@ -422,21 +451,23 @@ def benchmark(name: str, norm: float, options: argparse.Namespace) -> None:
     now = measures(rows, known)
     if new:
         save(path, at, rows)
-    if not options.figure:
+    if new or options.table:
         best = f"best distances v{which}" if which else "best distances of these attacks"
         print(table(f"{at.name}, {len(at.indices)} images, {best}", now, measures(before, known)), flush=True)
     if new or options.figure:
         curves = {row: found.distances for row, found in rows.items()}
         files.write(path.with_suffix(".png"), plot.benchmark(now))
         files.write(path.with_name(path.stem + "-accuracy.png"), plot.accuracy_by_radius(curves, norm))
+    return now
 
 
 def main() -> None:
     options = parse()
     files.make_folder(options.output)
     for name in options.networks:
-        for norm in options.norms:
-            benchmark(name, norm, options)
+        found = {norm: benchmark(name, norm, options) for norm in options.norms}
+        if options.summary:
+            print(summary(name, found, options.attacks), "\n")
 
 
 if __name__ == "__main__":
