@@ -136,7 +136,7 @@ def minimum(weights: Weights, image: np.ndarray, label: int, norm: float, found:
     exact = {name: np.asarray(array, float) for name, array in weights.items()}
     flat = np.asarray(image, float).ravel()
     value, bound = np.inf, np.inf
-    for other in np.delete(np.arange(10), label):
+    for other in (c for c in range(10) if c != label):
         radius = min(found * (1 + LOOSER), value)
         result = program(exact, flat, label, other, norm, radius)
         if result.status == 2:  # nothing so near

@@ -116,6 +116,13 @@ def test_results_come_back_and_are_measured(scene, tmp_path):
     assert numbers["near"]["to others"] == 0.75
     assert numbers["near"]["optimality"] == 1
     assert "| near | 100.0% | 2 |" in benchmark.table("title", numbers, {})
+    lines = benchmark.summary("MLP-mine", {2.0: numbers, 1.0: numbers | {"else": numbers["near"]}}, ["near", "far"])
+    assert lines.splitlines() == [
+        "| MLP-mine | L2 | s | L1 | s |",
+        "|:--|--:|--:|--:|--:|",
+        "| near | 1.000 | 0.5 | 1.000 | 0.5 |",
+        "| far | fools 67% | 0.5 | fools 67% | 0.5 |",
+    ]
     with pytest.raises(InputError, match="other weights"):
         benchmark.earlier(tmp_path / "a.npz", scene._replace(fingerprint="def"))
 
@@ -125,9 +132,11 @@ def test_attacks_are_named_or_of_a_file(scene, tmp_path):
         "def my_attack(classifier, images, labels, *, norm, steps=1):\n    return norm, steps\n"
     )
     assert benchmark.attack_named(f"{tmp_path}/mine.py:my_attack:7", scene)(None, None, None) == (2.0, 7)
+    assert benchmark.attack_named("nearest:60", scene).keywords == {"norm": 2.0, "effort": 60}
     for spec, message in (
         ("dichotmy", "did you mean dichotomy"),
         ("automatic:x", "number of steps"),
+        ("fgsm:3", "no steps"),
         (f"{tmp_path}/mine.py:other", "no function other"),
         ("nowhere.py:attack", "no file"),
     ):

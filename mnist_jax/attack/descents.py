@@ -15,9 +15,10 @@ from mnist_jax.attack.starts import disturb, seeds
 from mnist_jax.classifier import Classifier
 
 FIRST = 4  # runs: from the end of the plain path, and from the boundaries of the three nearest classes
-TURN = 6  # the last of so many runs begins at the best as it is
+TURN = 6  # of so many runs one begins at the boundary of one class more, and the last at the best as it is
 ACCEPTED = 1.03  # times the best distance: from an end so near the search goes on, else from the best
 PENALTY = 0.02  # for each run that went to a class, of its distance, in the choice of the next
+SMOOTH = 1.5  # the least p of the first steps
 KEPT = 0.65  # of the pixels, in one kind of disturbance
 NOISE = 1.0  # relative, in the others
 AT_ONCE = 2  # runs of one program, after which the images that are done leave the batch
@@ -65,8 +66,9 @@ def search(
     The first starts where a plain descent leads to (`boundary.path`), three more near the boundaries of the classes
     that are nearest after a few steps (`boundary.approach`). Then they take turns. A run to any class starts at the end
     of the last, or at the best if that was far off, disturbed at random. The next is kept on its way to one class, the
-    nearest but for those that had their share; a free run would slide to a neighbour that is nearer at first. Every
-    sixth starts at the best itself, and comes closer to where that one was going.
+    nearest but for those that had their share; a free run would slide to a neighbour that is nearer at first. Of six
+    runs one goes, free, from the boundary of the nearest class that none started from yet, as long as there are any,
+    and one starts at the best itself, and comes closer to where that one was going.
 
     Runs do not depend on how many will follow. So a larger budget never gives a farther image.
     """
@@ -86,8 +88,9 @@ def search(
 @partial(jax.jit, static_argnames=("norm", "likeliest"))
 def _begin(classifier, given: Problem, *, norm, likeliest) -> Search:
     """Where all ways begin."""
-    # For p = 1 a single linearization makes much of a few pixels that are soon of no use.
-    smooth = max(norm, 2)
+    # For p = 1 a single linearization makes much of a few pixels that are soon of no use, while for p = 2 the nearest
+    # class may be another one.
+    smooth = max(norm, SMOOTH)
     logits, classes, tries, gradients, forwards = boundary.approach(classifier, given, smooth, likeliest)
     distances = jax.vmap(partial(norms.norm, p=norm))(tries)
     order = distances.argsort(0)
@@ -151,12 +154,14 @@ def _one_more(classifier, given: Problem, seed, left, state: Search, norm) -> Se
 
 def _start(given: Problem, seed, state: Search, norm: float) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Where the next run of each image begins, whether it is kept on its way to a class, and to which of the K."""
-    number, best = state.runs, state.best
-    opening = number < FIRST
+    number, best, classes = state.runs, state.best, state.classes.shape[1]
+    more = FIRST - 2 + number // TURN  # the class that is next when the first ones were opened
+    opening = (number < FIRST) | ((number % TURN == TURN // 2) & (more < classes))
     polishing = (number % TURN == TURN - 1) & best.found
     guided = (number % 2 == 1) & ~opening & ~polishing
     promise = (state.distances * (1 + PENALTY * state.visits)).argmin(1)
-    way = jnp.where(opening, jnp.clip(number - 1, 0, state.classes.shape[1] - 1), promise)
+    opened = jnp.clip(jnp.where(number < FIRST, number - 1, more), 0, classes - 1)
+    way = jnp.where(opening, opened, promise)
     place = state.places[jnp.arange(len(way)), way]
     near = ~best.found | (norms.norm(state.last, norm) <= ACCEPTED * best.value)
     free = given.where(near, state.last, best.r)
