@@ -98,7 +98,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--freeze", action="store_true", help="add a version of the best known distances")
     parser.add_argument("--table", action="store_true", help="only print what earlier runs found")
     parser.add_argument("--figure", action="store_true", help="only draw what earlier runs found")
-    parser.add_argument("--summary", action="store_true", help="only print what they found in all norms, of --attacks")
+    parser.add_argument("--summary", action="store_true", help="only show what they found in all norms, of --attacks")
     parser.add_argument("--output", type=Path, default=Path("runs/attacks"))
     return parser.parse_args()
 
@@ -357,13 +357,13 @@ def table(title: str, now: dict[str, dict[str, float]], before: dict[str, dict[s
     return "\n".join(lines)
 
 
-def summary(network: str, found: dict[float, dict[str, dict[str, float]]], asked: list[str]) -> str:
-    """A Markdown table of all norms, nearest first: mean distance over the best known, or the success, and seconds.
+def chosen(rows: dict[str, dict[str, float]], asked: list[str]) -> dict[str, dict[str, float]]:
+    """The attacks that are asked for, ours and the libraries' of the same names and steps; if none is, all."""
+    return {name: row for name, row in rows.items() if not asked or name.rpartition("-")[0] in asked or name in asked}
 
-    It has the rows of the attacks asked for, ours and the libraries' of the same names and steps; or, if none, all.
-    """
-    names = {name for rows in found.values() for name in rows}
-    names = {name for name in names if not asked or name.rpartition("-")[0] in asked or name in asked}
+
+def summary(network: str, found: dict[float, dict[str, dict[str, float]]]) -> str:
+    """A Markdown table of all norms, nearest first: mean distance over the best known, or the success, and seconds."""
 
     def cells(row: dict[str, float] | None) -> str:
         if row is None:
@@ -375,11 +375,9 @@ def summary(network: str, found: dict[float, dict[str, dict[str, float]]], asked
         rows = [row[name] for row in found.values() if name in row]
         return sum(row["ratio to best"] if row["success"] == 1 else 1e3 for row in rows) / len(rows)
 
+    names = sorted({name: rank(name) for rows in found.values() for name in rows}.items(), key=lambda item: item[1])
     lines = [f"| {network} |" + "".join(f" L{norm:g} | s |" for norm in found), "|:--|" + "--:|--:|" * len(found)]
-    lines += [
-        f"| {name} | " + " | ".join(cells(rows.get(name)) for rows in found.values()) + " |"
-        for name in sorted(names, key=rank)
-    ]
+    lines += [f"| {name} | " + " | ".join(cells(rows.get(name)) for rows in found.values()) + " |" for name, _ in names]
     return "\n".join(lines)
 
 
@@ -467,7 +465,10 @@ def main() -> None:
     for name in options.networks:
         found = {norm: benchmark(name, norm, options) for norm in options.norms}
         if options.summary:
-            print(summary(name, found, options.attacks), "\n")
+            found = {norm: chosen(rows, options.attacks) for norm, rows in found.items()}
+            print(summary(name, found), "\n")
+            panels = {f"L{norm:g}": rows for norm, rows in found.items()}
+            files.write(options.output / f"{name}.png", plot.distance_and_time(panels))
 
 
 if __name__ == "__main__":

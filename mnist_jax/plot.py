@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
 STYLE: Any = {
     "font.size": 9,
@@ -28,6 +29,7 @@ FAMILIES = ("#4477aa", "#cc6677", "#117733", "#ddaa33", "#222222", "#66bbdd", "#
 VARIANTS: Sequence[Any] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)), (0, (5, 1.2, 1, 1.2, 1, 1.2)))
 SIGNED = matplotlib.colormaps["RdBu_r"]
 GREY = "#888888"
+LEAST_FARTHER = 1e-4  # relative: what is less is drawn there
 IN_AXES: Any = {"xycoords": "axes fraction", "textcoords": "offset points"}
 
 
@@ -273,6 +275,39 @@ def benchmark(rows: Mapping[str, Mapping[str, float]]) -> bytes:
             axes.set_yticks(range(len(names)), [_text(name) for name in names])
             axes.margins(x=0.15)
             axes.set_ylim(-0.6, len(names) - 0.4)
+        return _png(figure)
+
+
+def distance_and_time(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> bytes:
+    """How much farther than the best known, on average, attacks end, against the seconds they take; a panel a norm.
+
+    Args:
+      panels: `{title: {attack: {"ratio to best", "success", "seconds", ...}}}`. Attacks of libraries, `NAME-LIBRARY`,
+        are hollow; one that fails on some image is left out. Efforts of one attack, `NAME:STEPS`, are joined.
+    """
+    families = dict.fromkeys(name.partition("-")[0].partition(":")[0] for rows in panels.values() for name in rows)
+    colors = {family: FAMILIES[i % len(FAMILIES)] for i, family in enumerate(families)}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.6 + 2.4 * len(panels), 3.0), layout="constrained")
+        all_axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, (title, rows) in zip(all_axes, panels.items(), strict=True):
+            lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
+            for name, row in rows.items():
+                ours, _, library = name.partition("-")
+                if row["success"] == 1:
+                    farther = max(row["ratio to best"] - 1, LEAST_FARTHER)
+                    lines.setdefault((ours.partition(":")[0], library), []).append((row["seconds"], farther))
+            for (family, library), points in lines.items():
+                style = {"color": colors[family], "markerfacecolor": "white" if library else colors[family]}
+                axes.plot(*zip(*sorted(points), strict=True), "o-", linewidth=0.8, markersize=4.5, **style)
+            axes.set(xscale="log", yscale="log", xlabel="seconds", title=title)
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        all_axes[0].set_ylabel("farther than the best known")
+        keys = [Line2D([], [], color=color, marker="o", linestyle="", label=_text(f)) for f, color in colors.items()]
+        keys += [Line2D([], [], color=GREY, marker="o", markerfacecolor="white", linestyle="", label="of a library")]
+        figure.legend(handles=keys, loc="outside right center", fontsize=8)
         return _png(figure)
 
 

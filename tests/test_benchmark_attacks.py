@@ -116,13 +116,17 @@ def test_results_come_back_and_are_measured(scene, tmp_path):
     assert numbers["near"]["to others"] == 0.75
     assert numbers["near"]["optimality"] == 1
     assert "| near | 100.0% | 2 |" in benchmark.table("title", numbers, {})
-    lines = benchmark.summary("MLP-mine", {2.0: numbers, 1.0: numbers | {"else": numbers["near"]}}, ["near", "far"])
+    lines = benchmark.summary("MLP-mine", {2.0: numbers, 1.0: numbers | {"else": numbers["near"]}})
     assert lines.splitlines() == [
         "| MLP-mine | L2 | s | L1 | s |",
         "|:--|--:|--:|--:|--:|",
         "| near | 1.000 | 0.5 | 1.000 | 0.5 |",
+        "| else |  |  | 1.000 | 0.5 |",
         "| far | fools 67% | 0.5 | fools 67% | 0.5 |",
     ]
+    rows = dict.fromkeys(("ddn:100", "ddn:100-foolbox", "ddn:1000"), numbers["near"])
+    assert list(benchmark.chosen(rows, ["ddn:100"])) == ["ddn:100", "ddn:100-foolbox"]
+    assert benchmark.chosen(rows, []) == rows
     with pytest.raises(InputError, match="other weights"):
         benchmark.earlier(tmp_path / "a.npz", scene._replace(fingerprint="def"))
 

@@ -203,3 +203,14 @@ def test_benchmark_leaves_out_what_is_not_finite():
     }
     assert pixels_of(plot.benchmark(rows)).shape[1] > 300
     assert pixels_of(plot.benchmark({"one": {"median": np.inf}})).size
+
+
+def test_distance_and_time_has_a_panel_a_norm():
+    row = {"ratio to best": 1.02, "success": 1.0, "seconds": 2.0}
+    rows = {"nearest": row, "nearest:100": row | {"ratio to best": 1.0}, "alma:100-adv_lib": row | {"success": 0.5}}
+    one, two = (pixels_of(plot.distance_and_time(dict.fromkeys(norms, rows))) for norms in (["L2"], ["L1", "L2"]))
+    assert two.shape[1] > one.shape[1]
+    without = {name: found for name, found in rows.items() if found["success"] == 1}
+    changed = pixels_of(plot.distance_and_time({"L2": without | {"alma:100-adv_lib": row}}))
+    assert changed.shape == one.shape
+    assert (changed != one).any()
