@@ -32,6 +32,7 @@ def test_units_that_are_always_on_make_a_linear_classifier(weights, norm):
     shifted["c"] = b - shifted["b"] @ shifted["v"]
     labels = (logits + b).argmax(1)
     distances = nearest(w, b, images, labels, norm)
+    assert np.isinf(np.array(exact.minima(shifted, images, labels, norm, 0.99 * distances))[:, 0]).all()
     for found in (distances, 1.5 * distances):
         least = np.array(exact.minima(shifted, images, labels, norm, found))
         np.testing.assert_allclose(least[:, 0], distances, rtol=1e-4)
@@ -48,5 +49,6 @@ def test_thorough_effort_finds_the_exact_minimum(weights, mnist, norm):
     found = np.asarray(attack.nearest(classifier, images, labels, norm=norm, effort="thorough").distance, float)
     least = np.array(exact.minima(weights, images, labels, norm, found))
     assert (least[:, 0] > 0).all()
+    assert np.isfinite(least).all()  # else there is nothing as near as what is said to be found
     assert (found >= least[:, 1] * (1 - 1e-4)).all()
     assert (found <= least[:, 0] * (1 + exact.WITHIN)).mean() >= 0.95
