@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ KEY = "mnist_jax"  # of the metadata
 RECIPES = ("best", "original")  # the one that a bare name means first
 
 RUNS = Path("runs")
+SETTLING = 10  # times half a second at most
 
 
 class Name(NamedTuple):
@@ -186,9 +188,18 @@ def save_state(folder: Path, step: int, state: Any, about: dict[str, Any]) -> No
                 step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
             )
     except Exception as error:  # whatever the storage library raises where a disk is full
-        if new:
-            shutil.rmtree(folder, ignore_errors=True)
+        _settle(folder, remove=new)
         raise InputError(f"cannot write {folder} ({str(error).splitlines()[0]}); free some space") from error
+
+
+def _settle(folder: Path, *, remove: bool) -> None:
+    """Waits for the storage library's threads, which write on, and complain, for a moment after a failure."""
+    for _ in range(SETTLING):
+        if remove:
+            shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.5)
+        if not (remove and folder.exists()):
+            return
 
 
 def load_state(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:

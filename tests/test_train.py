@@ -176,7 +176,7 @@ def test_full_disk_leaves_nothing_half_written(run, few_digits, tmp_path):
     without_cache = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
     status, out, err = run("train", *arguments, cwd=tmp_path, prefix=limit, env=without_cache)
     assert (status, out) == (2, ""), err
-    assert any(line.startswith("error: cannot write") for line in err.splitlines())
+    assert any(line.startswith("error: cannot write") for line in err.splitlines()), err
     assert [path.name for path in tmp_path.iterdir()] == ["MLP-original.safetensors"]
     assert (tmp_path / "MLP-original.safetensors").read_bytes() == earlier
 
