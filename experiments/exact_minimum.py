@@ -99,10 +99,13 @@ def program(weights: dict[str, np.ndarray], image: np.ndarray, label: int, other
     pixels, units = len(image), len(weights["b"])
     level = weights["b"] + image @ weights["w"]
     bounds = [unit_bounds(w, z, image, radius, norm) for w, z in zip(weights["w"].T, level, strict=True)]
-    low, high = np.minimum(np.transpose(bounds)[0], 0), np.maximum(np.transpose(bounds)[1], 0)
+    low, high = np.transpose(bounds)
+    low, high = np.minimum(low, 0), np.maximum(high, 0)
     w, unit, pixel = weights["w"].T, np.eye(units), np.eye(pixels)
     none = np.zeros((units, 1))
     difference = weights["v"][:, other] - weights["v"][:, label]
+    objective = np.zeros(2 * pixels + 1 + 2 * units)
+    objective[2 * pixels if norm == np.inf else slice(2 * pixels)] = 1
     rows = np.block(
         [
             [-w, w, none, unit, 0 * unit],  # a unit is not below what comes in,
@@ -110,22 +113,17 @@ def program(weights: dict[str, np.ndarray], image: np.ndarray, label: int, other
             [0 * w, 0 * w, none, -unit, np.diag(high)],  # and zero where it is off
             [-pixel, -pixel, np.ones((pixels, 1)), 0 * w.T, 0 * w.T],
             [np.zeros((1, 2 * pixels + 1)), difference[None], np.zeros((1, units))],
+            [-objective[None]],
         ]
     )
-    least = [level, low - level, np.zeros(units + pixels), [weights["c"][label] - weights["c"][other]]]
-    objective = np.zeros(rows.shape[1])
-    objective[2 * pixels if norm == np.inf else slice(2 * pixels)] = 1
+    least = [level, low - level, np.zeros(units + pixels), [weights["c"][label] - weights["c"][other], -radius]]
     return optimize.milp(
         objective,
         integrality=np.repeat([0, 1], [2 * pixels + 1 + units, units]),
-        bounds=optimize.Bounds(0, np.concatenate([1 - image, image, [min(radius, 1)], high, np.ones(units)])),
-        constraints=[optimize.LinearConstraint(rows, lb=np.concatenate(least)), cut(objective, radius)],
+        bounds=optimize.Bounds(0, np.concatenate([1 - image, image, [1], high, np.ones(units)])),
+        constraints=optimize.LinearConstraint(rows, lb=np.concatenate(least)),
         options={"mip_rel_gap": GAP},
     )
-
-
-def cut(objective: np.ndarray, radius: float) -> optimize.LinearConstraint:
-    return optimize.LinearConstraint(objective[None], ub=radius)
 
 
 def minimum(weights: Weights, image: np.ndarray, label: int, norm: float, found: float) -> Minimum:
