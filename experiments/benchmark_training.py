@@ -557,7 +557,8 @@ def formulations() -> dict[str, Logits]:
     strided = partial(windows, stride=2, tile=2)
     phased_tiles = partial(pool_tiles, windows_of_phases, masked_maximum)
     return {
-        "layers.py (this project's)": CNN.apply,
+        "layers.py in training mode": lambda weights, x: CNN.apply_training(weights, x, jax.random.key(0))[0],
+        "layers.py in evaluation mode": CNN.apply,
         "lax.conv_general_dilated, nnx.max_pool": plain(CNN).apply,
         "NHWC: patches, pool as pairs of slices": nhwc(partial(nhwc_block, 1), partial(nhwc_block, 1)),
         "NHWC: the same, conv1 by tiles of 4 columns": nhwc(partial(nhwc_block, 4), partial(nhwc_block, 1)),

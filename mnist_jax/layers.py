@@ -5,9 +5,10 @@ above all their gradients, several times slower than the matrix products they am
 
 - a convolution gathers its patches and multiplies them by the kernel as one matrix;
 - pooling takes the maximum of strided slices;
-- both work with the batch as the last axis. What is copied, compared or added then lies in contiguous runs of one
-  number for every image of the batch, which vectorizes whatever the number of channels. Between two such layers XLA
-  cancels the transpositions.
+- in evaluation mode the two of them are one step (`Sequential`), which halves the time of an attack;
+- all of them work with the batch as the last axis. What is copied, compared or added then lies in contiguous runs of
+  one number for every image of the batch, which vectorizes whatever the number of channels. Between two such layers
+  XLA cancels the transpositions.
 
 `lax.platform_dependent` makes the choice when a program is compiled for its device. Arguments, results and the shapes
 of the parameters are those of Flax (NHWC, HWIO) on every backend. `experiments/benchmark_training.py` times the
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+THIN = 4  # fewer inputs than that are few
 MOMENTUM = 0.9  # of running statistics: PyTorch calls it 0.1, the share of the new
 BATCH_LAST = (3, 1, 2, 0)  # exchanges NHWC and CHWN; its own inverse
 
@@ -79,6 +81,108 @@ def _patches_times_matrix(inputs, kernel, *, strides, padding, precision):
     matrix = kernel.reshape(-1, kernel.shape[-1])
     y = jnp.matmul(matrix.T, patches.reshape(len(patches), -1), precision=precision)
     return y.reshape(-1, *patches.shape[1:]).transpose(BATCH_LAST)
+
+
+class Conv(nnx.Conv):
+    """A convolution by square kernels, without padding."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, *, rngs: nnx.Rngs, **options):
+        super().__init__(
+            inputs, outputs, (size, size), padding="VALID", conv_general_dilated=convolution, rngs=rngs, **options
+        )
+
+
+class Sequential(nnx.Sequential):
+    """Flax's, but in evaluation mode a `Conv` and the `max_pool` after it are one step.
+
+    Training keeps them apart, and so the bits that the shipped networks were trained to.
+    """
+
+    def __init__(self, *layers: Callable):
+        super().__init__(*layers)
+        self.deterministic = False  # `eval` sets it
+
+    def __call__(self, *args, rngs=None, **kwargs):
+        if not self.deterministic:
+            return super().__call__(*args, rngs=rngs, **kwargs)
+        (x,) = args
+        steps = iter(zip(self.layers, [*self.layers[1:], None], strict=True))
+        for layer, after in steps:
+            if isinstance(layer, Conv) and layer.bias is not None and after is max_pool:
+                x = convolution_and_max_pool(x, layer.kernel[...], layer.bias[...])
+                next(steps)
+            else:
+                x = layer(x)
+        return x
+
+
+def convolution_and_max_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """`max_pool(convolution(x, kernel) + bias)`, with stride 1, no padding, and windows of 2 by 2 pixels.
+
+    Args:
+      x: `[B, H, W, C]`.
+      kernel: `[h, w, C, O]`.
+      bias: `[O]`.
+
+    Returns:
+      `[B, (H - h + 1) // 2, (W - w + 1) // 2, O]`.
+    """
+
+    def separate(x, kernel, bias):
+        return max_pool(convolution(x, kernel, (1, 1), "VALID", dimension_numbers=NHWC) + bias[None, None, None])
+
+    if not x.size or min(n - k for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)) < 1:
+        return separate(x, kernel, bias)
+    return lax.platform_dependent(x, kernel, bias, cpu=_by_place, default=separate)
+
+
+def _by_place(x, kernel, bias):
+    """A product of matrices for each place in the window of the pool: no strides are left in values or gradients."""
+    h, w, inputs, outputs = kernel.shape
+    height, width = (x.shape[1] - h + 1) // 2, (x.shape[2] - w + 1) // 2
+    rows = _rows_and_columns(x.transpose(BATCH_LAST))
+    # A kernel with few inputs makes a thin matrix; moved by one column, for two places at once, a better one.
+    columns = 2 if inputs < THIN else 1
+    moved = [jnp.pad(kernel, ((0, 0), (j, columns - 1 - j), (0, 0), (0, 0))) for j in range(columns)]
+    matrix = jnp.stack(moved, 3).reshape(-1, columns * outputs)
+
+    def at(i, j):
+        """What the pixel at this place of the kernel meets, for all windows."""
+        return rows[i % 2][j % 2][:, i // 2 : i // 2 + height, j // 2 : j // 2 + width]
+
+    places = []
+    for down in range(2):
+        for right in range(0, 2, columns):
+            patches = jnp.concatenate([at(down + i, right + j) for i in range(h) for j in range(w + columns - 1)])
+            y = matrix.T @ patches.reshape(len(patches), -1)
+            places.append(y.reshape(columns, outputs, height, width, -1))
+    # The bias after the maximum: the same bits for a quarter of the work.
+    return (_largest(jnp.concatenate(places)) + bias[:, None, None, None]).transpose(BATCH_LAST)
+
+
+def _rows_and_columns(x):
+    """The pixels `[C, H, W, B]` of even and odd rows, and of even and odd columns, apart. An odd size is filled up."""
+    x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
+    x = x.reshape(x.shape[0], x.shape[1] // 2, 2, x.shape[2] // 2, 2, x.shape[3])
+    # A barrier: XLA would take them apart anew for every patch that reads them.
+    return lax.optimization_barrier([[x[:, :, i, :, j] for j in range(2)] for i in range(2)])
+
+
+@jax.custom_jvp
+def _largest(x):
+    """The maximum over a first axis of four."""
+    a, b, c, d = x
+    return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+
+
+@_largest.defjvp
+def _largest_jvp(primals, tangents):
+    # The gradient goes to the first of the largest: one mask, without strides, and no division for ties.
+    (x,), (t,) = primals, tangents
+    largest = _largest(x)
+    first = jnp.where(x[0] == largest, 0, jnp.where(x[1] == largest, 1, jnp.where(x[2] == largest, 2, 3)))
+    place = jnp.arange(4, dtype=jnp.int8).reshape(4, *[1] * largest.ndim)
+    return largest, jnp.where(first.astype(jnp.int8)[None] == place, t, 0).sum(0)
 
 
 def max_pool(x: jax.Array, window: int = 2) -> jax.Array:

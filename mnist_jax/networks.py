@@ -31,18 +31,9 @@ def linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(inputs, outputs, kernel_init=init, bias_init=init, rngs=rngs)
 
 
-def conv(inputs: int, outputs: int, size: int, rngs: nnx.Rngs) -> nnx.Conv:
+def conv(inputs: int, outputs: int, size: int, rngs: nnx.Rngs) -> layers.Conv:
     init = functools.partial(uniform_by_fan_in, fan_in=size * size * inputs)
-    return nnx.Conv(
-        inputs,
-        outputs,
-        (size, size),
-        padding="VALID",
-        kernel_init=init,
-        bias_init=init,
-        conv_general_dilated=layers.convolution,
-        rngs=rngs,
-    )
+    return layers.Conv(inputs, outputs, size, kernel_init=init, bias_init=init, rngs=rngs)
 
 
 class Network(nnx.Module):
@@ -132,9 +123,9 @@ class MLP_bn(Network):
         )
 
 
-def conv_features(rngs: nnx.Rngs) -> nnx.Sequential:
+def conv_features(rngs: nnx.Rngs) -> layers.Sequential:
     # ReLU after the pool gives the same values as before it, for a quarter of the work.
-    return nnx.Sequential(
+    return layers.Sequential(
         conv(1, 20, 5, rngs), layers.max_pool, nnx.relu, conv(20, 40, 3, rngs), layers.max_pool, nnx.relu
     )
 
@@ -155,7 +146,7 @@ class CNN_d(Network):
 
 class CNN_bn(Network):
     def __init__(self, rngs: nnx.Rngs):
-        self.features = nnx.Sequential(
+        self.features = layers.Sequential(
             conv(1, 20, 5, rngs),
             layers.max_pool,
             nnx.relu,

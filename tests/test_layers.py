@@ -3,6 +3,9 @@
 Inputs are small integers wherever sums are compared: those are exact in float32, in whatever order they are added.
 """
 
+from functools import partial
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -275,6 +278,105 @@ def test_every_platform_gets_its_own_pooling(platform):
     backward = lowered(jax.grad(lambda x: layers.max_pool(x).sum()), x, platform=platform)
     assert ("reduce_window" in forward) == (platform != "cpu")
     assert ("select_and_scatter" in backward) == (platform != "cpu")
+
+
+# Both in one step
+
+
+def separate(x, kernel, bias):
+    return layers.max_pool(
+        layers.convolution(x, kernel, (1, 1), "VALID", dimension_numbers=NHWC) + bias[None, None, None]
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "kernel"),
+    [
+        ((2, 28, 28, 1), (5, 5, 1, 3)),
+        ((3, 12, 12, 5), (3, 3, 5, 4)),
+        ((3, 8, 7, 2), (3, 2, 2, 3)),  # odd sizes of what comes out, and of what goes in
+        ((2, 7, 8, 4), (1, 3, 4, 2)),
+        ((5, 4, 6, 6), (3, 5, 6, 1)),  # a single window
+        ((2, 5, 5, 1), (5, 5, 1, 2)),  # none
+        ((2, 4, 4, 1), (5, 5, 1, 2)),
+        ((0, 8, 8, 1), (3, 3, 1, 2)),
+    ],
+)
+def test_convolution_and_max_pool_and_its_gradients(images, kernel):
+    x, kernel = permuted(*images), permuted(*kernel)
+    bias = integers(kernel.shape[-1])
+
+    def value_and_gradients(function):
+        y, pull_back = jax.vjp(function, x, kernel, bias)
+        return y, *pull_back(jnp.asarray(integers(*y.shape, seed=1), y.dtype))
+
+    got, wanted = (
+        jax.jit(value_and_gradients, static_argnums=0)(f) for f in (layers.convolution_and_max_pool, separate)
+    )
+    for one, other in zip(got, wanted, strict=True):
+        scale = np.abs(other).max(initial=1)
+        np.testing.assert_allclose(one / scale, other / scale, atol=1e-6, strict=True)
+
+
+def test_the_gradient_of_a_tie_of_convolutions_goes_to_one_of_the_places():
+    x, kernel = np.zeros((2, 6, 6, 1), np.float32), integers(1, 1, 1, 3, low=1)
+    bias, cotangent = integers(3), integers(2, 3, 3, 3, low=1)
+    _, pull_back = jax.vjp(lambda x: layers.convolution_and_max_pool(x, kernel, bias), x)
+    shares = windows(pull_back(jnp.asarray(cotangent))[0], 2)[..., 0, :]
+    assert ((shares != 0).sum(-1) == 1).all()
+    np.testing.assert_array_equal(shares.sum(-1), (cotangent * kernel[0, 0, 0]).sum(-1))
+
+
+def test_convolution_and_max_pool_under_transformations():
+    x, kernel, bias = permuted(3, 2, 6, 7, 2), integers(3, 2, 2, 3), integers(3)
+    one_by_one = [separate(one, kernel, bias) for one in x]
+    every = jax.vmap(lambda x: layers.convolution_and_max_pool(x, kernel, bias))
+    np.testing.assert_array_equal(jax.jit(every)(x), one_by_one)
+    with jax.disable_jit():
+        np.testing.assert_array_equal(layers.convolution_and_max_pool(x[0], kernel, bias), one_by_one[0])
+    direction = integers(2, 6, 7, 2)
+
+    def second(function):
+        slope = jax.grad(lambda x: (function(x, kernel, bias) ** 2).sum())
+        return jax.jvp(slope, (x[0],), (direction.astype(np.float32),))[1]
+
+    np.testing.assert_array_equal(second(layers.convolution_and_max_pool), second(separate))
+
+
+def test_convolution_and_max_pool_in_float64():
+    large = 2.0**40
+    with jax.enable_x64(True):
+        x, kernel = large + permuted(2, 6, 6, 1).astype(np.float64), integers(3, 3, 1, 2, dtype=np.float64)
+        bias = jnp.zeros(2)
+        np.testing.assert_array_equal(
+            layers.convolution_and_max_pool(x, kernel, bias), separate(x, kernel, bias), strict=True
+        )
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_every_platform_gets_its_own_convolution_and_max_pool(platform):
+    arguments = integers(2, 6, 6, 2), integers(3, 3, 2, 3), integers(3)
+    program = lowered(layers.convolution_and_max_pool, *arguments, platform=platform)
+    assert ("stablehlo.convolution" in program) == (platform != "cpu")
+    assert ("reduce_window" in program) == (platform != "cpu")
+
+
+def test_sequential_is_one_step_in_evaluation_and_two_in_training():
+    rngs = nnx.Rngs(0)
+    conv = partial(layers.Conv, rngs=rngs)
+    parts = conv(1, 2, 3), layers.max_pool, nnx.relu, conv(2, 3, 2), nnx.relu, conv(3, 2, 2), layers.max_pool
+    fused, plain = layers.Sequential(*parts), nnx.Sequential(*parts)
+    x = integers(3, 14, 14, 1)
+    steps = []
+    with mock.patch.object(layers, "convolution_and_max_pool", lambda *a: steps.append(a[1].shape) or separate(*a)):
+        np.testing.assert_array_equal(fused(x), plain(x))
+        assert not steps
+        fused.eval()
+        np.testing.assert_array_equal(fused(x), plain(x))
+        assert steps == [(3, 3, 1, 2), (2, 2, 3, 2)]
+    np.testing.assert_allclose(fused(x), plain(x), rtol=1e-5, atol=1e-5)
+    fused.train()
+    np.testing.assert_array_equal(fused(x), plain(x))
 
 
 # Batch normalization
