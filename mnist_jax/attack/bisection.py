@@ -61,10 +61,14 @@ def attempt(
 ) -> jax.Array:
     """`fixed_norm` at the radius of the state, from where it is; the learning rate falls from round to round."""
     if learning_rate is None:
-        pixels = FEW if norm == 1 else state.best[0].size
-        learning_rate = state.radius * pixels ** (-1 / norm) * DECAY**state.rounds
-    rate = jnp.broadcast_to(learning_rate, state.radius.shape)
-    return search(classifier, given, state.radius, rate, state.last, norm=norm, steps=steps, loss=loss)[0].r
+        learning_rate = rate(given, state.radius, norm) * DECAY**state.rounds
+    rates = jnp.broadcast_to(learning_rate, state.radius.shape)
+    return search(classifier, given, state.radius, rates, state.last, norm=norm, steps=steps, loss=loss)[0].r
+
+
+def rate(given: Problem, radius: jax.Array, norm: float) -> jax.Array:
+    """The learning rate of the first round: a perturbation that is spread evenly changes a pixel by that much."""
+    return radius * (FEW if norm == 1 else given.images[0].size) ** (-1 / norm)
 
 
 def keep(given: Problem, condition: jax.Array, a: State, b: State) -> State:

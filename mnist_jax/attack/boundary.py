@@ -5,6 +5,7 @@ A step is the perturbation of least p-norm inside the box that crosses the linea
 a step of sequential quadratic programming, as in FAB (Croce & Hein 2020). `norms.nearest_on_plane` has it exactly.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -14,14 +15,14 @@ from mnist_jax import losses, norms
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.problem import CAREFUL, Loss, Problem
 
-LIKELIEST = 9  # other classes that are approached, where it is not said
+LIKELIEST = 9  # other classes that are approached
 STEPS = 2  # so many are taken towards each
 BEYOND = (1.3, 4.0)  # times the last step is where the boundary is looked for first, and where it is not farther
 LINE = 6  # evaluations along a line
 PATH = 10  # steps
 PAST = 2.0  # times the distance is their length
 RUN = 20  # steps along the averaged boundary
-RUN_SPARSE = 15  # for p = 1, where the nearest points are corners, and soon reached, but many
+RUN_SPARSE = 20  # for p = 1, where the nearest points are corners, and soon reached, but many
 MEMORY = 0.9  # weight of the earlier linearizations in the average
 FIRST, FINAL = 0.9, 0.1  # of the way to the averaged boundary is a step, at the beginning and at the end of a run
 EVALUATIONS = 6  # along the line at its end
@@ -107,29 +108,25 @@ def margins(classifier, given: Problem, classes: int) -> tuple[jax.Array, jax.Ar
     return logits, indices.T, values.T, jax.lax.map(lambda one: pull_back(one)[0], each)
 
 
-def approach(
-    classifier, given: Problem, norm: float, likeliest: int = LIKELIEST
-) -> tuple[jax.Array, jax.Array, jax.Array, int, int]:
-    """Some steps towards each of the `likeliest` classes: which is the nearest shows only then.
+def approach(classifier, given: Problem, linear: Sequence[jax.Array], rounding: jax.Array, norm: float) -> jax.Array:
+    """Some steps towards each of the K classes whose `margins` are given, as classes, values and gradients.
 
-    Gives the logits `[B, C]` of the images, those classes `[K, B]`, for each of them a perturbation to where a boundary
-    is crossed in its direction `[K, B, *shape]`, and how many gradients and how many evaluations that took.
+    Gives for each a perturbation to where a boundary is crossed in its direction `[K, B, *shape]`: which is the nearest
+    shows only then. For every class it takes `STEPS` gradients and `LINE + 1` evaluations. `rounding [B]` is added to
+    the values (see `Problem.rounding`).
     """
-    logits, classes, values, slopes = margins(classifier, given, likeliest)
-    falls = values + given.rounding(logits)[None]
 
     def towards(inputs):
-        other, slope, fall = inputs
+        other, value, slope = inputs
         loss = losses.margin if given.targets is not None else partial(losses.lead, others=other)
-        r = norms.nearest_on_plane(slope, fall, given.images, norm)
+        r = norms.nearest_on_plane(slope, value + rounding, given.images, norm)
         # Half a step: linearizations at the boundary itself are of use, and whole steps overshoot or zigzag.
         r = jax.lax.fori_loop(0, STEPS, lambda _, r: (r + step(classifier, given, r, norm, loss)[1]) / 2, r)
         near = given.solved(classifier(jnp.clip(given.images + BEYOND[0] * r, 0, 1)), CAREFUL)
         share = line(classifier, given, r, jnp.where(near, 0, BEYOND[0]), jnp.where(near, *BEYOND))
         return jnp.clip(given.images + given.per_image(share) * r, 0, 1) - given.images
 
-    tries = jax.lax.map(towards, (classes, slopes, falls))
-    return logits, classes, tries, len(values) + STEPS * len(classes), (LINE + 1) * len(classes)
+    return jax.lax.map(towards, tuple(linear))
 
 
 def path(classifier, given: Problem, distance: jax.Array, norm: float) -> jax.Array:

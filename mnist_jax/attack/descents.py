@@ -14,7 +14,8 @@ from mnist_jax.attack.problem import Problem
 from mnist_jax.attack.starts import disturb, seeds
 from mnist_jax.classifier import Classifier
 
-FIRST = 4  # runs: from the end of the plain path, and from the boundaries of the three nearest classes
+FIRST = 4  # runs: from the end of the plain path, and from the boundaries of the three classes that are nearest
+SPARSE = 2  # of these have their turn before the one that is nearest by the 1-norm
 TURN = 6  # of so many runs one begins at the boundary of one class more, and the last at the best as it is
 ACCEPTED = 1.03  # times the best distance: from an end so near the search goes on, else from the best
 PENALTY = 0.02  # for each run that went to a class, of its distance, in the choice of the next
@@ -52,27 +53,22 @@ class Found(NamedTuple):
     forwards: jax.Array
 
 
-def search(
-    classifier: Classifier,
-    given: Problem,
-    key: jax.Array | None,
-    *,
-    norm: float,
-    budget: int,
-    classes: int = boundary.LIKELIEST,
-) -> Found:
-    """One run after another, as long as the budget of gradients allows; at least one. So many classes are looked at.
+def search(classifier: Classifier, given: Problem, key: jax.Array | None, *, norm: float, budget: int) -> Found:
+    """One run after another, as long as the budget of gradients allows; at least one.
 
-    The first starts where a plain descent leads to (`boundary.path`), three more near the boundaries of the classes
-    that are nearest after a few steps (`boundary.approach`). Then they take turns. A run to any class starts at the end
-    of the last, or at the best if that was far off, disturbed at random. The next is kept on its way to one class, the
-    nearest but for those that had their share; a free run would slide to a neighbour that is nearer at first. Of six
-    runs one goes, free, from the boundary of the nearest class that none started from yet, as long as there are any,
-    and one starts at the best itself, and comes closer to where that one was going.
+    The first starts where a plain descent leads to (`boundary.path`), two more near the boundaries of the classes that
+    are nearest after a few steps (`boundary.approach`), and a fourth where the nearest by the 1-norm is: that may lead
+    to a few pixels which were black in all images of the training, and nothing else does.
+
+    Then they take turns. A run to any class starts at the end of the last, or at the best if that was far off,
+    disturbed at random. The next is kept on its way to one class, the nearest but for those that had their share; a
+    free run would slide to a neighbour that is nearer at first. Of six runs one goes, free, from the boundary of the
+    nearest class that none started from yet, as long as there are any, and one starts at the best itself, and comes
+    closer to where that one was going.
 
     Runs do not depend on how many will follow. So a larger budget never gives a farther image.
     """
-    state = in_chunks(partial(_begin, norm=norm, likeliest=classes), (given,), classifier)
+    state = in_chunks(partial(_begin, norm=norm), (given,), classifier)
     # The first steps are the same for all; they say how many there were for each image, as all else is for each.
     left = jnp.maximum((budget - state.gradients) // boundary.steps_of(norm), 1)
     arrays = (given, seeds(key, len(given.images)), left)
@@ -85,17 +81,23 @@ def search(
     return Found(given.where(success, state.best.r, state.last), success, state.gradients, state.forwards)
 
 
-@partial(jax.jit, static_argnames=("norm", "likeliest"))
-def _begin(classifier, given: Problem, *, norm, likeliest) -> Search:
+@partial(jax.jit, static_argnames="norm")
+def _begin(classifier, given: Problem, *, norm) -> Search:
     """Where all ways begin."""
     # For p = 1 a single linearization makes much of a few pixels that are soon of no use, while for p = 2 the nearest
     # class may be another one.
     smooth = max(norm, SMOOTH)
-    logits, classes, tries, gradients, forwards = boundary.approach(classifier, given, smooth, likeliest)
-    distances = jax.vmap(partial(norms.norm, p=norm))(tries)
-    order = distances.argsort(0)
-    classes, tries, distances = (boundary.pick(array, order) for array in (classes, tries, distances))
+    logits, *linear = boundary.margins(classifier, given, boundary.LIKELIEST)
+    rounding = given.rounding(logits)
+    tries = boundary.approach(classifier, given, linear, rounding, smooth)
+    order = _lengths(tries, norm).argsort(0)
+    classes, tries = boundary.pick(linear[0], order), boundary.pick(tries, order)
     end = boundary.path(classifier, given, norms.norm(tries[0], smooth), smooth)
+    classes, tries = (
+        jnp.concatenate([one[:SPARSE], other, one[SPARSE:]])
+        for one, other in zip((classes, tries), _sparse(classifier, given, linear, rounding), strict=True)
+    )
+    approached = len(classes)
     zero = jnp.zeros(len(logits), jnp.int32)
     return Search(
         best=Best.none(given.images),
@@ -103,13 +105,26 @@ def _begin(classifier, given: Problem, *, norm, likeliest) -> Search:
         runs=zero,
         agreeing=zero,
         done=given.solved(logits),
-        gradients=zero + gradients + boundary.PATH,
-        forwards=zero + forwards,
+        gradients=zero + approached - 1 + boundary.STEPS * approached + boundary.PATH,
+        forwards=zero + (boundary.LINE + 1) * approached,
         classes=classes.T,
         places=jnp.moveaxis(tries, 0, 1),
-        distances=distances.T,
+        distances=_lengths(tries, norm).T,
         visits=jnp.zeros_like(classes.T),
     )
+
+
+def _sparse(classifier, given: Problem, linear, rounding) -> tuple[jax.Array, jax.Array]:
+    """The class `[1, B]` that is nearest by the 1-norm, and a perturbation to its boundary `[1, B, *shape]`."""
+    classes, values, slopes = linear
+    reach = (values + rounding[None]) / jnp.maximum(_lengths(slopes, norms.INF), jnp.finfo(values.dtype).tiny)
+    classes, values, slopes = (boundary.pick(a, reach.argmin(0)[None]) for a in (classes, values, slopes))
+    return classes, boundary.approach(classifier, given, (classes, values, slopes), rounding, 1)
+
+
+def _lengths(r: jax.Array, norm: float) -> jax.Array:
+    """`[K, B]` of perturbations `[K, B, *shape]`."""
+    return jax.vmap(partial(norms.norm, p=norm))(r)
 
 
 @partial(jax.jit, static_argnames=("norm", "count"))

@@ -9,19 +9,20 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from mnist_jax import norms
-from mnist_jax.attack import descents
+from mnist_jax import losses, norms
+from mnist_jax.attack import boundary, descents
 from mnist_jax.attack.arguments import between
-from mnist_jax.attack.bisection import ROUNDS, STEPS, State, attempt, begin, divide, keep
+from mnist_jax.attack.bisection import ROUNDS, STEPS, State, attempt, begin, divide, keep, rate
 from mnist_jax.attack.chunks import in_chunks, until_done
 from mnist_jax.attack.fixed_norm import fixed_norm
+from mnist_jax.attack.fixed_norm import search as on_sphere
 from mnist_jax.attack.problem import Problem, loss_function, problem, radii
 from mnist_jax.attack.result import AttackResult, finish
 from mnist_jax.classifier import Classifier
 
 AT_ONCE = 2  # rounds of one program, after which the images that are done leave the batch
-CLASSES = 4  # are looked at in the runs before
-BEFORE = 185  # gradients at most go into the runs before
+BEFORE = 320  # gradients at most go into the runs before
+ALONE = 15  # steps of the original's loss
 FINER = 0.5  # of the tolerance is the length of the last interval: the attack may miss by the rest
 
 
@@ -78,7 +79,7 @@ def dichotomy(
         "takes_start": "start" in takes,
     }
     rounds = partial(_rounds, classifier, **how, options=tuple(sorted(options.items())))
-    begun = descents.search(classifier, given, key, norm=norm, budget=BEFORE, classes=CLASSES)
+    begun = descents.search(classifier, given, key, norm=norm, budget=BEFORE)
     first = partial(_first, norm=norm, shortest=FINER * tolerance)
     state = in_chunks(first, (given, low, high, begun), classifier)
     if isinstance(given.images, jax.core.Tracer):  # there are no values yet to leave by
@@ -90,11 +91,18 @@ def dichotomy(
 
 @partial(jax.jit, static_argnames=("norm", "shortest"))
 def _first(classifier, given: Problem, low, high, begun: descents.Found, *, norm, shortest) -> State:
-    state = begin(classifier, given, low, high, begun.r, norm, shortest)
+    # One run more begins where the original's loss leads from the image itself, on the sphere through the best. Its
+    # gradients grow as the confidence falls, so Adam soon forgets the first ones, and may find another boundary.
+    radius = norms.norm(begun.r, norm)
+    how: dict[str, Any] = {"norm": norm, "steps": ALONE, "loss": losses.confidence}
+    alone, _ = on_sphere(classifier, given, radius, rate(given, radius, norm), jnp.zeros_like(begun.r), **how)
+    found, _ = boundary.descend(classifier, given, alone.r, norm)
+    r = given.where(found.found & (~begun.success | (found.value < radius)), found.r, begun.r)
+    state = begin(classifier, given, low, high, r, norm, shortest)
     return state._replace(
         done=given.solved(classifier(given.images)) | (high <= 0) | state.done,
-        gradients=state.gradients + begun.gradients,
-        forwards=state.forwards + begun.forwards,
+        gradients=state.gradients + begun.gradients + ALONE + boundary.steps_of(norm),
+        forwards=state.forwards + begun.forwards + boundary.EVALUATIONS,
     )
 
 

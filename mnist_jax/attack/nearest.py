@@ -13,7 +13,7 @@ from mnist_jax.attack.problem import Problem, problem
 from mnist_jax.attack.result import AttackResult, finish
 from mnist_jax.classifier import Classifier
 
-EFFORTS = {"fast": 100, "standard": 350, "thorough": 2000}  # gradients for each image
+EFFORTS = {"fast": 100, "standard": 350, "thorough": 4000}  # gradients for each image
 
 
 def nearest(
@@ -46,7 +46,7 @@ def nearest(
       classifier, images, labels: see `fixed_norm`.
       norm: p, in [1, inf].
       effort: `"fast"`, `"standard"`, `"thorough"`, or how many gradients to use for each image at most; the first
-        steps and one run, 57 gradients for ten classes, are always taken.
+        steps and one run, 59 gradients for ten classes, are always taken.
       key: a `jax.random` key for the disturbances, or one for each image; None means a fixed one.
       targets: `[B]`, the classes to reach; None means any but the label.
 
