@@ -87,11 +87,7 @@ def test_approach_finds_the_nearest_of_the_boundaries(p):
     w, b, given = some_problem(4)
     c, (distance, clear) = classifier(w, b), exact(w, b, given, p)
 
-    def approach():
-        logits, *linear = boundary.margins(c, given, boundary.LIKELIEST)
-        return logits, linear[0], boundary.approach(c, given, linear, given.rounding(logits), p)
-
-    logits, classes, tries = jax.jit(approach)()
+    logits, classes, tries, gradients, forwards = jax.jit(partial(boundary.approach, c, given, norm=p))()
     nearest = jax.vmap(partial(norms.norm, p=p))(tries).argmin(0)
     r = boundary.pick(tries, nearest[None])[0]
     np.testing.assert_allclose(logits, c(given.images), atol=1e-5)
@@ -99,7 +95,19 @@ def test_approach_finds_the_nearest_of_the_boundaries(p):
     lengths = np.asarray(norms.norm(r, p))
     assert (lengths[clear] >= distance[clear] * (1 - 1e-4)).all()
     assert (lengths[clear] <= distance[clear] * 1.03).all()  # by the last of the evaluations along the line
-    assert (np.sort(classes, 0) == np.sort([np.delete(np.arange(5), label) for label in given.labels], 1).T).all()
+    assert (np.sort(classes[:-1], 0) == np.sort([np.delete(np.arange(5), label) for label in given.labels], 1).T).all()
+    assert len(classes) == len(tries) == 5
+    assert gradients == 4 + boundary.STEPS * 5
+    assert forwards == (boundary.LINE + 1) * 5
+
+
+def test_the_last_to_approach_is_the_nearest_by_the_1_norm():
+    w, b, given = some_problem(4, free=True)
+    c, (distance, clear) = classifier(w, b), exact(w, b, given, 1)
+    tries = jax.jit(partial(boundary.approach, c, given, norm=np.inf))()[2]
+    lengths = np.asarray(norms.norm(tries[-1], 1))
+    assert (lengths[clear] >= distance[clear] * (1 - 1e-4)).all()
+    assert (lengths[clear] <= distance[clear] * 1.03).all()
 
 
 def to_the_boundary(seed=1):

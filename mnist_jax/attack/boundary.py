@@ -5,7 +5,6 @@ A step is the perturbation of least p-norm inside the box that crosses the linea
 a step of sequential quadratic programming, as in FAB (Croce & Hein 2020). `norms.nearest_on_plane` has it exactly.
 """
 
-from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -30,11 +29,17 @@ BEHIND = 1e-3  # of an interval farther than to its crossing: rounding would lea
 NEAR, MIDDLE, FAR = 0.93, 1.01, 1.2  # times a perturbation that should be at the boundary is where it is looked for
 
 
-def step(classifier, given: Problem, r: jax.Array, norm: float, loss: Loss = losses.margin):
-    """The logits at the perturbations `r`, and the step to the boundary of the loss linearized there."""
+def plane(classifier, given: Problem, r: jax.Array, loss: Loss) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The logits at the perturbations `r`, and the loss linearized there: by how much it has to fall from what it would
+    be at the images `[B]`, and its gradient `[B, *shape]`."""
     logits, objective, gradient = given.gradient(classifier, jnp.clip(given.images + r, 0, 1), loss)
     along = (gradient * r).reshape(len(objective), -1).sum(1)
-    fall = objective + given.rounding(logits) - along
+    return logits, objective + given.rounding(logits) - along, gradient
+
+
+def step(classifier, given: Problem, r: jax.Array, norm: float, loss: Loss = losses.margin):
+    """The logits at the perturbations `r`, and the step to the boundary of the loss linearized there."""
+    logits, fall, gradient = plane(classifier, given, r, loss)
     return logits, norms.nearest_on_plane(gradient, fall, given.images, norm)
 
 
@@ -108,25 +113,40 @@ def margins(classifier, given: Problem, classes: int) -> tuple[jax.Array, jax.Ar
     return logits, indices.T, values.T, jax.lax.map(lambda one: pull_back(one)[0], each)
 
 
-def approach(classifier, given: Problem, linear: Sequence[jax.Array], rounding: jax.Array, norm: float) -> jax.Array:
-    """Some steps towards each of the K classes whose `margins` are given, as classes, values and gradients.
+def approach(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Array, jax.Array, int, int]:
+    """Some steps towards each of the K likeliest classes (see `margins`): which is the nearest shows only then.
 
-    Gives for each a perturbation to where a boundary is crossed in its direction `[K, B, *shape]`: which is the nearest
-    shows only then. For every class it takes `STEPS` gradients and `LINE + 1` evaluations. `rounding [B]` is added to
-    the values (see `Problem.rounding`).
+    One more, the last, goes by the 1-norm to the class that is nearest by it. Gives the logits `[B, C]` of the images,
+    those classes `[K + 1, B]`, for each a perturbation to where a boundary is crossed in its direction
+    `[K + 1, B, *shape]`, and how many gradients and how many evaluations that took.
     """
+    logits, classes, values, slopes = margins(classifier, given, LIKELIEST)
+    falls = values + given.rounding(logits)[None]
+    reach = falls / jnp.maximum(jax.vmap(partial(norms.norm, p=norms.INF))(slopes), jnp.finfo(falls.dtype).tiny)
+    last = reach.argmin(0)[None]
+    linear = [jnp.concatenate([array, pick(array, last)]) for array in (classes, falls, slopes)]
+    sparse = jnp.arange(len(classes) + 1) == len(classes)
 
     def towards(inputs):
-        other, value, slope = inputs
+        other, fall, slope, one = inputs
         loss = losses.margin if given.targets is not None else partial(losses.lead, others=other)
-        r = norms.nearest_on_plane(slope, value + rounding, given.images, norm)
-        # Half a step: linearizations at the boundary itself are of use, and whole steps overshoot or zigzag.
-        r = jax.lax.fori_loop(0, STEPS, lambda _, r: (r + step(classifier, given, r, norm, loss)[1]) / 2, r)
+
+        def nearest(slope, fall):
+            ends = (norms.nearest_on_plane(slope, fall, given.images, p) for p in (1, norm))
+            return jnp.where(one, *ends)
+
+        def half(_, r):
+            # Linearizations at the boundary itself are of use, and whole steps overshoot or zigzag.
+            _, fall, slope = plane(classifier, given, r, loss)
+            return (r + nearest(slope, fall)) / 2
+
+        r = jax.lax.fori_loop(0, STEPS, half, nearest(slope, fall))
         near = given.solved(classifier(jnp.clip(given.images + BEYOND[0] * r, 0, 1)), CAREFUL)
         share = line(classifier, given, r, jnp.where(near, 0, BEYOND[0]), jnp.where(near, *BEYOND))
         return jnp.clip(given.images + given.per_image(share) * r, 0, 1) - given.images
 
-    return jax.lax.map(towards, tuple(linear))
+    tries = jax.lax.map(towards, (*linear, sparse))
+    return logits, linear[0], tries, len(values) + STEPS * len(tries), (LINE + 1) * len(tries)
 
 
 def path(classifier, given: Problem, distance: jax.Array, norm: float) -> jax.Array:
@@ -163,9 +183,8 @@ def descend(
 
     def advance(k, state):
         r, level, slope, best = state
-        logits, margin, gradient = given.gradient(classifier, jnp.clip(given.images + r, 0, 1), loss)
+        logits, new, gradient = plane(classifier, given, r, loss)
         best = best.keep(given, r, norms.norm(r, norm), given.solved(logits, CAREFUL))
-        new = margin + given.rounding(logits) - (gradient * r).reshape(len(margin), -1).sum(1)
         β = jnp.minimum(MEMORY, k / (k + 1))
         level, slope = β * level + (1 - β) * new, β * slope + (1 - β) * gradient
         α = FIRST * (FINAL / FIRST) ** (k / steps_of(norm))

@@ -87,17 +87,12 @@ def _begin(classifier, given: Problem, *, norm) -> Search:
     # For p = 1 a single linearization makes much of a few pixels that are soon of no use, while for p = 2 the nearest
     # class may be another one.
     smooth = max(norm, SMOOTH)
-    logits, *linear = boundary.margins(classifier, given, boundary.LIKELIEST)
-    rounding = given.rounding(logits)
-    tries = boundary.approach(classifier, given, linear, rounding, smooth)
-    order = _lengths(tries, norm).argsort(0)
-    classes, tries = boundary.pick(linear[0], order), boundary.pick(tries, order)
+    logits, classes, tries, gradients, forwards = boundary.approach(classifier, given, smooth)
+    distances = jax.vmap(partial(norms.norm, p=norm))(tries)
+    order = distances[:-1].argsort(0)
+    order = jnp.insert(order, min(SPARSE, len(order)), len(order), axis=0)
+    classes, tries, distances = (boundary.pick(array, order) for array in (classes, tries, distances))
     end = boundary.path(classifier, given, norms.norm(tries[0], smooth), smooth)
-    classes, tries = (
-        jnp.concatenate([one[:SPARSE], other, one[SPARSE:]])
-        for one, other in zip((classes, tries), _sparse(classifier, given, linear, rounding), strict=True)
-    )
-    approached = len(classes)
     zero = jnp.zeros(len(logits), jnp.int32)
     return Search(
         best=Best.none(given.images),
@@ -105,26 +100,13 @@ def _begin(classifier, given: Problem, *, norm) -> Search:
         runs=zero,
         agreeing=zero,
         done=given.solved(logits),
-        gradients=zero + approached - 1 + boundary.STEPS * approached + boundary.PATH,
-        forwards=zero + (boundary.LINE + 1) * approached,
+        gradients=zero + gradients + boundary.PATH,
+        forwards=zero + forwards,
         classes=classes.T,
         places=jnp.moveaxis(tries, 0, 1),
-        distances=_lengths(tries, norm).T,
+        distances=distances.T,
         visits=jnp.zeros_like(classes.T),
     )
-
-
-def _sparse(classifier, given: Problem, linear, rounding) -> tuple[jax.Array, jax.Array]:
-    """The class `[1, B]` that is nearest by the 1-norm, and a perturbation to its boundary `[1, B, *shape]`."""
-    classes, values, slopes = linear
-    reach = (values + rounding[None]) / jnp.maximum(_lengths(slopes, norms.INF), jnp.finfo(values.dtype).tiny)
-    classes, values, slopes = (boundary.pick(a, reach.argmin(0)[None]) for a in (classes, values, slopes))
-    return classes, boundary.approach(classifier, given, (classes, values, slopes), rounding, 1)
-
-
-def _lengths(r: jax.Array, norm: float) -> jax.Array:
-    """`[K, B]` of perturbations `[K, B, *shape]`."""
-    return jax.vmap(partial(norms.norm, p=norm))(r)
 
 
 @partial(jax.jit, static_argnames=("norm", "count"))
