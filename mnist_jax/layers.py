@@ -84,11 +84,18 @@ def _patches_times_matrix(inputs, kernel, *, strides, padding, precision):
 
 
 class Conv(nnx.Conv):
-    """A convolution by square kernels, without padding."""
+    """A convolution by square kernels, with stride 1 and without padding; `init` draws the kernel and the bias."""
 
-    def __init__(self, inputs: int, outputs: int, size: int, *, rngs: nnx.Rngs, **options):
+    def __init__(self, inputs: int, outputs: int, size: int, *, init: nnx.Initializer, rngs: nnx.Rngs):
         super().__init__(
-            inputs, outputs, (size, size), padding="VALID", conv_general_dilated=convolution, rngs=rngs, **options
+            inputs,
+            outputs,
+            (size, size),
+            padding="VALID",
+            kernel_init=init,
+            bias_init=init,
+            conv_general_dilated=convolution,
+            rngs=rngs,
         )
 
 
@@ -108,7 +115,8 @@ class Sequential(nnx.Sequential):
         (x,) = args
         steps = iter(zip(self.layers, [*self.layers[1:], None], strict=True))
         for layer, after in steps:
-            if isinstance(layer, Conv) and layer.bias is not None and after is max_pool:
+            if isinstance(layer, Conv) and after is max_pool:
+                assert layer.bias is not None
                 x = convolution_and_max_pool(x, layer.kernel[...], layer.bias[...])
                 next(steps)
             else:

@@ -33,7 +33,7 @@ def linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
 
 def conv(inputs: int, outputs: int, size: int, rngs: nnx.Rngs) -> layers.Conv:
     init = functools.partial(uniform_by_fan_in, fan_in=size * size * inputs)
-    return layers.Conv(inputs, outputs, size, kernel_init=init, bias_init=init, rngs=rngs)
+    return layers.Conv(inputs, outputs, size, init=init, rngs=rngs)
 
 
 class Network(nnx.Module):

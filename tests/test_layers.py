@@ -363,7 +363,7 @@ def test_every_platform_gets_its_own_convolution_and_max_pool(platform):
 
 def test_sequential_is_one_step_in_evaluation_and_two_in_training():
     rngs = nnx.Rngs(0)
-    conv = partial(layers.Conv, rngs=rngs)
+    conv = partial(layers.Conv, init=jax.nn.initializers.normal(), rngs=rngs)
     parts = conv(1, 2, 3), layers.max_pool, nnx.relu, conv(2, 3, 2), nnx.relu, conv(3, 2, 2), layers.max_pool
     fused, plain = layers.Sequential(*parts), nnx.Sequential(*parts)
     x = integers(3, 14, 14, 1)
