@@ -135,9 +135,9 @@ class Keeper:
             self.keep(state, history)
 
 
-def fit(run: Run, state: training.State, history: list[dict[str, Any]]) -> training.State:
+def fit(run: Run, state: training.State, history: list[dict[str, Any]], interrupt: command.Interrupt) -> training.State:
     """Trains to the end, with a bar and a line an epoch; appends to `history`. Raises `KeyboardInterrupt`."""
-    interrupt, keeper, began = command.Interrupt(), Keeper(run, len(history)), time.monotonic()
+    keeper, began = Keeper(run, len(history)), time.monotonic()
     earlier = history[-1]["seconds"] if history else 0.0
     split = data.Split(*map(jnp.asarray, run.dataset.train))
     total = run.recipe.steps(len(split.labels))
@@ -216,9 +216,11 @@ def main(argv: list[str] | None = None) -> None:
     command.start()
     run = prepare(options)
     command.note(f"training {run.name}: {describe(run)}")
+    # From here on: a KeyboardInterrupt that is raised in the middle of a library's call may be lost in it.
+    interrupt = command.Interrupt()
     state, history = begin(run)
     try:
-        state = fit(run, state, history)
+        state = fit(run, state, history, interrupt)
     except KeyboardInterrupt:
         kept = run.save and history
         command.note(
