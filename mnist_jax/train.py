@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     command.start()
     run = prepare(options)
     command.note(f"training {run.name}: {describe(run)}")
-    # From here on: a KeyboardInterrupt that is raised in the middle of a library's call may be lost in it.
+    # From here on: a KeyboardInterrupt raised in the middle of a library's call could be lost in it.
     interrupt = command.Interrupt()
     state, history = begin(run)
     try:
