@@ -545,6 +545,10 @@ def transposed_inside(block: Block) -> Block:
     return lambda x, kernel, bias: block(x.transpose(layers.BATCH_LAST), kernel, bias).transpose(layers.BATCH_LAST)
 
 
+def in_training(weights: Weights, x: jax.Array) -> jax.Array:
+    return CNN.apply_training(weights, x, jax.random.key(0))[0]
+
+
 def formulations() -> dict[str, Logits]:
     def jnp_max(x):
         return plain_maximum(quarters(x))
@@ -557,7 +561,7 @@ def formulations() -> dict[str, Logits]:
     strided = partial(windows, stride=2, tile=2)
     phased_tiles = partial(pool_tiles, windows_of_phases, masked_maximum)
     return {
-        "layers.py in training mode": lambda weights, x: CNN.apply_training(weights, x, jax.random.key(0))[0],
+        "layers.py in training mode": in_training,
         "layers.py in evaluation mode": CNN.apply,
         "lax.conv_general_dilated, nnx.max_pool": plain(CNN).apply,
         "NHWC: patches, pool as pairs of slices": nhwc(partial(nhwc_block, 1), partial(nhwc_block, 1)),
@@ -647,7 +651,7 @@ def formulations_table(train: data.Split, rounds: int, fraction: float) -> dict[
     errors = {name: check(logits, weights) for name, logits in tried.items()}
     steps = max(10, round(200 * fraction))
     runs = {f"step, {CNN.batch_size}": {name: steps_of(logits, train, steps) for name, logits in tried.items()}}
-    runs[f"step, {CNN.batch_size}"]["layers.py, Adam on one vector"] = steps_of(CNN.apply, train, steps, flat=True)
+    runs[f"step, {CNN.batch_size}"]["layers.py, Adam on one vector"] = steps_of(in_training, train, steps, flat=True)
     for batch in (250, 50):
         runs[f"gradient, {batch}"] = {
             name: attack_of(logits, weights, train, batch, max(2, steps // 5)) for name, logits in tried.items()

@@ -86,7 +86,6 @@ def test_the_line_is_cut_where_it_crosses_the_boundary():
 def test_approach_finds_the_nearest_of_the_boundaries(p):
     w, b, given = some_problem(4)
     c, (distance, clear) = classifier(w, b), exact(w, b, given, p)
-
     logits, classes, tries, gradients, forwards = jax.jit(partial(boundary.approach, c, given, norm=p))()
     nearest = jax.vmap(partial(norms.norm, p=p))(tries).argmin(0)
     r = boundary.pick(tries, nearest[None])[0]

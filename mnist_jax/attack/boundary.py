@@ -21,7 +21,6 @@ LINE = 6  # evaluations along a line
 PATH = 10  # steps
 PAST = 2.0  # times the distance is their length
 RUN = 20  # steps along the averaged boundary
-RUN_SPARSE = 20  # for p = 1, where the nearest points are corners, and soon reached, but many
 MEMORY = 0.9  # weight of the earlier linearizations in the average
 FIRST, FINAL = 0.9, 0.1  # of the way to the averaged boundary is a step, at the beginning and at the end of a run
 EVALUATIONS = 6  # along the line at its end
@@ -163,16 +162,11 @@ def path(classifier, given: Problem, distance: jax.Array, norm: float) -> jax.Ar
     return jax.lax.fori_loop(0, PATH, advance, jnp.zeros_like(given.images))
 
 
-def steps_of(norm: float) -> int:
-    """Of a run."""
-    return RUN_SPARSE if norm == 1 else RUN
-
-
 def descend(
     classifier, given: Problem, r: jax.Array, norm: float, others: jax.Array | None = None
 ) -> tuple[Best, jax.Array]:
     """The nearest adversarial perturbation of a run along the averaged boundary (see `nearest`) from `r`, and where it
-    ends. It takes `steps_of(norm)` gradients and `EVALUATIONS`.
+    ends. It takes `RUN` gradients and `EVALUATIONS`.
 
     The boundary is that of the class `others [B]`, or where this is negative, or None, of whichever is nearest.
     """
@@ -187,12 +181,12 @@ def descend(
         best = best.keep(given, r, norms.norm(r, norm), given.solved(logits, CAREFUL))
         β = jnp.minimum(MEMORY, k / (k + 1))
         level, slope = β * level + (1 - β) * new, β * slope + (1 - β) * gradient
-        α = FIRST * (FINAL / FIRST) ** (k / steps_of(norm))
+        α = FIRST * (FINAL / FIRST) ** (k / RUN)
         return r + α * (norms.nearest_on_plane(slope, level, given.images, norm) - r), level, slope, best
 
     none = Best.none(given.images)
     start = (r, jnp.zeros_like(none.value), jnp.zeros_like(r), none)
-    r, _, _, best = jax.lax.fori_loop(0, steps_of(norm), advance, start)
+    r, _, _, best = jax.lax.fori_loop(0, RUN, advance, start)
     share, found = crossing(classifier, given, r, EVALUATIONS - 2)
     there = jnp.clip(given.images + given.per_image(share) * r, 0, 1) - given.images
     return best.keep(given, there, norms.norm(there, norm), found), r

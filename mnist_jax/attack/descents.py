@@ -70,11 +70,11 @@ def search(classifier: Classifier, given: Problem, key: jax.Array | None, *, nor
     """
     state = in_chunks(partial(_begin, norm=norm), (given,), classifier)
     # The first steps are the same for all; they say how many there were for each image, as all else is for each.
-    left = jnp.maximum((budget - state.gradients) // boundary.steps_of(norm), 1)
+    left = jnp.maximum((budget - state.gradients) // boundary.RUN, 1)
     arrays = (given, seeds(key, len(given.images)), left)
     runs = partial(_runs, classifier, norm=norm)
     if isinstance(given.images, jax.core.Tracer):  # there are no values yet to leave by
-        state = runs(arrays, state, count=max(budget // boundary.steps_of(norm), 1))
+        state = runs(arrays, state, count=max(budget // boundary.RUN, 1))
     else:
         state = until_done(partial(runs, count=AT_ONCE), arrays, state)
     success = state.best.found
@@ -139,7 +139,7 @@ def _one_more(classifier, given: Problem, seed, left, state: Search, norm) -> Se
         runs=runs,
         agreeing=agreeing,
         done=settled | (runs >= left),
-        gradients=state.gradients + boundary.steps_of(norm),
+        gradients=state.gradients + boundary.RUN,
         forwards=state.forwards + boundary.EVALUATIONS,
         classes=state.classes,
         places=state.places.at[image, way].set(given.where(moves, end, place)),

@@ -101,7 +101,7 @@ def _first(classifier, given: Problem, low, high, begun: descents.Found, *, norm
     state = begin(classifier, given, low, high, r, norm, shortest)
     return state._replace(
         done=given.solved(classifier(given.images)) | (high <= 0) | state.done,
-        gradients=state.gradients + begun.gradients + ALONE + boundary.steps_of(norm),
+        gradients=state.gradients + begun.gradients + ALONE + boundary.RUN,
         forwards=state.forwards + begun.forwards + boundary.EVALUATIONS,
     )
 
