@@ -24,6 +24,7 @@ from flax import nnx
 from jax import lax
 
 THIN = 4  # fewer inputs than that are few
+FEW = 4  # images for which it is not worth compiling more than the backend's own convolution
 MOMENTUM = 0.9  # of running statistics: PyTorch calls it 0.1, the share of the new
 BATCH_LAST = (3, 1, 2, 0)  # exchanges NHWC and CHWN; its own inverse
 
@@ -136,12 +137,12 @@ def convolution_and_max_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array) -
       `[B, (H - h + 1) // 2, (W - w + 1) // 2, O]`.
     """
 
-    def separate(x, kernel, bias):
-        return max_pool(convolution(x, kernel, (1, 1), "VALID", dimension_numbers=NHWC) + bias[None, None, None])
+    def natively(x, kernel, bias):
+        return max_pool(lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=NHWC) + bias)
 
-    if not x.size or min(n - k for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)) < 1:
-        return separate(x, kernel, bias)
-    return lax.platform_dependent(x, kernel, bias, cpu=_by_place, default=separate)
+    if not x.size or min(n - k for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)) < 1 or len(x) <= FEW:
+        return natively(x, kernel, bias)
+    return lax.platform_dependent(x, kernel, bias, cpu=_by_place, default=natively)
 
 
 def _by_place(x, kernel, bias):
