@@ -43,7 +43,7 @@ def main() -> None:
         distances[name] = np.asarray(result.distance)
         if name == options.network:
             found = np.asarray(result.images)
-            seen = [describe(classifier, image) for image in (images[ONE], found[ONE])]
+            seen = describe(classifier, np.stack([images[ONE], found[ONE]]))
             single = plot.attack(
                 images[ONE], found[ONE], before=seen[0], after=seen[1], norm=options.norm, latex=options.latex
             )

@@ -77,25 +77,39 @@ def load(name: str = "mnist", data_dir: str | os.PathLike[str] | None = None) ->
         InputError: the name is unknown; a file is missing, unreadable, damaged, altered, or doesn't hold
             28x28 images and labels from 0 to 9; the download failed (without a network: within 15 seconds).
     """
+    files = _files(name, data_dir, tuple(_FILES))
+    return Dataset(name, *_train_and_test(*files[:2]), val=_decode_split(*files[2:]))
+
+
+def load_split(split: str, name: str = "mnist", data_dir: str | os.PathLike[str] | None = None) -> Split:
+    """One of the `SPLITS` of a dataset, from its two files alone; see `load`.
+
+    Raises:
+        InputError: the split is unknown, or as `load`.
+    """
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    files = _files(name, data_dir, tuple(_FILES)[2:] if split == "val" else tuple(_FILES)[:2])
+    if split == "val":
+        return _decode_split(*files)
+    train, test = _train_and_test(*files)
+    return train if split == "train" else test
+
+
+def _files(name: str, data_dir: str | os.PathLike[str] | None, stems: tuple[str, ...]) -> list[_File]:
     if name not in DATASETS:
         raise unknown("dataset", name, DATASETS)
     if data_dir is not None:
-        files = _from_folder(data_dir)
-    elif name == "mnist":
-        files = _from_package()
-    else:
-        files = _from_network(name)
-    train_images, train_labels, val_images, val_labels = files
-    images, labels = _decode_split(train_images, train_labels)
+        return _from_folder(data_dir, stems)
+    return _from_package(stems) if name == "mnist" else _from_network(name, stems)
+
+
+def _train_and_test(images_file: _File, labels_file: _File) -> tuple[Split, Split]:
+    images, labels = _decode_split(images_file, labels_file)
     held_out = len(images) // 6
     if not held_out:
-        raise InputError(f"{train_images.path} holds {len(images)} images: at least 6 are needed for a test split")
-    return Dataset(
-        name,
-        train=Split(images[:-held_out], labels[:-held_out]),
-        test=Split(images[-held_out:], labels[-held_out:]),
-        val=_decode_split(val_images, val_labels),
-    )
+        raise InputError(f"{images_file.path} holds {len(images)} images: at least 6 are needed for a test split")
+    return Split(images[:-held_out], labels[:-held_out]), Split(images[-held_out:], labels[-held_out:])
 
 
 def normalize(images: Any) -> Any:
@@ -114,7 +128,7 @@ def normalize(images: Any) -> Any:
     return part + part * np.float32(1 / 255)
 
 
-def _from_package() -> list[_File]:
+def _from_package(stems: tuple[str, ...]) -> list[_File]:
     remedy = "reinstall mnist_jax"
 
     def read(stem: str) -> _File:
@@ -125,17 +139,17 @@ def _from_package() -> list[_File]:
 
     # xz is what takes the time, and it lets other threads run.
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(read, _FILES))
+        return list(pool.map(read, stems))
 
 
-def _from_folder(folder: str | os.PathLike[str]) -> list[_File]:
+def _from_folder(folder: str | os.PathLike[str], stems: tuple[str, ...]) -> list[_File]:
     remedy = "the data folder needs four whole, readable IDX files"
     try:
         present = set(os.listdir(folder))
     except OSError as error:
         raise InputError(f"cannot read the data folder {os.fspath(folder)!r} ({error.strerror}); {remedy}") from error
     files = []
-    for stem in _FILES:
+    for stem in stems:
         spellings = [base + end for base in (stem, stem.replace("-idx", ".idx")) for end in ("", *_DECOMPRESS)]
         found = next((name for name in spellings if name in present), None)
         if found is None:
@@ -145,7 +159,7 @@ def _from_folder(folder: str | os.PathLike[str]) -> list[_File]:
     return files
 
 
-def _from_network(name: str) -> list[_File]:
+def _from_network(name: str, stems: tuple[str, ...]) -> list[_File]:
     # Imported when needed: it takes a good part of a second, which mnist and a folder shouldn't cost.
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.constants import get_default_data_dir
@@ -158,18 +172,18 @@ def _from_network(name: str) -> list[_File]:
     # The two places where DownloadManager looks. It also wants a file of notes beside each one; as checksums
     # are compared below, a file that somebody copied here without its notes is as good.
     paths: dict[str, Path] = {}
-    for stem in _FILES:
+    for stem in stems:
         cached = get_dl_fname(urls[stem], registered[urls[stem]].checksum)
         for path in (downloads / cached, downloads / name / cached):
             if os.path.isfile(path):  # Path.is_file would raise where permission is denied
                 paths[stem] = path
-    missing = {stem: urls[stem] for stem in _FILES if stem not in paths}
+    missing = {stem: urls[stem] for stem in stems if stem not in paths}
     if missing:
         paths |= _download(name, missing, registered, downloads)
 
     remedy = "delete it, and it will be downloaded again"
     files = []
-    for stem in _FILES:
+    for stem in stems:
         content = _read(paths[stem], remedy)
         _verify(paths[stem], content, registered[urls[stem]].checksum, remedy)
         files.append(_File(paths[stem], _decompress(paths[stem], content, remedy)))

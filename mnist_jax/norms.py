@@ -380,8 +380,7 @@ def _stretch(a, room, radius, p):
     fixed = tuple(map(lax.stop_gradient, (a, limit)))
     fixed = (*fixed, powers(*fixed))
     # The set that is clipped at too small a t is a part of the right one, so t never grows too large.
-    start = given_set(jnp.zeros_like(radius), *fixed)[1]
-    (t,) = _search(lambda t: (jnp.maximum(t, given_set(t, *fixed)[1]),), start)
+    (t,) = _search(lambda t: (jnp.maximum(t, given_set(t, *fixed)[1]),), jnp.zeros_like(radius))
     clipped, t = given_set(t, a, limit, powers(a, limit))
     s = units * t[:, None] * a
     return jnp.where(clipped | (s > room), room, s)
@@ -577,7 +576,7 @@ def _spread(a, room, fall, q):
         return jnp.where((left > 0) & (free > 0), left / jnp.where(free > 0, free, 1), t)
 
     # As in _stretch: the set only grows. Where the box allows no such fall, all pixels are clipped in the end.
-    t = _search(lambda t: (jnp.maximum(t, given_set(t)),), given_set(jnp.zeros_like(fall)))[0]
+    t = _search(lambda t: (jnp.maximum(t, given_set(t)),), jnp.zeros_like(fall))[0]
     possible = _sum(a * room) > fall
     return jnp.where(possible[:, None], jnp.minimum(t[:, None] * weight, room), jnp.where(a > 0, room, 0))
 

@@ -97,7 +97,7 @@ def test_approach_finds_the_nearest_of_the_boundaries(p):
     assert (np.sort(classes[:-1], 0) == np.sort([np.delete(np.arange(5), label) for label in given.labels], 1).T).all()
     assert len(classes) == len(tries) == 5
     assert gradients == 4 + boundary.STEPS * 5
-    assert forwards == (boundary.LINE + 1) * 5
+    assert forwards == boundary.LINE * 5
 
 
 def test_the_last_to_approach_is_the_nearest_by_the_1_norm():
@@ -119,7 +119,7 @@ def to_the_boundary(seed=1):
 @pytest.mark.parametrize("part", [0.9, 0.995, 1.05])
 def test_a_crossing_is_found_from_either_side(part):
     c, given, step = to_the_boundary()
-    share, found = boundary.crossing(c, given, part * step, 4)
+    share, found = boundary.crossing(c, given, part * step, 6)
     assert found.all()
     np.testing.assert_allclose(part * share, 1, atol=1e-4)
     assert given.solved(c(given.images + given.per_image(share) * part * step)).all()
@@ -127,8 +127,8 @@ def test_a_crossing_is_found_from_either_side(part):
 
 def test_a_crossing_far_away_is_not_found():
     c, given, step = to_the_boundary()
-    assert not boundary.crossing(c, given, 0.5 * step, 4)[1].any()
-    nearer = boundary.crossing(c, given, 2 * step, 4)  # it is crossed long before
+    assert not boundary.crossing(c, given, 0.5 * step, 6)[1].any()
+    nearer = boundary.crossing(c, given, 2 * step, 6)  # it is crossed long before
     assert nearer[1].all()
     np.testing.assert_allclose(nearer[0], boundary.NEAR, rtol=1e-6)
 

@@ -344,6 +344,24 @@ def test_filled_cache_needs_no_network(tmp_path, monkeypatch, cache, no_network,
     assert_same(data.load(name), data.load(name, write_folder(tmp_path / "raw", files)))
 
 
+@pytest.mark.parametrize("split", data.SPLITS)
+def test_one_split_needs_its_own_files_alone(tmp_path, mnist, split):
+    got = data.load_split(split)
+    for ours, theirs in zip(got, getattr(mnist, split), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    start = "t10k" if split == "val" else "train"
+    files = {stem: raw for stem, raw in small_files().items() if stem.startswith(start)}
+    folder = write_folder(tmp_path, files)
+    assert len(data.load_split(split, "kmnist", folder).labels)
+    with pytest.raises(InputError, match="lacks"):
+        data.load("kmnist", folder)
+
+
+def test_unknown_splits_are_refused():
+    with pytest.raises(InputError, match="vall"):
+        data.load_split("vall")
+
+
 def test_download_then_cache(tmp_path, monkeypatch, capfd, cache, server):
     files = small_files()
     packed = {stem: gzip.compress(raw) for stem, raw in files.items()}

@@ -283,12 +283,20 @@ def test_every_platform_gets_its_own_pooling(platform):
 # Both in one step
 
 
+@pytest.fixture(params=["few", "many"])
+def however_many(request, monkeypatch):
+    """A few images are convolved in another way; as many as the test has are a few, and are not."""
+    monkeypatch.setattr(layers, "FEW", {"few": 100, "many": 0}[request.param])
+    return request.param
+
+
 def separate(x, kernel, bias):
     return layers.max_pool(
         layers.convolution(x, kernel, (1, 1), "VALID", dimension_numbers=NHWC) + bias[None, None, None]
     )
 
 
+@pytest.mark.usefixtures("however_many")
 @pytest.mark.parametrize(
     ("images", "kernel"),
     [
@@ -318,6 +326,7 @@ def test_convolution_and_max_pool_and_its_gradients(images, kernel):
         np.testing.assert_allclose(one / scale, other / scale, atol=1e-6, strict=True)
 
 
+@pytest.mark.usefixtures("however_many")
 def test_the_gradient_of_a_tie_of_convolutions_goes_to_one_of_the_places():
     x, kernel = np.zeros((2, 6, 6, 1), np.float32), integers(1, 1, 1, 3, low=1)
     bias, cotangent = integers(3), integers(2, 3, 3, 3, low=1)
@@ -327,6 +336,7 @@ def test_the_gradient_of_a_tie_of_convolutions_goes_to_one_of_the_places():
     np.testing.assert_array_equal(shares.sum(-1), (cotangent * kernel[0, 0, 0]).sum(-1))
 
 
+@pytest.mark.usefixtures("however_many")
 def test_convolution_and_max_pool_under_transformations():
     x, kernel, bias = permuted(3, 2, 6, 7, 2), integers(3, 2, 2, 3), integers(3)
     one_by_one = [separate(one, kernel, bias) for one in x]
@@ -343,6 +353,7 @@ def test_convolution_and_max_pool_under_transformations():
     np.testing.assert_array_equal(second(layers.convolution_and_max_pool), second(separate))
 
 
+@pytest.mark.usefixtures("however_many")
 def test_convolution_and_max_pool_in_float64():
     large = 2.0**40
     with jax.enable_x64(True):
@@ -354,13 +365,14 @@ def test_convolution_and_max_pool_in_float64():
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_every_platform_gets_its_own_convolution_and_max_pool(platform):
+def test_every_platform_gets_its_own_convolution_and_max_pool(platform, however_many):
     arguments = integers(2, 6, 6, 2), integers(3, 3, 2, 3), integers(3)
     program = lowered(layers.convolution_and_max_pool, *arguments, platform=platform)
     assert ("stablehlo.convolution" in program) == (platform != "cpu")
     assert ("reduce_window" in program) == (platform != "cpu")
 
 
+@pytest.mark.usefixtures("however_many")
 def test_sequential_is_one_step_in_evaluation_and_two_in_training():
     rngs = nnx.Rngs(0)
     conv = partial(layers.Conv, init=jax.nn.initializers.normal(), rngs=rngs)

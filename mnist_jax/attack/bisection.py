@@ -37,16 +37,11 @@ class State(NamedTuple):
     forwards: jax.Array
 
 
-def begin(
-    classifier, given: Problem, low: jax.Array, high: jax.Array, r: jax.Array, norm: float, shortest: float
-) -> State:
+def begin(given: Problem, low: jax.Array, high: jax.Array, r: jax.Array, done: jax.Array, norm: float) -> State:
     """The state when all that is known are the limits `[B]` and a perturbation to start with."""
     zero = jnp.zeros(len(low), jnp.int32)
     nothing = jnp.zeros_like(given.images)
-    state = State(low, high, norms.norm(r, norm), nothing, r, zero > 0, zero > 0, zero, zero, zero, zero)
-    state = divide(classifier, given, state, r, norm, shortest)
-    # What is no success so far tells nothing about the radius.
-    return state._replace(low=jnp.where(state.found, state.low, low), failures=zero)
+    return State(low, high, norms.norm(r, norm), nothing, r, zero > 0, done, zero, zero, zero, zero)
 
 
 def attempt(
@@ -63,7 +58,7 @@ def attempt(
     if learning_rate is None:
         learning_rate = rate(given, state.radius, norm) * DECAY**state.rounds
     rates = jnp.broadcast_to(learning_rate, state.radius.shape)
-    return search(classifier, given, state.radius, rates, state.last, norm=norm, steps=steps, loss=loss)[0].r
+    return search(classifier, given, state.radius, rates, state.last, norm=norm, steps=steps, loss=loss).r
 
 
 def rate(given: Problem, radius: jax.Array, norm: float) -> jax.Array:
@@ -77,10 +72,11 @@ def keep(given: Problem, condition: jax.Array, a: State, b: State) -> State:
 
 
 def divide(classifier, given: Problem, state: State, r: jax.Array, norm: float, shortest: float) -> State:
-    """The state after the attack at `state.radius` gave the perturbation `r`.
+    """The state after the attack at `state.radius` gave the perturbation `r`, which is `state.last` in the first round.
 
     It is done when the interval is shorter than `shortest * high`.
     """
+    first = state.rounds == 0
     logits, step = boundary.step(classifier, given, r, norm)
     fooled = given.solved(logits, CAREFUL)
     estimate = norms.norm(step, norm)
@@ -91,7 +87,8 @@ def divide(classifier, given: Problem, state: State, r: jax.Array, norm: float, 
     high = jnp.where(better, distance, state.high)
     # An attack may fail by chance where it succeeds at a smaller radius. The interval is opened again for that.
     low = jnp.where(fooled, jnp.minimum(state.low, AGAIN * jnp.minimum(estimate, high)), state.radius)
-    failures = jnp.where(fooled, 0, state.failures + 1)
+    low = jnp.where(first, state.low, low)  # which no attack was made for
+    failures = jnp.where(fooled | first, 0, state.failures + 1)
     # The step can be trusted where it isn't long.
     near = (estimate > state.radius / 2) & (estimate < 2 * state.radius)
     return State(

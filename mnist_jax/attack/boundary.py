@@ -17,7 +17,7 @@ from mnist_jax.attack.problem import CAREFUL, Loss, Problem
 LIKELIEST = 9  # other classes that are approached
 STEPS = 2  # so many are taken towards each
 BEYOND = (1.3, 4.0)  # times the last step is where the boundary is looked for first, and where it is not farther
-LINE = 6  # evaluations along a line
+LINE = 7  # evaluations along the line through it
 PATH = 10  # steps
 PAST = 2.0  # times the distance is their length
 RUN = 20  # steps along the averaged boundary
@@ -42,12 +42,15 @@ def step(classifier, given: Problem, r: jax.Array, norm: float, loss: Loss = los
     return logits, norms.nearest_on_plane(gradient, fall, given.images, norm)
 
 
-def line(classifier, given: Problem, r: jax.Array, low: jax.Array, high: jax.Array, evaluations: int = LINE):
-    """The smallest share of `r`, between `low` and `high`, that is found to be adversarial; `high` if none is."""
+def line(classifier, given: Problem, r: jax.Array, low: jax.Array, high: jax.Array, evaluations: int, first=None):
+    """The smallest share of `r`, between `low` and `high`, that is found to be adversarial; `high` if none is.
 
-    def halve(_, ends):
+    It is looked for by bisection, at `first`, if given, to begin with."""
+
+    def halve(k, ends):
         fails, fools = ends
         middle = (fails + fools) / 2
+        middle = middle if first is None else jnp.where(k == 0, first, middle)
         images = jnp.clip(given.images + given.per_image(middle) * r, 0, 1)
         solved = given.solved(classifier(images), CAREFUL)
         return jnp.where(solved, fails, middle), jnp.where(solved, middle, fools)
@@ -58,37 +61,31 @@ def line(classifier, given: Problem, r: jax.Array, low: jax.Array, high: jax.Arr
 def crossing(classifier, given: Problem, r: jax.Array, evaluations: int) -> tuple[jax.Array, jax.Array]:
     """The share `[B]` of `r` at which the boundary is crossed, on its far side, and whether it was found at all.
 
-    It is looked for close to 1, by as many steps of the Illinois method (Dowell & Jarratt 1971), and two evaluations.
+    It is looked for close to 1, by two evaluations, and between them by the Illinois method (Dowell & Jarratt 1971).
     """
 
-    def height(share):
-        logits = classifier(jnp.clip(given.images + given.per_image(share) * r, 0, 1))
-        return given.objective(logits) + given.rounding(logits)
-
-    one = jnp.ones(len(r), r.dtype)
-    middle = height(one * MIDDLE)
-    beyond = middle < 0
-    outer = jnp.where(beyond, NEAR, FAR)
-    end = height(outer)
-    low, high = jnp.where(beyond, outer, MIDDLE), jnp.where(beyond, MIDDLE, outer)
-    above, below = jnp.where(beyond, end, middle), jnp.where(beyond, middle, end)
-
-    def narrow(_, ends):
+    def narrow(k, ends):
         low, above, high, below = ends
+        beyond = below < 0
         part = above / jnp.where(above > below, above - below, 1)
-        share = low + (high - low) * jnp.clip(part + BEHIND, 0, 1)
-        new = height(share)
-        fooled = new < 0
-        # The end that stays counts half, so that the other one moves next.
+        between = low + (high - low) * jnp.clip(part + BEHIND, 0, 1)
+        share = jnp.where(k == 0, MIDDLE, jnp.where(k == 1, jnp.where(beyond, NEAR, FAR), between))
+        logits = classifier(jnp.clip(given.images + given.per_image(share) * r, 0, 1))
+        new = given.objective(logits) + given.rounding(logits)
+        # The second evaluation gives the other end.
+        outer = jnp.where(k == 1, ~beyond, new < 0)
+        # Then the end that stays counts half, so that it moves next.
+        half = jnp.where(k < 2, 1, 2)
         return (
-            jnp.where(fooled, low, share),
-            jnp.where(fooled, above / 2, new),
-            jnp.where(fooled, share, high),
-            jnp.where(fooled, new, below / 2),
+            jnp.where(outer, low, share),
+            jnp.where(outer, above / half, new),
+            jnp.where(outer, share, high),
+            jnp.where(outer, new, below / half),
         )
 
-    found = below < 0
-    return jax.lax.fori_loop(0, evaluations, narrow, (low, above, high, below))[2], found
+    one = jnp.ones(len(r), r.dtype)
+    _, _, share, below = jax.lax.fori_loop(0, evaluations, narrow, (one, one, one, one))
+    return share, below < 0
 
 
 def margins(classifier, given: Problem, classes: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -127,25 +124,24 @@ def approach(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Ar
     sparse = jnp.arange(len(classes) + 1) == len(classes)
 
     def towards(inputs):
-        other, fall, slope, one = inputs
+        other, first_fall, first_slope, by_one = inputs
         loss = losses.margin if given.targets is not None else partial(losses.lead, others=other)
 
-        def nearest(slope, fall):
-            ends = (norms.nearest_on_plane(slope, fall, given.images, p) for p in (1, norm))
-            return jnp.where(one, *ends)
-
-        def half(_, r):
+        def advance(k, r):
+            here = partial(plane, classifier, given, r, loss)
+            fall, slope = jax.lax.cond(k == 0, lambda: (first_fall, first_slope), lambda: here()[1:])
+            ends = (partial(norms.nearest_on_plane, slope, fall, given.images, p) for p in (1, norm))
+            end = jax.lax.cond(by_one, *ends)
             # Linearizations at the boundary itself are of use, and whole steps overshoot or zigzag.
-            _, fall, slope = plane(classifier, given, r, loss)
-            return (r + nearest(slope, fall)) / 2
+            return jnp.where(k == 0, end, (r + end) / 2)
 
-        r = jax.lax.fori_loop(0, STEPS, half, nearest(slope, fall))
-        near = given.solved(classifier(jnp.clip(given.images + BEYOND[0] * r, 0, 1)), CAREFUL)
-        share = line(classifier, given, r, jnp.where(near, 0, BEYOND[0]), jnp.where(near, *BEYOND))
+        r = jax.lax.fori_loop(0, 1 + STEPS, advance, jnp.zeros_like(first_slope))
+        nothing = jnp.zeros_like(first_fall)
+        share = line(classifier, given, r, nothing, nothing + BEYOND[1], LINE, first=BEYOND[0])
         return jnp.clip(given.images + given.per_image(share) * r, 0, 1) - given.images
 
     tries = jax.lax.map(towards, (*linear, sparse))
-    return logits, linear[0], tries, len(values) + STEPS * len(tries), (LINE + 1) * len(tries)
+    return logits, linear[0], tries, len(values) + STEPS * len(tries), LINE * len(tries)
 
 
 def path(classifier, given: Problem, distance: jax.Array, norm: float) -> jax.Array:
@@ -187,7 +183,7 @@ def descend(
     none = Best.none(given.images)
     start = (r, jnp.zeros_like(none.value), jnp.zeros_like(r), none)
     r, _, _, best = jax.lax.fori_loop(0, RUN, advance, start)
-    share, found = crossing(classifier, given, r, EVALUATIONS - 2)
+    share, found = crossing(classifier, given, r, EVALUATIONS)
     there = jnp.clip(given.images + given.per_image(share) * r, 0, 1) - given.images
     return best.keep(given, there, norms.norm(there, norm), found), r
 

@@ -17,7 +17,7 @@ from mnist_jax.attack import methods
 from mnist_jax.attack.chunks import chunk_size
 from mnist_jax.attack.result import AttackResult, Record, load, save
 from mnist_jax.classifier import Classifier
-from mnist_jax.errors import InputError, unknown
+from mnist_jax.errors import InputError
 
 CHUNKS_AT_ONCE = 4  # between two looks at Ctrl-C: more of them fill their batches better
 SECONDS_BETWEEN_SAVES = 3.0  # every save writes all results so far
@@ -66,12 +66,10 @@ class Subject(NamedTuple):
 def subject(model: str, split: str, options: argparse.Namespace, dataset: str | None = None) -> Subject:
     """The network of that name or path, and a split of the dataset: that of the options, else the one named here, else
     the one that the network was trained for. Raises `InputError`."""
-    if split not in data.SPLITS:
-        raise unknown("split", split, data.SPLITS)
     path = checkpoint.find(model, options.output)
     trained = checkpoint.load(path)
     name = options.dataset or dataset or trained.about.get("dataset", "mnist")
-    return Subject(path, trained.classifier(), name, getattr(data.load(name, options.data_dir), split))
+    return Subject(path, trained.classifier(), name, data.load_split(split, name, options.data_dir))
 
 
 class Campaign(NamedTuple):

@@ -5,13 +5,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtri
 
 from mnist_jax import norms
 from mnist_jax.attack import boundary
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks, until_done
 from mnist_jax.attack.problem import Problem
-from mnist_jax.attack.starts import disturb, seeds
+from mnist_jax.attack.starts import normal, seeds
 from mnist_jax.classifier import Classifier
 
 FIRST = 4  # runs: from the end of the plain path, and from the boundaries of the three classes that are nearest
@@ -34,6 +36,7 @@ class Search(NamedTuple):
     best: Best
     last: jax.Array  # where the search goes on
     runs: jax.Array
+    left: jax.Array  # so many runs at most
     agreeing: jax.Array  # runs that came to the distance of the best
     done: jax.Array
     gradients: jax.Array
@@ -43,17 +46,19 @@ class Search(NamedTuple):
     distances: jax.Array  # `[B, K]`, the least at which it was reached
     visits: jax.Array  # `[B, K]`
 
+    @property
+    def r(self) -> jax.Array:
+        """The nearest adversarial perturbations `[B, *shape]`, or where the search ended."""
+        found = jnp.asarray(self.best.found)
+        return jnp.where(found.reshape(-1, *[1] * (self.last.ndim - 1)), self.best.r, self.last)
 
-class Found(NamedTuple):
-    """What comes of a search."""
-
-    r: jax.Array  # the nearest adversarial perturbations `[B, *shape]`, or where the search ended
-    success: jax.Array  # `[B]`
-    gradients: jax.Array
-    forwards: jax.Array
+    @property
+    def solved(self) -> jax.Array:
+        """Which images are adversarial as they are, so that there was nothing to search."""
+        return self.runs == 0
 
 
-def search(classifier: Classifier, given: Problem, key: jax.Array | None, *, norm: float, budget: int) -> Found:
+def search(classifier: Classifier, given: Problem, key: jax.Array | None, *, norm: float, budget: int) -> Search:
     """One run after another, as long as the budget of gradients allows; at least one.
 
     The first starts where a plain descent leads to (`boundary.path`), two more near the boundaries of the classes that
@@ -68,21 +73,29 @@ def search(classifier: Classifier, given: Problem, key: jax.Array | None, *, nor
 
     Runs do not depend on how many will follow. So a larger budget never gives a farther image.
     """
-    state = in_chunks(partial(_begin, norm=norm), (given,), classifier)
-    # The first steps are the same for all; they say how many there were for each image, as all else is for each.
-    left = jnp.maximum((budget - state.gradients) // boundary.RUN, 1)
-    arrays = (given, seeds(key, len(given.images)), left)
+    budgets = np.full(len(given.images), budget, np.int32)
+    state = in_chunks(partial(_begin, norm=norm), (given, budgets), classifier)
+    return _until_done(classifier, (given, seeds(key, len(given.images))), state, norm, max(budget // boundary.RUN, 1))
+
+
+def one_more(classifier: Classifier, given: Problem, state: Search, start: jax.Array, *, norm: float) -> Search:
+    """The search after another run, which begins at `start`."""
+    zero, one = np.zeros(len(start), np.int32), np.ones(len(start), np.int32)
+    again = state._replace(last=start, runs=zero, left=one, agreeing=zero, done=state.solved)
+    nothing = np.zeros(len(start), np.uint32)  # the first run is not disturbed at random
+    again = _until_done(classifier, (given, nothing), again, norm, 1)
+    return again._replace(runs=state.runs + again.runs)
+
+
+def _until_done(classifier, arrays, state: Search, norm: float, most: int) -> Search:
     runs = partial(_runs, classifier, norm=norm)
-    if isinstance(given.images, jax.core.Tracer):  # there are no values yet to leave by
-        state = runs(arrays, state, count=max(budget // boundary.RUN, 1))
-    else:
-        state = until_done(partial(runs, count=AT_ONCE), arrays, state)
-    success = state.best.found
-    return Found(given.where(success, state.best.r, state.last), success, state.gradients, state.forwards)
+    if isinstance(arrays[0].images, jax.core.Tracer):  # there are no values yet to leave by
+        return runs(arrays, state, count=most)
+    return until_done(partial(runs, count=AT_ONCE), arrays, state)
 
 
 @partial(jax.jit, static_argnames="norm")
-def _begin(classifier, given: Problem, *, norm) -> Search:
+def _begin(classifier, given: Problem, budget, *, norm) -> Search:
     """Where all ways begin."""
     # For p = 1 a single linearization makes much of a few pixels that are soon of no use, while for p = 2 the nearest
     # class may be another one.
@@ -94,13 +107,16 @@ def _begin(classifier, given: Problem, *, norm) -> Search:
     classes, tries, distances = (boundary.pick(array, order) for array in (classes, tries, distances))
     end = boundary.path(classifier, given, norms.norm(tries[0], smooth), smooth)
     zero = jnp.zeros(len(logits), jnp.int32)
+    # The first steps are the same for all; they say how many there were for each image, as all else is for each.
+    spent = zero + gradients + boundary.PATH
     return Search(
         best=Best.none(given.images),
         last=end,
         runs=zero,
+        left=jnp.maximum((budget - spent) // boundary.RUN, 1),
         agreeing=zero,
         done=given.solved(logits),
-        gradients=zero + gradients + boundary.PATH,
+        gradients=spent,
         forwards=zero + forwards,
         classes=classes.T,
         places=jnp.moveaxis(tries, 0, 1),
@@ -111,12 +127,19 @@ def _begin(classifier, given: Problem, *, norm) -> Search:
 
 @partial(jax.jit, static_argnames=("norm", "count"))
 def _runs(classifier, arrays, state: Search, *, norm, count) -> Search:
-    given, seed, left = arrays
+    given, seed = arrays
     state = jax.tree.map(jnp.asarray, state)  # NumPy's, where jit is disabled
-    return jax.lax.fori_loop(0, count, lambda _, s: _one_more(classifier, given, seed, left, s, norm), state)
+
+    def more(state):
+        return (state[0] < count) & ~state[1].done.all()
+
+    def run(state):
+        return state[0] + 1, _after_another(classifier, given, seed, state[1], norm)
+
+    return jax.lax.while_loop(more, run, (0, state))[1]
 
 
-def _one_more(classifier, given: Problem, seed, left, state: Search, norm) -> Search:
+def _after_another(classifier, given: Problem, seed, state: Search, norm) -> Search:
     """The search after another run."""
     best, image = state.best, jnp.arange(len(state.runs))
     start, guided, way = _start(given, seed, state, norm)
@@ -126,7 +149,7 @@ def _one_more(classifier, given: Problem, seed, left, state: Search, norm) -> Se
 
     again = state.agreeing + (found.value <= (1 + SAME) * best.value)
     agreeing = jnp.where(found.value < (1 - SAME) * best.value, 0, again)
-    settled = (agreeing >= jnp.maximum(left // AGREEING, 2)) & (runs >= FIRST) & improved.found
+    settled = (agreeing >= jnp.maximum(state.left // AGREEING, 2)) & (runs >= FIRST) & improved.found
 
     place, distance = state.places[image, way], state.distances[image, way]
     reached = jnp.where(found.found, found.value, norms.norm(end, norm))
@@ -137,8 +160,9 @@ def _one_more(classifier, given: Problem, seed, left, state: Search, norm) -> Se
         best=improved,
         last=given.where(guided & (found.value > improved.value), state.last, end),
         runs=runs,
+        left=state.left,
         agreeing=agreeing,
-        done=settled | (runs >= left),
+        done=settled | (runs >= state.left),
         gradients=state.gradients + boundary.RUN,
         forwards=state.forwards + boundary.EVALUATIONS,
         classes=state.classes,
@@ -170,9 +194,8 @@ def _start(given: Problem, seed, state: Search, norm: float) -> tuple[jax.Array,
 
 def _disturbed(given: Problem, seed, r: jax.Array, number: jax.Array, norm: float) -> jax.Array:
     """The perturbations, disturbed in one of three ways."""
-    keys = jax.vmap(lambda seed, n: jax.random.split(jax.random.fold_in(jax.random.key(seed), n)))(seed, number)
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, KEPT, r.shape[1:]))(keys[:, 0])
-    shifted = disturb(given, r, keys[:, 1], NOISE * norms.norm(r, 2), 2)
-    scale = (shifted - r) * given.per_image(jnp.sqrt(r[0].size) / jnp.maximum(norms.norm(r, 2), 1e-12))
-    ways = (given.where(number % 3 == 0, r * kept, shifted), r * (1 + scale))
-    return given.where(number % 3 == 1, ways[1], ways[0])
+    noise = normal(given, jax.vmap(lambda seed, n: jax.random.fold_in(jax.random.key(seed), n))(seed, number))
+    kept = r * (noise < ndtri(KEPT))
+    scaled = r * (1 + NOISE * noise)
+    shifted = r + noise * given.per_image(NOISE * norms.norm(r, 2) / jnp.sqrt(r[0].size))
+    return given.where(number % 3 == 0, kept, given.where(number % 3 == 1, scaled, shifted))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import losses, norms
-from mnist_jax.attack import boundary, descents
+from mnist_jax.attack import descents
 from mnist_jax.attack.arguments import between
 from mnist_jax.attack.bisection import ROUNDS, STEPS, State, attempt, begin, divide, keep, rate
 from mnist_jax.attack.chunks import in_chunks, until_done
@@ -68,9 +68,7 @@ def dichotomy(
     norm = norms.check(norm)
     between(tolerance=tolerance)
     given = problem(classifier, images, labels, targets)
-    reach = norms.largest(given.images, norm)
-    low = radii(low, given.images, "low")
-    high = reach if high is None else jnp.minimum(radii(high, given.images, "high"), reach)
+    low, high = radii(low, given.images, "low"), radii(jnp.inf if high is None else high, given.images, "high")
     takes = tuple(inspect.signature(attack).parameters)
     how: dict[str, Any] = {
         "norm": norm,
@@ -80,8 +78,9 @@ def dichotomy(
     }
     rounds = partial(_rounds, classifier, **how, options=tuple(sorted(options.items())))
     begun = descents.search(classifier, given, key, norm=norm, budget=BEFORE)
-    first = partial(_first, norm=norm, shortest=FINER * tolerance)
-    state = in_chunks(first, (given, low, high, begun), classifier)
+    alone = in_chunks(partial(_alone, norm=norm), (given, begun), classifier)
+    begun = descents.one_more(classifier, given, begun, alone, norm=norm)
+    state = in_chunks(partial(_first, norm=norm), (given, low, high, begun))
     if isinstance(given.images, jax.core.Tracer):  # there are no values yet to leave by
         state = rounds(given, state, count=ROUNDS)
     else:
@@ -89,40 +88,43 @@ def dichotomy(
     return in_chunks(partial(_finish, norm=norm), (given, state), classifier)
 
 
-@partial(jax.jit, static_argnames=("norm", "shortest"))
-def _first(classifier, given: Problem, low, high, begun: descents.Found, *, norm, shortest) -> State:
-    # One run more begins where the original's loss leads from the image itself, on the sphere through the best. Its
-    # gradients grow as the confidence falls, so Adam soon forgets the first ones, and may find another boundary.
+@partial(jax.jit, static_argnames="norm")
+def _alone(classifier, given: Problem, begun: descents.Search, *, norm) -> jax.Array:
+    """Where the original's loss leads from the image itself, on the sphere through the best `[B, *shape]`.
+
+    Its gradients grow as the confidence falls, so Adam soon forgets the first ones, and may find another boundary.
+    """
     radius = norms.norm(begun.r, norm)
     how: dict[str, Any] = {"norm": norm, "steps": ALONE, "loss": losses.confidence}
-    alone, _ = on_sphere(classifier, given, radius, rate(given, radius, norm), jnp.zeros_like(begun.r), **how)
-    found, _ = boundary.descend(classifier, given, alone.r, norm)
-    r = given.where(found.found & (~begun.success | (found.value < radius)), found.r, begun.r)
-    state = begin(classifier, given, low, high, r, norm, shortest)
-    return state._replace(
-        done=given.solved(classifier(given.images)) | (high <= 0) | state.done,
-        gradients=state.gradients + begun.gradients + ALONE + boundary.RUN,
-        forwards=state.forwards + begun.forwards + boundary.EVALUATIONS,
-    )
+    return on_sphere(classifier, given, radius, rate(given, radius, norm), jnp.zeros_like(begun.r), **how).r
+
+
+@partial(jax.jit, static_argnames="norm")
+def _first(given: Problem, low, high, begun: descents.Search, *, norm) -> State:
+    high = jnp.minimum(high, norms.largest(given.images, norm))
+    state = begin(given, low, high, begun.r, begun.solved | (high <= 0), norm)
+    return state._replace(gradients=begun.gradients + ALONE, forwards=begun.forwards + 1)
 
 
 @partial(jax.jit, static_argnames=("norm", "shortest", "attack", "takes_start", "options", "count"))
 def _rounds(classifier, given, state, *, norm, shortest, attack, takes_start, options, count) -> State:
-    def tried(state) -> tuple[jax.Array, ArrayLike, ArrayLike]:
-        """Perturbations, and the gradients and evaluations that they took."""
+    def tried(state) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Perturbations, and the gradients and evaluations that were made with these."""
         more = dict(options)
         if attack is fixed_norm:
             loss = loss_function(more.pop("loss", "margin"))
-            return attempt(classifier, given, state, norm, loss=loss, **more), more.get("steps", STEPS), 0
+            r = attempt(classifier, given, state, norm, loss=loss, **more)
+            return r, state.gradients + more.get("steps", STEPS), state.forwards + 1
         start = {"start": state.last} if takes_start else {}
         images, labels, targets = given
         result = attack(classifier, images, labels, state.radius, norm=norm, targets=targets, **start, **more)
-        return result.images - images, result.gradients, result.forwards
+        return result.images - images, state.gradients + result.gradients, state.forwards + result.forwards
 
     def body(_, state):
-        r, gradients, forwards = tried(state)
-        new = divide(classifier, given, state, r, norm, shortest)
-        new = new._replace(gradients=new.gradients + gradients, forwards=new.forwards + forwards)
+        # In the first round, which is the same for all images, nothing is tried: it divides by what the runs found.
+        nothing = state.last, state.gradients, state.forwards
+        r, gradients, forwards = jax.lax.cond(state.rounds.max() > 0, tried, lambda _: nothing, state)
+        new = divide(classifier, given, state._replace(gradients=gradients, forwards=forwards), r, norm, shortest)
         return keep(given, state.done, state, new)
 
     return jax.lax.fori_loop(0, count, body, state)

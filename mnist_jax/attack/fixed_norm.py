@@ -77,42 +77,40 @@ def fixed_norm(
 @partial(jax.jit, static_argnames=("norm", "steps", "loss"))
 def _run(classifier, given: Problem, radius, learning_rate, start, *, norm, steps, loss) -> AttackResult:
     x = given.images
-    best, r = search(classifier, given, radius, learning_rate, start, norm=norm, steps=steps, loss=loss)
-    best = best.keep(given, r, given.objective(classifier(jnp.clip(x + r, 0, 1)), loss))
+    best = search(classifier, given, radius, learning_rate, start, norm=norm, steps=steps, loss=loss)
     result = finish(classifier, given, x + best.r, norm, steps, 1)
     # A radius out of reach was cut down to the largest there is.
     return result.only(radius <= norms.largest(x, norm) * (1 + 1e-6))
 
 
-def search(classifier, given: Problem, radius, learning_rate, start, *, norm, steps, loss) -> tuple[Best, jax.Array]:
-    """The attempt of the lowest loss, of those that were evaluated, and the last attempt, which was not."""
+def search(classifier, given: Problem, radius, learning_rate, start, *, norm, steps, loss) -> Best:
+    """The attempt of the lowest loss. It takes as many gradients as there are steps, and one evaluation."""
     x = given.images
     optimizer = optax.scale_by_adam(*DECAYS)
     if norm == 1:
         optimizer = optax.chain(optax.trace(DECAYS[0]), optax.stateless(_largest_one))
+    # The projection keeps a perturbation of small 1-norm sparse; for other norms scaling does as well and takes less.
+    onto = norms.project_sphere if norm in (1, norms.INF) else norms.scale_to_sphere
     nowhere = norms.norm(start, norm) == 0
 
     def advance(step, state):
-        r, moments, best = state
-        _, objective, gradient = given.gradient(classifier, jnp.clip(x + r, 0, 1), loss)
-        best = best.keep(given, r, objective, ~(nowhere & (step == 0)))
+        point, moments, best = state
+        straight = nowhere & (step == 0)  # at the image itself, no sphere says how far
+        r = given.where(straight, start, onto(point, x, radius, norm))
+        image = jnp.clip(x + r, 0, 1)
+        objective, gradient = jax.lax.cond(
+            step < steps,
+            lambda: given.gradient(classifier, image, loss)[1:],
+            lambda: (given.objective(classifier(image), loss), jnp.zeros_like(r)),
+        )
+        best = best.keep(given, r, objective, ~straight)
         update, moments = optimizer.update(norms.along_sphere(gradient, r, x, norm), moments)
         rate = learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * step / steps))
-        moved = r - given.per_image(rate) * update
+        steepest = -given.per_image(radius) * norms.dual_direction(gradient, max(norm, 2))
+        return given.where(straight, steepest, r - given.per_image(rate) * update), moments, best
 
-        def first():  # at the image itself, no sphere says how far
-            straight = -given.per_image(radius) * norms.dual_direction(gradient, max(norm, 2))
-            return given.where(nowhere, straight, moved)
-
-        moved = jax.lax.cond(step == 0, first, lambda: moved)
-        return onto(moved, x, radius, norm), moments, best
-
-    # The projection keeps a perturbation of small 1-norm sparse; for other norms scaling does as well and takes less.
-    onto = norms.project_sphere if norm in (1, norms.INF) else norms.scale_to_sphere
-    there = onto(given.where(nowhere, jnp.ones_like(x), start), x, radius, norm)
-    r = given.where(nowhere, start, there)
-    r, _, best = jax.lax.fori_loop(0, steps, advance, (r, optimizer.init(r), Best.none(x)))
-    return best, r
+    point = given.where(nowhere, jnp.ones_like(x), start)
+    return jax.lax.fori_loop(0, steps + 1, advance, (point, optimizer.init(x), Best.none(x)))[2]
 
 
 def _largest_one(updates: jax.Array, params: None = None) -> jax.Array:

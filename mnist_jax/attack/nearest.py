@@ -67,6 +67,6 @@ def nearest(
 
 
 @partial(jax.jit, static_argnames="norm")
-def _finish(classifier, given: Problem, found: descents.Found, *, norm) -> AttackResult:
+def _finish(classifier, given: Problem, found: descents.Search, *, norm) -> AttackResult:
     result = finish(classifier, given, given.images + found.r, norm, found.gradients, found.forwards)
-    return result.only(found.success)
+    return result.only(found.best.found)

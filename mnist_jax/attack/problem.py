@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import ArrayLike
 
@@ -103,7 +104,7 @@ def problem(classifier: Classifier, images: ArrayLike, labels: ArrayLike | None,
     if images.ndim < 2:
         raise ValueError(f"images must be an array [B, *shape], not {list(images.shape)}")
     count = len(images)
-    if not isinstance(images, jax.core.Tracer) and count and not bool(((images >= 0) & (images <= 1)).all()):
+    if not _all(images, lambda x: (x >= 0) & (x <= 1)):
         raise ValueError("images must be numbers in [0, 1]; divide bytes by 255")
     _look_at(classifier, images)
     if labels is None:
@@ -113,6 +114,11 @@ def problem(classifier: Classifier, images: ArrayLike, labels: ArrayLike | None,
         if jnp.shape(classes) != (count,) or not jnp.issubdtype(jnp.asarray(classes).dtype, jnp.integer):
             raise ValueError(f"{name} must be {count} integers, one for each image")
     return Problem(images, jnp.asarray(labels, jnp.int32), None if targets is None else jnp.asarray(targets, jnp.int32))
+
+
+def _all(array: jax.Array | np.ndarray, holds: Callable[[np.ndarray], np.ndarray]) -> bool:
+    """Whether it holds for all values, if there are any yet. By NumPy, which has nothing to compile."""
+    return isinstance(array, jax.core.Tracer) or bool(holds(np.asarray(array)).all())
 
 
 @jax.jit
@@ -128,7 +134,7 @@ def _look_at(classifier: Classifier, images: jax.Array) -> None:
     if traced or not len(images) or classifier in _known:
         return
     _known.add(classifier)
-    vanish, probabilities, different = map(bool, _looks(classifier, jnp.asarray(fill(images[:LOOKED_AT], LOOKED_AT))))
+    vanish, probabilities, different = map(bool, _looks(classifier, fill(np.asarray(images[:LOOKED_AT]), LOOKED_AT)))
     for wrong, text in (
         (vanish, "the classifier's gradients vanish, so an attack that follows them finds nothing"),
         (probabilities, "the classifier's outputs look like probabilities; attacks want logits, which don't saturate"),
@@ -142,12 +148,16 @@ def _look_at(classifier: Classifier, images: jax.Array) -> None:
 def _looks(classifier: Classifier, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What is wrong: vanishing gradients, probabilities, another answer in another place among other images."""
 
-    def total(images):
-        logits = classifier(images)
-        return losses.margin(logits, logits.argmax(1)).sum(), logits
+    def look(images):
+        def total(images):
+            logits = classifier(images)
+            return losses.margin(logits, logits.argmax(1)).sum(), logits
 
-    gradient, logits = jax.grad(total, has_aux=True)(images)
-    again = classifier(jnp.concatenate([1 - images[:0:-1], images[:1]]))[-1]
+        return jax.grad(total, has_aux=True)(images)
+
+    # The second batch has the first image as its last, among others. One after another, by the same code.
+    others = jnp.concatenate([1 - images[:0:-1], images[:1]])
+    (gradient, _), (logits, again) = jax.lax.map(look, jnp.stack([images, others]))
     scale = jnp.abs(logits).max()
     # By at most that much could the margin change over the whole box, if it were linear: not more than by rounding.
     reach = jnp.abs(gradient).reshape(len(images), -1).sum(1).max()
@@ -155,7 +165,7 @@ def _looks(classifier: Classifier, images: jax.Array) -> tuple[jax.Array, jax.Ar
     return (
         reach <= jnp.finfo(logits.dtype).eps * scale,
         between.all() & (jnp.abs(sums - 1) < 1e-4).all(),
-        (jnp.abs(logits[0] - again) > DIFFERENT * scale).any(),
+        (jnp.abs(logits[0] - again[-1]) > DIFFERENT * scale).any(),
     )
 
 
@@ -174,9 +184,10 @@ def loss_function(loss: str | Loss) -> Loss:
 
 def radii(radius: ArrayLike, images: jax.Array, name: str = "radius") -> jax.Array:
     """The radius as `[B]`. Raises `ValueError` unless it is a number of at least 0, or `[B]` of them."""
-    radius = jnp.asarray(radius, images.dtype)
+    if not isinstance(radius, jax.Array):
+        radius = np.asarray(radius, images.dtype)
     if radius.shape not in ((), (len(images),)):
         raise ValueError(f"{name} must be a number, or one for each of the {len(images)} images")
-    if not isinstance(radius, jax.core.Tracer) and not bool((radius >= 0).all()):
+    if not _all(radius, lambda x: x >= 0):
         raise ValueError(f"{name} must be at least 0")
     return jnp.broadcast_to(radius, (len(images),))

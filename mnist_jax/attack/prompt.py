@@ -4,13 +4,14 @@ python -i -m mnist_jax.attack --model MLP
 """
 
 import argparse
+import importlib
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mnist_jax import command, data, files
@@ -63,12 +64,12 @@ class Prompt(NamedTuple):
     def _answer(self, method: str, img_id: int, p: float, run: Callable[..., AttackResult]) -> Answer:
         if not 0 <= img_id < len(self.split.labels):
             raise InputError(f"img_id must be from 0 to {len(self.split.labels) - 1}, not {img_id}")
-        from mnist_jax import plot  # Matplotlib takes a while to import
+        from mnist_jax import plot  # see `prepare`
 
-        images, labels = data.normalize(self.split.images[img_id][None]), self.split.labels[img_id][None]
-        result = jax.tree.map(np.asarray, run(self.classifier, images, labels))
-        image, found = np.asarray(images)[0], result.images[0]
-        seen = [describe(self.classifier, one) for one in (image, found)]
+        images = np.asarray(data.normalize(self.split.images[img_id][None]))
+        result = jax.tree.map(np.asarray, run(self.classifier, images, self.split.labels[img_id][None]))
+        image, found = images[0], result.images[0]
+        seen = describe(self.classifier, np.stack([image, found]))
         path = FIGURES / f"{self.name}-{img_id}-{method}-l{p:g}.png"
         files.make_folder(FIGURES)
         files.write(path, plot.attack(image, found, before=seen[0], after=seen[1], norm=p))
@@ -79,16 +80,23 @@ class Prompt(NamedTuple):
         return success, image[..., 0], (found - image)[..., 0], found[..., 0]
 
 
-def describe(classifier: Classifier, image: np.ndarray) -> tuple[str, float]:
-    """The class that the classifier sees, and its confidence in it."""
-    probabilities = np.asarray(jax.nn.softmax(classifier(jnp.asarray(image[None]))[0]))
-    return str(probabilities.argmax()), float(probabilities.max())
+def describe(classifier: Classifier, images: np.ndarray) -> list[tuple[str, float]]:
+    """The class that the classifier sees in each of a few images `[B, *shape]`, and its confidence in it."""
+    probabilities = np.asarray(_probabilities(classifier, images))
+    return [(str(row.argmax()), float(row.max())) for row in probabilities]
+
+
+@jax.jit
+def _probabilities(classifier: Classifier, images: jax.Array) -> jax.Array:
+    return jax.nn.softmax(classifier(images))
 
 
 def prepare(options: argparse.Namespace) -> tuple[Callable[..., Answer], Callable[..., Answer], Callable[..., Answer]]:
     """The three functions for the network and the split that the options name. Raises `InputError`."""
     name = getattr(options, "split", "val")
     path, classifier, _, split = subject(options.model, name, options)
+    # Matplotlib takes a while to import: until the first attack is compiled.
+    threading.Thread(target=importlib.import_module, args=("mnist_jax.plot",), daemon=True).start()
     prompt = Prompt(path.stem, classifier, split)
     command.note(f"{path}, images of {name}. Try attack(0, div=2), minimal_attack_dichotomy(0) or minimal_attack(0).")
     return prompt.attack, prompt.minimal_attack_dichotomy, prompt.minimal_attack

@@ -1,6 +1,7 @@
 """Where attacks start, by keys that every image has for itself; and runs from one start after another."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ def _several(key: jax.Array) -> bool:
     return jnp.ndim(key) > (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1)
 
 
+@partial(jax.jit, static_argnums=1)
 def seeds(key: jax.Array | None, count: int) -> jax.Array:
     """A number for each image `[B]`, of its key; the same for all where there is one key or none.
 
