@@ -9,7 +9,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 
 from mnist_jax import norms
-from mnist_jax.attack import boundary
+from mnist_jax.attack import blocks, boundary
 from mnist_jax.attack.best import Best
 from mnist_jax.attack.chunks import in_chunks, until_done
 from mnist_jax.attack.problem import Problem
@@ -26,8 +26,21 @@ KEPT = 0.65  # of the pixels, in one kind of disturbance
 NOISE = 1.0  # relative, in the others
 AT_ONCE = 2  # runs of one program, after which the images that are done leave the batch
 SAME = 5e-4  # relative: closer distances than that are the same
-AGREEING = 4  # one of so many of all runs, and at least two, that came to the same distance: the image is settled
+BLOCKS = 12  # that runs start from
+AT_FIRST = 3  # of these have their turn one after another
 NONE = -1  # instead of a class: any
+
+
+class Plan(NamedTuple):
+    """What depends on the norm."""
+
+    agreeing: int  # one of so many of all runs, at least two, that came to the same distance: the image is settled
+    before_blocks: int  # runs
+
+
+PLAN = Plan(agreeing=4, before_blocks=24)
+# About half of the runs come to nothing, and few pixels are changed, by much.
+PLANS = {1: Plan(agreeing=8, before_blocks=8)}
 
 
 class Search(NamedTuple):
@@ -45,6 +58,7 @@ class Search(NamedTuple):
     places: jax.Array  # `[B, K, *shape]`, where the search for each of them goes on
     distances: jax.Array  # `[B, K]`, the least at which it was reached
     visits: jax.Array  # `[B, K]`
+    blocks: jax.Array  # `[B, BLOCKS]`, see `blocks.best`, once they were looked for
 
     @property
     def r(self) -> jax.Array:
@@ -71,24 +85,31 @@ def search(classifier: Classifier, given: Problem, key: jax.Array | None, *, nor
     nearest class that none started from yet, as long as there are any, and one starts at the best itself, and comes
     closer to where that one was going.
 
+    On images that are not settled after some runs (for p = 1 soon, else long after any usual effort), all blocks of
+    pixels are tried (`blocks.best`), and three runs start from those that change the objective most; more of them when
+    the classes are used up.
+
     Runs do not depend on how many will follow. So a larger budget never gives a farther image.
     """
     budgets = np.full(len(given.images), budget, np.int32)
     state = in_chunks(partial(_begin, norm=norm), (given, budgets), classifier)
-    return _until_done(classifier, (given, seeds(key, len(given.images))), state, norm, max(budget // boundary.RUN, 1))
+    return _until_done(classifier, (given, seeds(key, len(given.images))), state, norm=norm, budget=budget)
 
 
-def one_more(classifier: Classifier, given: Problem, state: Search, start: jax.Array, *, norm: float) -> Search:
-    """The search after another run, which begins at `start`."""
+def one_more(
+    classifier: Classifier, given: Problem, state: Search, start: jax.Array, *, norm: float, budget: int
+) -> Search:
+    """The search of that budget after another run, which begins at `start`."""
     zero, one = np.zeros(len(start), np.int32), np.ones(len(start), np.int32)
     again = state._replace(last=start, runs=zero, left=one, agreeing=zero, done=state.solved)
     nothing = np.zeros(len(start), np.uint32)  # the first run is not disturbed at random
-    again = _until_done(classifier, (given, nothing), again, norm, 1)
+    again = _until_done(classifier, (given, nothing), again, norm=norm, budget=budget)
     return again._replace(runs=state.runs + again.runs)
 
 
-def _until_done(classifier, arrays, state: Search, norm: float, most: int) -> Search:
-    runs = partial(_runs, classifier, norm=norm)
+def _until_done(classifier, arrays, state: Search, *, norm: float, budget: int) -> Search:
+    most = max(budget // boundary.RUN, 1)
+    runs = partial(_runs, classifier, norm=norm, tries_blocks=most > PLANS.get(norm, PLAN).before_blocks)
     if isinstance(arrays[0].images, jax.core.Tracer):  # there are no values yet to leave by
         return runs(arrays, state, count=most)
     return until_done(partial(runs, count=AT_ONCE), arrays, state)
@@ -122,21 +143,36 @@ def _begin(classifier, given: Problem, budget, *, norm) -> Search:
         places=jnp.moveaxis(tries, 0, 1),
         distances=distances.T,
         visits=jnp.zeros_like(classes.T),
+        blocks=jnp.zeros((len(logits), BLOCKS), jnp.int32),
     )
 
 
-@partial(jax.jit, static_argnames=("norm", "count"))
-def _runs(classifier, arrays, state: Search, *, norm, count) -> Search:
+@partial(jax.jit, static_argnames=("norm", "count", "tries_blocks"))
+def _runs(classifier, arrays, state: Search, *, norm, count, tries_blocks) -> Search:
     given, seed = arrays
     state = jax.tree.map(jnp.asarray, state)  # NumPy's, where jit is disabled
 
     def more(state):
         return (state[0] < count) & ~state[1].done.all()
 
-    def run(state):
-        return state[0] + 1, _after_another(classifier, given, seed, state[1], norm)
+    def run(counted):
+        number, state = counted
+        if tries_blocks:
+            now = ~state.done & (state.runs == PLANS.get(norm, PLAN).before_blocks)
+            state = jax.lax.cond(now.any(), lambda s: _with_blocks(classifier, given, s, now, norm), lambda s: s, state)
+        return number + 1, _after_another(classifier, given, seed, state, norm)
 
     return jax.lax.while_loop(more, run, (0, state))[1]
+
+
+def _with_blocks(classifier, given: Problem, state: Search, now, norm) -> Search:
+    """The search when the blocks were looked for, where it is time to do so."""
+    best = blocks.best(classifier, given, norm, BLOCKS)
+    number = jnp.where(now, blocks.choices(given.images.shape[1:]), 0)
+    return state._replace(
+        blocks=jnp.where(now[:, None], best, state.blocks),
+        forwards=state.forwards + number.astype(state.forwards.dtype),
+    )
 
 
 def _after_another(classifier, given: Problem, seed, state: Search, norm) -> Search:
@@ -149,7 +185,9 @@ def _after_another(classifier, given: Problem, seed, state: Search, norm) -> Sea
 
     again = state.agreeing + (found.value <= (1 + SAME) * best.value)
     agreeing = jnp.where(found.value < (1 - SAME) * best.value, 0, again)
-    settled = (agreeing >= jnp.maximum(state.left // AGREEING, 2)) & (runs >= FIRST) & improved.found
+    settled = (
+        (agreeing >= jnp.maximum(state.left // PLANS.get(norm, PLAN).agreeing, 2)) & (runs >= FIRST) & improved.found
+    )
 
     place, distance = state.places[image, way], state.distances[image, way]
     reached = jnp.where(found.found, found.value, norms.norm(end, norm))
@@ -169,6 +207,7 @@ def _after_another(classifier, given: Problem, seed, state: Search, norm) -> Sea
         places=state.places.at[image, way].set(given.where(moves, end, place)),
         distances=state.distances.at[image, way].set(jnp.where(guided, least, distance)),
         visits=state.visits.at[image, way].add(guided),
+        blocks=state.blocks,
     )
     return jax.tree.map(lambda a, b: jnp.where(state.done.reshape(-1, *[1] * (a.ndim - 1)), a, b), state, new)
 
@@ -178,8 +217,13 @@ def _start(given: Problem, seed, state: Search, norm: float) -> tuple[jax.Array,
     number, best, classes = state.runs, state.best, state.classes.shape[1]
     more = FIRST - 2 + number // TURN  # the class that is next when the first ones were opened
     opening = (number < FIRST) | ((number % TURN == TURN // 2) & (more < classes))
-    polishing = (number % TURN == TURN - 1) & best.found
-    guided = (number % 2 == 1) & ~opening & ~polishing
+    since = number - PLANS.get(norm, PLAN).before_blocks
+    block = jnp.where(since < AT_FIRST, since, AT_FIRST + more - classes)
+    next_one = (number % TURN == TURN // 2) & (more >= classes) & (block < BLOCKS)
+    trying = (since >= 0) & ((since < AT_FIRST) | next_one)
+    opening &= ~trying
+    polishing = (number % TURN == TURN - 1) & best.found & ~trying
+    guided = (number % 2 == 1) & ~opening & ~polishing & ~trying
     promise = (state.distances * (1 + PENALTY * state.visits)).argmin(1)
     opened = jnp.clip(jnp.where(number < FIRST, number - 1, more), 0, classes - 1)
     way = jnp.where(opening, opened, promise)
@@ -187,7 +231,9 @@ def _start(given: Problem, seed, state: Search, norm: float) -> tuple[jax.Array,
     near = ~best.found | (norms.norm(state.last, norm) <= ACCEPTED * best.value)
     free = given.where(near, state.last, best.r)
     start = _disturbed(given, seed, given.where(guided, place, free), number, norm)
-    for when, instead in ((opening, place), (number == 0, state.last), (polishing, best.r)):
+    choice = jnp.take_along_axis(state.blocks, jnp.clip(block, 0, BLOCKS - 1)[:, None], 1)[:, 0]
+    tried = blocks.perturbation(given, choice)
+    for when, instead in ((opening, place), (number == 0, state.last), (polishing, best.r), (trying, tried)):
         start = given.where(when, instead, start)
     return start, guided, way
 

@@ -79,7 +79,7 @@ def dichotomy(
     rounds = partial(_rounds, classifier, **how, options=tuple(sorted(options.items())))
     begun = descents.search(classifier, given, key, norm=norm, budget=BEFORE)
     alone = in_chunks(partial(_alone, norm=norm), (given, begun), classifier)
-    begun = descents.one_more(classifier, given, begun, alone, norm=norm)
+    begun = descents.one_more(classifier, given, begun, alone, norm=norm, budget=BEFORE)
     state = in_chunks(partial(_first, norm=norm), (given, low, high, begun))
     if isinstance(given.images, jax.core.Tracer):  # there are no values yet to leave by
         state = rounds(given, state, count=ROUNDS)
