@@ -26,8 +26,8 @@ KEPT = 0.65  # of the pixels, in one kind of disturbance
 NOISE = 1.0  # relative, in the others
 AT_ONCE = 2  # runs of one program, after which the images that are done leave the batch
 SAME = 5e-4  # relative: closer distances than that are the same
-BLOCKS = 12  # that runs start from
-AT_FIRST = 3  # of these have their turn one after another
+BLOCKS = 40  # that runs start from, at most
+AT_FIRST = 6  # of these have their turn one after another
 NONE = -1  # instead of a class: any
 
 
@@ -40,7 +40,7 @@ class Plan(NamedTuple):
 
 PLAN = Plan(agreeing=4, before_blocks=24)
 # About half of the runs come to nothing, and few pixels are changed, by much.
-PLANS = {1: Plan(agreeing=8, before_blocks=8)}
+PLANS: dict[float, Plan] = {1: Plan(agreeing=8, before_blocks=8)}
 
 
 class Search(NamedTuple):
@@ -86,7 +86,7 @@ def search(classifier: Classifier, given: Problem, key: jax.Array | None, *, nor
     closer to where that one was going.
 
     On images that are not settled after some runs (for p = 1 soon, else long after any usual effort), all blocks of
-    pixels are tried (`blocks.best`), and three runs start from those that change the objective most; more of them when
+    pixels are tried (`blocks.best`), and six runs start from those that change the objective most; more of them when
     the classes are used up.
 
     Runs do not depend on how many will follow. So a larger budget never gives a farther image.
@@ -100,7 +100,7 @@ def one_more(
     classifier: Classifier, given: Problem, state: Search, start: jax.Array, *, norm: float, budget: int
 ) -> Search:
     """The search of that budget after another run, which begins at `start`."""
-    zero, one = np.zeros(len(start), np.int32), np.ones(len(start), np.int32)
+    zero, one = jnp.zeros(len(start), jnp.int32), jnp.ones(len(start), jnp.int32)
     again = state._replace(last=start, runs=zero, left=one, agreeing=zero, done=state.solved)
     nothing = np.zeros(len(start), np.uint32)  # the first run is not disturbed at random
     again = _until_done(classifier, (given, nothing), again, norm=norm, budget=budget)
