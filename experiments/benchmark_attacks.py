@@ -4,8 +4,9 @@
         [--count 250] [--radius 0.1] [--peers PYTHON] [--counted 50] [--freeze] [--output runs/attacks]
 
 Networks are checkpoints (names or paths) and state_dicts of the original project (ARCHITECTURE.npz). Images are the
-first --count of `val` that the network classifies correctly. An attack is `NAME` or `NAME:STEPS` (of
-`square` queries, of `nearest` gradients), a function of `mnist_jax.attack` or, as `mine.py:my_attack`, of a file;
+first --count of `val` that the network classifies correctly. An attack is `NAME` or `NAME:STEPS` (of `square` queries,
+of `nearest` gradients, or an effort as in `nearest:fast`), a function of `mnist_jax.attack` or, as `mine.py:my_attack`,
+of a file;
 --peers runs the attacks of the same names and steps of adv-lib, torchattacks and foolbox, where that interpreter has
 them. An attack of a fixed radius runs at --radius, or, without one, in the dichotomy (peers of these only run at a
 --radius). Of ours the table counts the forwards that are no part of a gradient, of libraries all.
@@ -45,6 +46,7 @@ from peers import Queries, distances
 
 from mnist_jax import attack, checkpoint, command, data, device, files, plot, pytorch
 from mnist_jax.attack import AttackResult
+from mnist_jax.attack.nearest import EFFORTS
 from mnist_jax.classifier import CHUNK, Classifier
 from mnist_jax.errors import InputError, unknown
 
@@ -135,18 +137,18 @@ def attack_named(spec: str, at: Scene) -> Attack:
     file, name, steps = None, *spec.partition(":")[::2]
     if name.endswith(".py"):
         file, (name, _, steps) = Path(name), steps.partition(":")
-    if steps and not steps.isdigit():
-        raise InputError(f"{spec}: what follows the attack must be its number of steps, as in ddn:100")
     function = from_file(file, name) if file else getattr(attack, name, None)
     ours = [n for n in attack.__all__ if not n[0].isupper()]
     if function is None or (not file and name not in ours):
         raise unknown("attack", name, ours)
     takes = inspect.signature(function).parameters
+    if steps and not steps.isdigit() and not ("effort" in takes and steps in EFFORTS):
+        raise InputError(f"{spec}: what follows the attack must be its number of steps, as in ddn:100 or nearest:fast")
     counters = [c for c in ("steps", "queries", "effort") if c in takes]
     counters += ["steps"] if any(p.kind is p.VAR_KEYWORD for p in takes.values()) else []
     if steps and not counters:
         raise InputError(f"{name} has no steps; leave :{steps} out")
-    options: dict[str, Any] = {"norm": at.norm} | ({counters[0]: int(steps)} if steps else {})
+    options: dict[str, Any] = {"norm": at.norm} | ({counters[0]: int(steps) if steps.isdigit() else steps} if steps else {})
     if "radius" not in takes:
         return partial(function, **options)
     if at.radius is None:

@@ -137,6 +137,7 @@ def test_attacks_are_named_or_of_a_file(scene, tmp_path):
     )
     assert benchmark.attack_named(f"{tmp_path}/mine.py:my_attack:7", scene)(None, None, None) == (2.0, 7)
     assert benchmark.attack_named("nearest:60", scene).keywords == {"norm": 2.0, "effort": 60}
+    assert benchmark.attack_named("nearest:fast", scene).keywords == {"norm": 2.0, "effort": "fast"}
     for spec, message in (
         ("dichotmy", "did you mean dichotomy"),
         ("automatic:x", "number of steps"),

@@ -38,9 +38,9 @@ class Plan(NamedTuple):
     before_blocks: int  # runs
 
 
-PLAN = Plan(agreeing=4, before_blocks=24)
-# About half of the runs come to nothing, and few pixels are changed, by much.
-PLANS: dict[float, Plan] = {1: Plan(agreeing=8, before_blocks=8)}
+def plan(norm: float) -> Plan:
+    # For p = 1 about half of the runs come to nothing, and few pixels are changed, by much.
+    return Plan(agreeing=8, before_blocks=8) if norm == 1 else Plan(agreeing=4, before_blocks=24)
 
 
 class Search(NamedTuple):
@@ -109,7 +109,7 @@ def one_more(
 
 def _until_done(classifier, arrays, state: Search, *, norm: float, budget: int) -> Search:
     most = max(budget // boundary.RUN, 1)
-    runs = partial(_runs, classifier, norm=norm, tries_blocks=most > PLANS.get(norm, PLAN).before_blocks)
+    runs = partial(_runs, classifier, norm=norm, tries_blocks=most > plan(norm).before_blocks)
     if isinstance(arrays[0].images, jax.core.Tracer):  # there are no values yet to leave by
         return runs(arrays, state, count=most)
     return until_done(partial(runs, count=AT_ONCE), arrays, state)
@@ -158,7 +158,7 @@ def _runs(classifier, arrays, state: Search, *, norm, count, tries_blocks) -> Se
     def run(counted):
         number, state = counted
         if tries_blocks:
-            now = ~state.done & (state.runs == PLANS.get(norm, PLAN).before_blocks)
+            now = ~state.done & (state.runs == plan(norm).before_blocks)
             state = jax.lax.cond(now.any(), lambda s: _with_blocks(classifier, given, s, now, norm), lambda s: s, state)
         return number + 1, _after_another(classifier, given, seed, state, norm)
 
@@ -185,9 +185,8 @@ def _after_another(classifier, given: Problem, seed, state: Search, norm) -> Sea
 
     again = state.agreeing + (found.value <= (1 + SAME) * best.value)
     agreeing = jnp.where(found.value < (1 - SAME) * best.value, 0, again)
-    settled = (
-        (agreeing >= jnp.maximum(state.left // PLANS.get(norm, PLAN).agreeing, 2)) & (runs >= FIRST) & improved.found
-    )
+    enough = jnp.maximum(state.left // plan(norm).agreeing, 2)
+    settled = (agreeing >= enough) & (runs >= FIRST) & improved.found
 
     place, distance = state.places[image, way], state.distances[image, way]
     reached = jnp.where(found.found, found.value, norms.norm(end, norm))
@@ -216,13 +215,11 @@ def _start(given: Problem, seed, state: Search, norm: float) -> tuple[jax.Array,
     """Where the next run of each image begins, whether it is kept on its way to a class, and to which of the K."""
     number, best, classes = state.runs, state.best, state.classes.shape[1]
     more = FIRST - 2 + number // TURN  # the class that is next when the first ones were opened
-    opening = (number < FIRST) | ((number % TURN == TURN // 2) & (more < classes))
-    since = number - PLANS.get(norm, PLAN).before_blocks
-    block = jnp.where(since < AT_FIRST, since, AT_FIRST + more - classes)
-    next_one = (number % TURN == TURN // 2) & (more >= classes) & (block < BLOCKS)
-    trying = (since >= 0) & ((since < AT_FIRST) | next_one)
-    opening &= ~trying
-    polishing = (number % TURN == TURN - 1) & best.found & ~trying
+    turn = number % TURN
+    block = _block(number, more - classes, norm)
+    trying = block >= 0
+    opening = ((number < FIRST) | ((turn == TURN // 2) & (more < classes))) & ~trying
+    polishing = (turn == TURN - 1) & best.found & ~trying
     guided = (number % 2 == 1) & ~opening & ~polishing & ~trying
     promise = (state.distances * (1 + PENALTY * state.visits)).argmin(1)
     opened = jnp.clip(jnp.where(number < FIRST, number - 1, more), 0, classes - 1)
@@ -231,11 +228,19 @@ def _start(given: Problem, seed, state: Search, norm: float) -> tuple[jax.Array,
     near = ~best.found | (norms.norm(state.last, norm) <= ACCEPTED * best.value)
     free = given.where(near, state.last, best.r)
     start = _disturbed(given, seed, given.where(guided, place, free), number, norm)
-    choice = jnp.take_along_axis(state.blocks, jnp.clip(block, 0, BLOCKS - 1)[:, None], 1)[:, 0]
-    tried = blocks.perturbation(given, choice)
+    tried = blocks.perturbation(given, jnp.take_along_axis(state.blocks, jnp.maximum(block, 0)[:, None], 1)[:, 0])
     for when, instead in ((opening, place), (number == 0, state.last), (polishing, best.r), (trying, tried)):
         start = given.where(when, instead, start)
     return start, guided, way
+
+
+def _block(number: jax.Array, over: jax.Array, norm: float) -> jax.Array:
+    """From which of the best blocks the next run of each image starts, or -1: from none; `over` counts the turns to
+    open a class for which there is no class left."""
+    since = number - plan(norm).before_blocks
+    late = jnp.where((number % TURN == TURN // 2) & (over >= 0), AT_FIRST + over, -1)
+    block = jnp.where(since < AT_FIRST, since, late)
+    return jnp.where((since >= 0) & (block < BLOCKS), block, -1)
 
 
 def _disturbed(given: Problem, seed, r: jax.Array, number: jax.Array, norm: float) -> jax.Array:
