@@ -148,7 +148,9 @@ def attack_named(spec: str, at: Scene) -> Attack:
     counters += ["steps"] if any(p.kind is p.VAR_KEYWORD for p in takes.values()) else []
     if steps and not counters:
         raise InputError(f"{name} has no steps; leave :{steps} out")
-    options: dict[str, Any] = {"norm": at.norm} | ({counters[0]: int(steps) if steps.isdigit() else steps} if steps else {})
+    options: dict[str, Any] = {"norm": at.norm}
+    if steps:
+        options[counters[0]] = int(steps) if steps.isdigit() else steps
     if "radius" not in takes:
         return partial(function, **options)
     if at.radius is None:
