@@ -1,4 +1,4 @@
-"""Warnings of classifiers that attacks can't be trusted on."""
+"""What attacks are given: warnings of classifiers that they can't be trusted on, and radii."""
 
 import warnings
 
@@ -10,7 +10,7 @@ from linear import apply, random_problem
 
 from mnist_jax import Classifier, attack
 from mnist_jax.attack import ClassifierWarning
-from mnist_jax.attack.problem import _looks
+from mnist_jax.attack.problem import _looks, radii
 
 W, B, IMAGES, LABELS = random_problem(np.random.default_rng(0), batch=5)
 PARAMS = {"w": jnp.asarray(W, jnp.float32), "b": jnp.asarray(B, jnp.float32)}
@@ -101,3 +101,15 @@ def test_nothing_is_looked_at_while_a_caller_compiles():
 
 def run_on(images):
     return attack.automatic(Classifier(frozen, PARAMS), images, jnp.asarray(LABELS), steps=1)
+
+
+@pytest.mark.parametrize("radius", [1, np.float64(1), [1, 1, 1], jnp.array([1, 1, 1])])
+def test_radii_are_of_the_type_of_the_images(radius):
+    found = radii(radius, jnp.zeros((3, 2)))
+    np.testing.assert_array_equal(found, np.ones(3, np.float32), strict=True)
+
+
+@pytest.mark.parametrize("radius", [-1, [1, 2], [1, np.nan, 1], jnp.array([1, -1, 1])])
+def test_bad_radii_are_refused(radius):
+    with pytest.raises(ValueError, match="radius must be"):
+        radii(radius, jnp.zeros((3, 2)))

@@ -87,7 +87,7 @@ def divide(classifier, given: Problem, state: State, r: jax.Array, norm: float, 
     high = jnp.where(better, distance, state.high)
     # An attack may fail by chance where it succeeds at a smaller radius. The interval is opened again for that.
     low = jnp.where(fooled, jnp.minimum(state.low, AGAIN * jnp.minimum(estimate, high)), state.radius)
-    low = jnp.where(first, state.low, low)  # which no attack was made for
+    low = jnp.where(first, state.low, low)  # no attack was made at the first radius
     failures = jnp.where(fooled | first, 0, state.failures + 1)
     # The step can be trusted where it isn't long.
     near = (estimate > state.radius / 2) & (estimate < 2 * state.radius)

@@ -45,7 +45,8 @@ def step(classifier, given: Problem, r: jax.Array, norm: float, loss: Loss = los
 def line(classifier, given: Problem, r: jax.Array, low: jax.Array, high: jax.Array, evaluations: int, first=None):
     """The smallest share of `r`, between `low` and `high`, that is found to be adversarial; `high` if none is.
 
-    It is looked for by bisection, at `first`, if given, to begin with."""
+    It is looked for by bisection, at `first`, if given, to begin with.
+    """
 
     def halve(k, ends):
         fails, fools = ends

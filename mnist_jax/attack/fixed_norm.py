@@ -106,8 +106,13 @@ def search(classifier, given: Problem, radius, learning_rate, start, *, norm, st
         best = best.keep(given, r, objective, ~straight)
         update, moments = optimizer.update(norms.along_sphere(gradient, r, x, norm), moments)
         rate = learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * step / steps))
-        steepest = -given.per_image(radius) * norms.dual_direction(gradient, max(norm, 2))
-        return given.where(straight, steepest, r - given.per_image(rate) * update), moments, best
+        moved = r - given.per_image(rate) * update
+
+        def first():
+            steepest = -given.per_image(radius) * norms.dual_direction(gradient, max(norm, 2))
+            return given.where(straight, steepest, moved)
+
+        return jax.lax.cond(step == 0, first, lambda: moved), moments, best
 
     point = given.where(nowhere, jnp.ones_like(x), start)
     return jax.lax.fori_loop(0, steps + 1, advance, (point, optimizer.init(x), Best.none(x)))[2]

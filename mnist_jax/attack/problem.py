@@ -184,8 +184,7 @@ def loss_function(loss: str | Loss) -> Loss:
 
 def radii(radius: ArrayLike, images: jax.Array, name: str = "radius") -> jax.Array:
     """The radius as `[B]`. Raises `ValueError` unless it is a number of at least 0, or `[B]` of them."""
-    if not isinstance(radius, jax.Array):
-        radius = np.asarray(radius, images.dtype)
+    radius = radius.astype(images.dtype) if isinstance(radius, jax.Array) else np.asarray(radius, images.dtype)
     if radius.shape not in ((), (len(images),)):
         raise ValueError(f"{name} must be a number, or one for each of the {len(images)} images")
     if not _all(radius, lambda x: x >= 0):
