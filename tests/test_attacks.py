@@ -6,6 +6,7 @@ what is odd about one is in its parameters.
 
 import inspect
 import warnings
+import sys
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -240,7 +241,9 @@ def test_a_thousand_classes_with_targets_in_double_precision(row):
 
 
 @each_attack
-def test_inside_and_without_compiled_functions(row):
+def test_inside_and_without_compiled_functions(row, monkeypatch):
+    # One operation after another takes long: as few of them as can be.
+    monkeypatch.setattr(sys.modules["mnist_jax.attack.dichotomy"], "BEFORE", 1)
     problem = some_problem(6, batch=1, classes=2, shape=(2,))
     options = {"norm": row.norm} | row.tiny | ({"radius": 1.0} if row.fixed else {})
     function = partial(getattr(attack, row.name), problem.classifier, **options)

@@ -367,9 +367,10 @@ def test_convolution_and_max_pool_in_float64():
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_every_platform_gets_its_own_convolution_and_max_pool(platform, however_many):
     arguments = integers(2, 6, 6, 2), integers(3, 3, 2, 3), integers(3)
-    program = lowered(layers.convolution_and_max_pool, *arguments, platform=platform)
-    assert ("stablehlo.convolution" in program) == (platform != "cpu")
-    assert ("reduce_window" in program) == (platform != "cpu")
+    # A function of its own: that a trace was of few images is nothing that JAX would know it by.
+    program = lowered(lambda *a: layers.convolution_and_max_pool(*a), *arguments, platform=platform)
+    assert ("stablehlo.convolution" in program) == (platform != "cpu" or however_many == "few")
+    assert ("reduce_window" in program) == (platform != "cpu" and however_many == "many")
 
 
 @pytest.mark.usefixtures("however_many")
