@@ -5,8 +5,8 @@ what is odd about one is in its parameters.
 """
 
 import inspect
-import warnings
 import sys
+import warnings
 from functools import partial
 from typing import Any, NamedTuple
 
