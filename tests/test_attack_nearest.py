@@ -30,7 +30,7 @@ def test_linear_oracle(p, free):
     assert (ratio - 1 < 1e-4 + 2e-5 * (np.abs(logits).max(1) / margin)[seen]).all()
 
 
-@pytest.mark.parametrize(("p", "efforts"), [(2, (60, 100, 140, 400)), (1, (60, 160, 260, 420))])
+@pytest.mark.parametrize(("p", "efforts"), [(2, (60, 100, 140, 400)), (1, (60, 100, 140, 1000))])
 def test_more_effort_is_never_farther(p, efforts):
     c, split = load_classifier("MLP-original"), data.load().val
     images, labels = np.asarray(data.normalize(split.images[:32])), split.labels[:32]
@@ -38,7 +38,7 @@ def test_more_effort_is_never_farther(p, efforts):
     attacked = results[0].distance > 0
     for less, more, effort in zip(results[:-1], results[1:], efforts[1:], strict=True):
         assert (more.distance <= less.distance).all()
-        assert (more.gradients[attacked] >= less.gradients[attacked]).all()
+        assert (more.gradients[attacked] > less.gradients[attacked]).all()
         assert (more.gradients <= effort).all()
     assert results[-1].success.all()
     assert results[-1].distance.mean() < results[0].distance.mean()

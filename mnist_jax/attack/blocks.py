@@ -21,9 +21,9 @@ def number_of(shape: tuple[int, ...]) -> np.ndarray:
     """For each pixel of an image `[*shape]` the number of its block. Channels, after two axes, are not divided."""
     axes, most = (shape[:2], GRID) if len(shape) > 1 else (shape[:1], GRID**2)
     numbers = np.zeros(axes, np.int32)
-    for axis, (size, places) in enumerate(zip(axes, np.indices(axes), strict=True)):
+    for size, places in zip(axes, np.indices(axes), strict=True):
         side = math.ceil(size / most)
-        numbers = numbers * math.ceil(size / side) + places // side if axis else places // side
+        numbers = numbers * math.ceil(size / side) + places // side
     return np.broadcast_to(numbers.reshape(*axes, *[1] * (len(shape) - len(axes))), shape)
 
 

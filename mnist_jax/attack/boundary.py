@@ -129,12 +129,14 @@ def approach(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Ar
         loss = losses.margin if given.targets is not None else partial(losses.lead, others=other)
 
         def advance(k, r):
-            here = partial(plane, classifier, given, r, loss)
-            fall, slope = jax.lax.cond(k == 0, lambda: (first_fall, first_slope), lambda: here()[1:])
+            at_first = k == 0
+            fall, slope = jax.lax.cond(
+                at_first, lambda: (first_fall, first_slope), lambda: plane(classifier, given, r, loss)[1:]
+            )
             ends = (partial(norms.nearest_on_plane, slope, fall, given.images, p) for p in (1, norm))
             end = jax.lax.cond(by_one, *ends)
             # Linearizations at the boundary itself are of use, and whole steps overshoot or zigzag.
-            return jnp.where(k == 0, end, (r + end) / 2)
+            return jnp.where(at_first, end, (r + end) / 2)
 
         r = jax.lax.fori_loop(0, 1 + STEPS, advance, jnp.zeros_like(first_slope))
         nothing = jnp.zeros_like(first_fall)

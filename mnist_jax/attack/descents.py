@@ -63,8 +63,7 @@ class Search(NamedTuple):
     @property
     def r(self) -> jax.Array:
         """The nearest adversarial perturbations `[B, *shape]`, or where the search ended."""
-        found = jnp.asarray(self.best.found)
-        return jnp.where(found.reshape(-1, *[1] * (self.last.ndim - 1)), self.best.r, self.last)
+        return jnp.where(self.best.found.reshape(-1, *[1] * (self.last.ndim - 1)), self.best.r, self.last)
 
     @property
     def solved(self) -> jax.Array:
@@ -168,10 +167,10 @@ def _runs(classifier, arrays, state: Search, *, norm, count, tries_blocks) -> Se
 def _with_blocks(classifier, given: Problem, state: Search, now, norm) -> Search:
     """The search when the blocks were looked for, where it is time to do so."""
     best = blocks.best(classifier, given, norm, BLOCKS)
-    number = jnp.where(now, blocks.choices(given.images.shape[1:]), 0)
+    tried = jnp.where(now, blocks.choices(given.images.shape[1:]), 0)
     return state._replace(
         blocks=jnp.where(now[:, None], best, state.blocks),
-        forwards=state.forwards + number.astype(state.forwards.dtype),
+        forwards=state.forwards + tried,
     )
 
 
