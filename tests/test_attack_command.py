@@ -1,15 +1,18 @@
 """python -m mnist_jax.attack, as a person runs it: results, resumption, bad input, and the prompt."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from mnist_jax import data, load_classifier
+from mnist_jax.attack.prompt import KNOWN_BEFORE, QUICKLY_COMPILED, compile_quickly
 from mnist_jax.attack.result import load
 
 FAST = ("--model", "MLP-original", "--method", "automatic", "--steps", 20, "--learning-rate", 0.05)
@@ -146,6 +149,14 @@ attack(10_000)
     assert "img_id must be from 0 to 9999" in done.stderr
     figures = sorted(path.name for path in (tmp_path / "docs/images/attack_results").iterdir())
     assert figures == [f"MLP-original-3-{method}-l2.png" for method in ("attack", "automatic", "dichotomy")]
+
+
+def test_the_prompt_compiles_quickly_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
+    compile_quickly()
+    flags = os.environ["XLA_FLAGS"].split()
+    assert flags[-1] == "--xla_backend_optimization_level=3"  # the last one counts
+    assert flags[:-1] == (QUICKLY_COMPILED.split() if jax.__version_info__ < KNOWN_BEFORE else [])
 
 
 def test_the_prompt_does_not_open_on_bad_input(tmp_path):

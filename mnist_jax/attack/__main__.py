@@ -92,6 +92,7 @@ if __name__ == "__main__":
     if sys.flags.interactive:  # python -i: only prepare the prompt
         try:
             options = parse(None)
+            prompt.compile_quickly()
             command.start()
             attack, minimal_attack_dichotomy, minimal_attack = prompt.prepare(options)
         except InputError as error:
