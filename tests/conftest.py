@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 
 from mnist_jax import data
+from mnist_jax.attack.prompt import compile_quickly
+
+ENVIRONMENT = dict(os.environ)  # of the commands, which are compiled as they are for users
+compile_quickly()  # the tests themselves: most of their time is compiling
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -72,7 +76,7 @@ def few_digits(mnist, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def command(programs):
     """Starts `python -m mnist_jax.MODULE ARGUMENTS` in a folder; gives the process, its output still to be read."""
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(programs), "PYTHONUNBUFFERED": "1"}
+    environment = ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": str(programs), "PYTHONUNBUFFERED": "1"}
 
     def start(module, *arguments, cwd, prefix=(), env=None):
         line = [*prefix, sys.executable, "-W", "error", "-m", f"mnist_jax.{module}", *map(str, arguments)]
