@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from mnist_jax import data
-from mnist_jax.attack.prompt import compile_quickly
+from mnist_jax.attack.prompt import QUICKLY_COMPILED, compile_quickly
 
-ENVIRONMENT = dict(os.environ)  # of the commands, which are compiled as they are for users
-compile_quickly()  # the tests themselves: most of their time is compiling
+compile_quickly()  # most of the suite's time is compiling
+# The commands that tests run are compiled as they are for users; the flags of pytest-xdist's workers are inherited.
+ENVIRONMENT = os.environ | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "").replace(QUICKLY_COMPILED, "")}
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
