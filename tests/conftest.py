@@ -17,7 +17,7 @@ from mnist_jax.attack.prompt import QUICKLY_COMPILED, compile_quickly
 
 compile_quickly()  # most of the suite's time is compiling
 # The commands that tests run are compiled as they are for users; the flags of pytest-xdist's workers are inherited.
-ENVIRONMENT = os.environ | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "").replace(QUICKLY_COMPILED, "")}
+ENVIRONMENT = os.environ | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "").replace(QUICKLY_COMPILED, "").strip()}
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -100,8 +100,9 @@ def _probabilities(classifier: Classifier, images: jax.Array) -> jax.Array:
 
 def compile_quickly() -> None:
     """For first answers sooner; it has to come before anything is asked of JAX. Flags of the user's own count more."""
-    if jax.__version_info__ < KNOWN_BEFORE:
-        os.environ["XLA_FLAGS"] = f"{QUICKLY_COMPILED} {os.environ.get('XLA_FLAGS', '')}"
+    own = os.environ.get("XLA_FLAGS", "").strip()  # or the name of a file with flags
+    if jax.__version_info__ < KNOWN_BEFORE and (not own or own.startswith("--")):
+        os.environ["XLA_FLAGS"] = f"{QUICKLY_COMPILED} {own}".strip()
 
 
 def prepare(options: argparse.Namespace) -> tuple[Callable[..., Answer], Callable[..., Answer], Callable[..., Answer]]:
