@@ -4,7 +4,6 @@ python -i -m mnist_jax.attack --model MLP
 """
 
 import argparse
-import importlib
 import os
 import threading
 from collections.abc import Callable
@@ -30,6 +29,7 @@ STEPS = 1000  # of one attack, at most
 # fast or faster. A batch on a CNN takes a third longer, so it is for the prompt only.
 QUICKLY_COMPILED = (
     "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
+    " --xla_disable_hlo_passes=tree_reduction_rewriter"
 )
 KNOWN_BEFORE = (0, 11)  # the version of JAX: XLA ends the process for a flag that it does not know
 
@@ -43,6 +43,7 @@ class Prompt(NamedTuple):
     name: str
     classifier: Classifier
     split: data.Split
+    drawing: threading.Thread  # see `_draw_once`
 
     def attack(self, img_id: int, lr: float = 0.005, div: float = 0.2, p: float = 2) -> Answer:
         """Looks for an adversarial image whose perturbation has p-norm `div`, in 1000 steps of Adam at rate `lr`.
@@ -56,7 +57,7 @@ class Prompt(NamedTuple):
         self, img_id: int, p: float = 2, a: float = 0, b: float = 4, lr: float = 0.005
     ) -> Answer:
         """Looks for the smallest norm between `a` and `b` at which `attack` succeeds; see `dichotomy`."""
-        run = partial(dichotomy, norm=p, low=a, high=b, steps=STEPS // 10, learning_rate=lr)
+        run = partial(dichotomy, norm=p, low=a, high=b, steps=STEPS // 20, learning_rate=lr)
         return self._answer("dichotomy", img_id, p, run)
 
     def minimal_attack(self, img_id: int, p: float = 2, a: float = 0, b: float = 4, lr: float = 0.005) -> Answer:
@@ -71,12 +72,13 @@ class Prompt(NamedTuple):
     def _answer(self, method: str, img_id: int, p: float, run: Callable[..., AttackResult]) -> Answer:
         if not 0 <= img_id < len(self.split.labels):
             raise InputError(f"img_id must be from 0 to {len(self.split.labels) - 1}, not {img_id}")
-        from mnist_jax import plot  # see `prepare`
+        from mnist_jax import plot
 
         images = np.asarray(data.normalize(self.split.images[img_id][None]))
         result = jax.tree.map(np.asarray, run(self.classifier, images, self.split.labels[img_id][None]))
         image, found = images[0], result.images[0]
         seen = describe(self.classifier, np.stack([image, found]))
+        self.drawing.join()  # Matplotlib's settings are those of all threads
         path = FIGURES / f"{self.name}-{img_id}-{method}-l{p:g}.png"
         files.make_folder(FIGURES)
         files.write(path, plot.attack(image, found, before=seen[0], after=seen[1], norm=p))
@@ -85,6 +87,14 @@ class Prompt(NamedTuple):
         verdict = f"{seen[0][0]} is taken for {seen[1][0]}" if success else f"no success, still taken for {seen[1][0]}"
         print(f"{verdict}; the perturbation has norm {length:.4g}; {path}")
         return success, image[..., 0], (found - image)[..., 0], found[..., 0]
+
+
+def _draw_once() -> None:
+    """Matplotlib takes a while to import and to draw for the first time: until the first attack is compiled."""
+    from mnist_jax import plot
+
+    nothing = np.zeros((28, 28, 1), np.float32)
+    plot.attack(nothing, nothing, before=("0", 1.0), after=("0", 1.0), norm=2)
 
 
 def describe(classifier: Classifier, images: np.ndarray) -> list[tuple[str, float]]:
@@ -109,8 +119,7 @@ def prepare(options: argparse.Namespace) -> tuple[Callable[..., Answer], Callabl
     """The three functions for the network and the split that the options name. Raises `InputError`."""
     name = getattr(options, "split", "val")
     path, classifier, _, split = subject(options.model, name, options)
-    # Matplotlib takes a while to import: until the first attack is compiled.
-    threading.Thread(target=importlib.import_module, args=("mnist_jax.plot",), daemon=True).start()
-    prompt = Prompt(path.stem, classifier, split)
+    prompt = Prompt(path.stem, classifier, split, threading.Thread(target=_draw_once, daemon=True))
+    prompt.drawing.start()
     command.note(f"{path}, images of {name}. Try attack(0, div=2), minimal_attack_dichotomy(0) or minimal_attack(0).")
     return prompt.attack, prompt.minimal_attack_dichotomy, prompt.minimal_attack
