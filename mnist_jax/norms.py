@@ -150,12 +150,13 @@ def project_ball(v: jax.Array, radius: ArrayLike, p: float) -> jax.Array:
     For p = 0, of at most `radius` entries that are not zero.
     """
     rows = _rows(v)
-    a, radius = jnp.abs(rows), _radii(radius, rows)
+    radius = _radii(radius, rows)
     if p == 2:  # without the box there is nothing to search for
         size = norm(rows, 2)
         outside = size > radius
         share = jnp.where(outside, radius / jnp.where(outside, size, 1), 1)
         return (share[:, None] * rows).reshape(v.shape)
+    a = jnp.abs(rows)
     return (jnp.sign(rows) * _inside(a, a + 1, radius, p)).reshape(v.shape)
 
 

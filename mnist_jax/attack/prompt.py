@@ -22,6 +22,7 @@ from mnist_jax.attack.fixed_norm import fixed_norm
 from mnist_jax.attack.result import AttackResult
 from mnist_jax.classifier import Classifier
 from mnist_jax.errors import InputError
+from mnist_jax.networks import IMAGE_SHAPE
 
 FIGURES = Path("docs/images/attack_results")
 STEPS = 1000  # of one attack, at most
@@ -72,7 +73,7 @@ class Prompt(NamedTuple):
     def _answer(self, method: str, img_id: int, p: float, run: Callable[..., AttackResult]) -> Answer:
         if not 0 <= img_id < len(self.split.labels):
             raise InputError(f"img_id must be from 0 to {len(self.split.labels) - 1}, not {img_id}")
-        from mnist_jax import plot
+        from mnist_jax import plot  # see `_draw_once`
 
         images = np.asarray(data.normalize(self.split.images[img_id][None]))
         result = jax.tree.map(np.asarray, run(self.classifier, images, self.split.labels[img_id][None]))
@@ -93,7 +94,7 @@ def _draw_once() -> None:
     """Matplotlib takes a while to import and to draw for the first time: until the first attack is compiled."""
     from mnist_jax import plot
 
-    nothing = np.zeros((28, 28, 1), np.float32)
+    nothing = np.zeros(IMAGE_SHAPE, np.float32)
     plot.attack(nothing, nothing, before=("0", 1.0), after=("0", 1.0), norm=2)
 
 
