@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mnist_jax import files, plot
+from mnist_jax import plot
+from mnist_jax.storage import files
 
 # train, test and val accuracy in the README of the original project, in percent.
 ORIGINAL = {

@@ -14,17 +14,19 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mnist_jax import attack, checkpoint, data, files, plot
-from mnist_jax.attack.automatic import history
-from mnist_jax.attack.prompt import describe
+from mnist_jax import attack, data, plot
+from mnist_jax.attack.minimal_norm.automatic import history
+from mnist_jax.commands.prompt import describe
 from mnist_jax.networks import NETWORKS
+from mnist_jax.recipe import RECIPES
+from mnist_jax.storage import checkpoint, files
 
 ONE = 4  # the image of the single figure and of the history
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="original", choices=checkpoint.RECIPES)
+    parser.add_argument("--recipe", default="original", choices=RECIPES)
     parser.add_argument("--network", default="CNN", choices=NETWORKS, help="of all figures but the last")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--norm", type=float, default=2.0)

@@ -44,11 +44,14 @@ import jax.numpy as jnp
 import numpy as np
 from peers import Queries, distances
 
-from mnist_jax import attack, checkpoint, command, data, device, files, plot, pytorch
+from mnist_jax import attack, data, device, plot
 from mnist_jax.attack import AttackResult
-from mnist_jax.attack.nearest import EFFORTS
-from mnist_jax.classifier import CHUNK, Classifier
+from mnist_jax.attack.minimal_norm.nearest import EFFORTS
+from mnist_jax.classifier import Classifier
+from mnist_jax.commands import console
 from mnist_jax.errors import InputError, unknown
+from mnist_jax.evaluation import CHUNK
+from mnist_jax.storage import checkpoint, files, pytorch
 
 BEST = Path(__file__).with_name("best_distances")
 BUDGET = 2000  # queries an image
@@ -92,11 +95,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--networks", nargs="+", default=["MLP-original", "CNN-original"], metavar="NETWORK")
     parser.add_argument("--norms", nargs="+", type=float, default=[2.0], metavar="P")
     parser.add_argument("--attacks", nargs="+", default=[], metavar="NAME[:STEPS]")
-    parser.add_argument("--count", type=command.number(int, 1), default=250, help="images")
-    parser.add_argument("--counted", type=command.number(int, 0), default=50, help="images for the optimality")
-    parser.add_argument("--radius", type=command.number(float, 0), help="of the attacks of a fixed radius")
+    parser.add_argument("--count", type=console.number(int, 1), default=250, help="images")
+    parser.add_argument("--counted", type=console.number(int, 0), default=50, help="images for the optimality")
+    parser.add_argument("--radius", type=console.number(float, 0), help="of the attacks of a fixed radius")
     parser.add_argument("--peers", metavar="PYTHON", help="an interpreter that has PyTorch and its libraries")
-    parser.add_argument("--threads", type=command.number(int, 1), default=device.cores(), help="of PyTorch")
+    parser.add_argument("--threads", type=console.number(int, 1), default=device.cores(), help="of PyTorch")
     parser.add_argument("--freeze", action="store_true", help="add a version of the best known distances")
     parser.add_argument("--table", action="store_true", help="only print what earlier runs found")
     parser.add_argument("--figure", action="store_true", help="only draw what earlier runs found")
@@ -256,7 +259,7 @@ def run_peers(at: Scene, options: argparse.Namespace) -> tuple[dict[str, Row], d
             got = dict(file)
     said = json.loads(str(got["what"]))
     for name, why in said["failed"].items():
-        command.note(f"{name} did not run: {why}")
+        console.note(f"{name} did not run: {why}")
     rows, images = {}, {}
     for name, numbers in said["attacks"].items():
         images[name] = got[f"{name}/images"].transpose(0, 2, 3, 1)
@@ -422,7 +425,7 @@ def earlier(path: Path, at: Scene) -> dict[str, Row]:
 def run(at: Scene, options: argparse.Namespace) -> tuple[dict[str, Row], dict[str, np.ndarray]]:
     rows, images = {}, {}
     for spec in options.attacks:
-        command.note(f"{at.name}: {spec}")
+        console.note(f"{at.name}: {spec}")
         try:
             rows[spec], images[spec] = run_ours(spec, at, options.counted)
         except InputError:
@@ -430,7 +433,7 @@ def run(at: Scene, options: argparse.Namespace) -> tuple[dict[str, Row], dict[st
         except ValueError as error:
             if not str(error).startswith("norm must be"):
                 raise
-            command.note(f"{spec} left out: {error}")
+            console.note(f"{spec} left out: {error}")
     if options.peers:
         theirs, found = run_peers(at, options)
         rows, images = rows | theirs, images | found
@@ -447,7 +450,7 @@ def benchmark(name: str, norm: float, options: argparse.Namespace) -> dict[str, 
     if not rows:
         raise InputError(f"there are no results in {path}; name some --attacks")
     if options.freeze and (written := freeze(at, images)):
-        command.note(f"new best distances: {written}")
+        console.note(f"new best distances: {written}")
     frozen, which = best_known(at)
     known = np.minimum.reduce([frozen, *(row.distances for row in rows.values())])
     now = measures(rows, known)
@@ -476,4 +479,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(lambda _: main())
+    console.run(lambda _: main())

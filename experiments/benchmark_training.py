@@ -57,7 +57,7 @@ imported = time.perf_counter()
 train = jax.device_put(data.load().train)
 loaded = time.perf_counter()
 network = networks.by_name({name!r})
-recipe = training.original(network)
+recipe = network.recipe("original")
 state = training.start(network, recipe, jax.random.key(0), recipe.steps(len(train.labels)))
 next(training.epoch(network, recipe, train, state))
 print(imported - start, loaded - imported, time.perf_counter() - loaded)
@@ -192,7 +192,7 @@ def epochs_table(names: list[str], train: data.Split, fraction: float, rounds: i
 
 
 def epoch(network: type[Network], train: data.Split) -> training.State:
-    recipe = training.original(network)
+    recipe = network.recipe("original")
     state = training.start(network, recipe, jax.random.key(0), recipe.steps(len(train.labels)))
     for progress in training.epoch(network, recipe, train, state):
         state = progress.state
@@ -269,7 +269,7 @@ def start_table(names: list[str], train: data.Split) -> dict[str, Any]:
 
 
 def compile_seconds(network: type[Network], train: data.Split) -> list[float]:
-    recipe = training.original(network)
+    recipe = network.recipe("original")
     total = recipe.steps(len(train.labels))
     state = training.start(network, recipe, jax.random.key(0), total)
     batches = np.zeros((100, recipe.batch_size), np.int32)

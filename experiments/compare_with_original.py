@@ -27,8 +27,9 @@ except ImportError as error:
 from peers import network
 from tqdm import tqdm
 
-from mnist_jax import attack, checkpoint, data, pytorch
+from mnist_jax import attack, data
 from mnist_jax.networks import NETWORKS
+from mnist_jax.storage import checkpoint, pytorch
 
 Model = Callable[["torch.Tensor"], "torch.Tensor"]
 

@@ -1,10 +1,22 @@
 """mnist_jax: building, attacking and improving classifiers for MNIST, in JAX."""
 
-from mnist_jax import attack
-from mnist_jax.checkpoint import load_classifier
+from mnist_jax import attack, geometry, losses
 from mnist_jax.classifier import Classifier
 from mnist_jax.errors import InputError
 from mnist_jax.networks import NETWORKS
+from mnist_jax.storage import checkpoint, pytorch
+from mnist_jax.storage.checkpoint import load_classifier
 from mnist_jax.version import VERSION as __version__
 
-__all__ = ["NETWORKS", "Classifier", "InputError", "__version__", "attack", "load_classifier"]
+__all__ = [
+    "NETWORKS",
+    "Classifier",
+    "InputError",
+    "__version__",
+    "attack",
+    "checkpoint",
+    "geometry",
+    "load_classifier",
+    "losses",
+    "pytorch",
+]

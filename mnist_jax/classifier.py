@@ -1,4 +1,4 @@
-"""Classifier: the one thing that attacks, certificates and evaluation know of a network."""
+"""Classifier: the one thing that attacks and certificates know of a network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,9 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-
-from mnist_jax import losses
-from mnist_jax.data import Split, normalize
 
 
 @jax.tree_util.register_dataclass
@@ -33,29 +30,3 @@ class Classifier:
     def __call__(self, images: jax.Array | np.ndarray) -> jax.Array:
         """Logits `[B, C]` of images `[B, *shape]`."""
         return self.apply(self.params, images)
-
-
-CHUNK = 64  # images: what more of them need is taken from the system anew each time, which takes longer than the work
-
-
-def predict(classifier: Classifier, images: np.ndarray, chunk: int = CHUNK) -> np.ndarray:
-    """Logits `[N, C]` of any number of uint8 images `[N, *shape]`, a chunk at a time.
-
-    The last chunk is filled up, so that one compiled program serves them all.
-    """
-    parts = []
-    for start in range(0, len(images), chunk):
-        part = images[start : start + chunk]
-        missing = [(0, chunk - len(part))] + [(0, 0)] * (part.ndim - 1)
-        parts.append(_logits(classifier, np.pad(part, missing))[: len(part)])
-    return np.concatenate(parts)
-
-
-@jax.jit
-def _logits(classifier: Classifier, images: jax.Array) -> jax.Array:
-    return classifier(normalize(images))
-
-
-def accuracy(classifier: Classifier, split: Split) -> float:
-    """The share of the images of a split that are classified correctly."""
-    return float(np.mean(losses.accuracy(predict(classifier, split.images), split.labels), dtype=float))

@@ -6,6 +6,8 @@ dictionary from names (`"features.0.kernel"`) to arrays, parameters and batch st
 
 import functools
 import math
+from dataclasses import replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,9 @@ import optax
 from flax import nnx
 
 from mnist_jax import layers, losses
+from mnist_jax.distortion import Distortion
 from mnist_jax.errors import unknown
+from mnist_jax.recipe import RECIPES, Recipe, fading, one_cycle
 
 Weights = dict[str, jax.Array]
 
@@ -47,6 +51,8 @@ class Network(nnx.Module):
     batch_size = 32
     optimizer = staticmethod(optax.adam)
     loss = staticmethod(losses.cross_entropy_of_softmax)
+
+    best: ClassVar[Recipe]  # what the field knows by now, in no more gradient steps than the original takes
 
     features: nnx.Sequential
     classifier: nnx.Sequential
@@ -85,8 +91,48 @@ class Network(nnx.Module):
         logits = model(images, rngs=nnx.Rngs(dropout=key), masks=masks)
         return logits, _flatten(model)
 
+    @classmethod
+    def recipe(cls, name: str) -> Recipe:
+        """The recipe of that name for this network. Raises `InputError` where there is none."""
+        if name not in RECIPES:
+            raise unknown("recipe", name, RECIPES)
+        if name == "best":
+            return cls.best
+        return Recipe("original", cls.loss, cls.optimizer, cls.learning_rate, cls.epochs, cls.batch_size)
+
+    @classmethod
+    @functools.cache
+    def statistics(cls) -> frozenset[str]:
+        """The names of the weights that are running batch statistics, which no gradient trains."""
+        flat = nnx.to_flat_state(_skeleton(cls)[1])
+        return frozenset(_name(path) for path, variable in flat if not isinstance(variable, nnx.Param))
+
+    @classmethod
+    def parameters(cls, weights: Weights) -> Weights:
+        """The weights that are trained: all but the statistics."""
+        return {name: array for name, array in weights.items() if name not in cls.statistics()}
+
+
+# Recipe `best` of most networks.
+MILD = Distortion(rotation=8, scaling=0.08, shear=0.05, translation=1.0, elastic=0.7)
+STRONG = Distortion(rotation=12, scaling=0.12, shear=0.1, translation=1.5, elastic=1.0)
+CONVOLUTIONAL = Recipe(
+    "best",
+    losses.cross_entropy,
+    optax.adam,
+    learning_rate=1.5e-3,
+    epochs=45,
+    batch_size=50,
+    schedule=one_cycle,
+    distortion=MILD,
+    averaging=0.999,
+)
+DENSE = replace(CONVOLUTIONAL, learning_rate=2e-3, epochs=90, batch_size=100, distortion=STRONG)
+
 
 class MLP(Network):
+    best = DENSE
+
     def __init__(self, rngs: nnx.Rngs):
         self.features = nnx.Sequential()
         self.classifier = nnx.Sequential(
@@ -95,6 +141,8 @@ class MLP(Network):
 
 
 class MLP_d(Network):
+    best = replace(DENSE, learning_rate=3e-3, epochs=60, batch_size=250, distortion=MILD, averaging=0.9995, masks=4)
+
     def __init__(self, rngs: nnx.Rngs):
         self.features = nnx.Sequential()
         self.classifier = nnx.Sequential(
@@ -110,6 +158,8 @@ class MLP_d(Network):
 
 
 class MLP_bn(Network):
+    best = DENSE
+
     def __init__(self, rngs: nnx.Rngs):
         self.features = nnx.Sequential()
         self.classifier = nnx.Sequential(
@@ -131,12 +181,16 @@ def conv_features(rngs: nnx.Rngs) -> layers.Sequential:
 
 
 class CNN(Network):
+    best = CONVOLUTIONAL
+
     def __init__(self, rngs: nnx.Rngs):
         self.features = conv_features(rngs)
         self.classifier = nnx.Sequential(linear(1000, 120, rngs), nnx.relu, linear(120, 10, rngs))
 
 
 class CNN_d(Network):
+    best = replace(CONVOLUTIONAL, epochs=36, masks=4)
+
     def __init__(self, rngs: nnx.Rngs):
         self.features = conv_features(rngs)
         self.classifier = nnx.Sequential(
@@ -145,6 +199,8 @@ class CNN_d(Network):
 
 
 class CNN_bn(Network):
+    best = replace(CONVOLUTIONAL, learning_rate=4e-3, strength=fading)
+
     def __init__(self, rngs: nnx.Rngs):
         self.features = layers.Sequential(
             conv(1, 20, 5, rngs),
@@ -193,8 +249,3 @@ def _unflatten(cls: type[Network], weights: Weights) -> Network:
 def shapes(cls: type[Network]) -> dict[str, tuple[int, ...]]:
     """The names of the network's weights, each with its shape."""
     return {_name(path): variable.shape for path, variable in nnx.to_flat_state(_skeleton(cls)[1])}
-
-
-def is_statistic(name: str) -> bool:
-    """Whether a weight is a running batch statistic, which no gradient trains."""
-    return name.endswith((".mean", ".var"))

@@ -1,142 +1,23 @@
-"""Training: recipes, one step, some steps as one program, one loop.
+"""Training: one step, some steps as one program, one loop.
 
 state = start(network, recipe, jax.random.key(seed), steps)
 for progress in epoch(network, recipe, train, state): ...
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import ArrayLike
 
 from mnist_jax import layers, losses
 from mnist_jax.data import Split, normalize
-from mnist_jax.distortion import Distortion
-from mnist_jax.errors import unknown
-from mnist_jax.networks import Network, Weights, is_statistic
-
-
-def constant(peak: float, steps: int) -> optax.Schedule:
-    return optax.constant_schedule(peak)
-
-
-def one_cycle(peak: float, steps: int) -> optax.Schedule:
-    """Linear warm-up over a tenth of the steps, then a cosine down to zero (Smith & Topin 2018)."""
-    warmup = max(1, steps // 10)
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1))
-
-
-def full(steps: int) -> optax.Schedule:
-    return optax.constant_schedule(1.0)
-
-
-def fading(steps: int) -> optax.Schedule:
-    """Full strength for three tenths of the steps, then linearly down to three tenths of it.
-
-    What is learnt last is nearest to the images as they are (compare He et al., "Data augmentation revisited", 2019).
-    """
-    return optax.linear_schedule(1.0, 0.3, steps - 3 * steps // 10, 3 * steps // 10)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that says how a network is trained, apart from the seed and the data.
-
-    Attributes:
-      loss: a function of logits `[B, C]` and labels `[B]`, from losses.py.
-      optimizer: makes an optax optimizer of a learning-rate schedule.
-      schedule: makes that schedule of `learning_rate`, its peak, and the number of steps.
-      distortion: of the training images, or None.
-      strength: makes the schedule of the distortion's strength, of the number of steps.
-      averaging: decay, per step, of the exponential moving average of the weights that is the result; 0 for none.
-      masks: how many dropout masks an image is seen through at once, the loss being that of the mean of their logits.
-        Evaluation, which drops nothing out, stands for that mean; the more masks, the less training differs from it
-        (compare Ma et al., "Dropout with expectation-linear regularization", 2017).
-    """
-
-    name: str
-    loss: Callable[[ArrayLike, ArrayLike], jax.Array]
-    optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
-    learning_rate: float
-    epochs: int
-    batch_size: int
-    schedule: Callable[[float, int], optax.Schedule] = constant
-    distortion: Distortion | None = None
-    strength: Callable[[int], optax.Schedule] = full
-    averaging: float = 0.0
-    masks: int = 1
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """The recipe as plain JSON values: functions by their names."""
-        return {k: v.__name__ if callable(v) and hasattr(v, "__name__") else v for k, v in asdict(self).items()}
-
-    def steps(self, images: int) -> int:
-        """Gradient steps in all; the last batch of an epoch may be a smaller one."""
-        return self.epochs * math.ceil(images / self.batch_size)
-
-    def make_optimizer(self, steps: int) -> optax.GradientTransformation:
-        return self.optimizer(self.schedule(self.learning_rate, steps))
-
-
-def original(network: type[Network]) -> Recipe:
-    """The original project's: the hyperparameters that the network's class carries."""
-    return Recipe(
-        "original", network.loss, network.optimizer, network.learning_rate, network.epochs, network.batch_size
-    )
-
-
-def best(network: type[Network]) -> Recipe:
-    """What the field knows by now, in no more gradient steps than the original takes."""
-    return BEST[network.__name__]
-
-
-_MILD = Distortion(rotation=8, scaling=0.08, shear=0.05, translation=1.0, elastic=0.7)
-_STRONG = Distortion(rotation=12, scaling=0.12, shear=0.1, translation=1.5, elastic=1.0)
-_CONVOLUTIONAL = Recipe(
-    "best",
-    losses.cross_entropy,
-    optax.adam,
-    learning_rate=1.5e-3,
-    epochs=45,
-    batch_size=50,
-    schedule=one_cycle,
-    distortion=_MILD,
-    averaging=0.999,
-)
-_DENSE = replace(_CONVOLUTIONAL, learning_rate=2e-3, epochs=90, batch_size=100, distortion=_STRONG)
-
-BEST: dict[str, Recipe] = {
-    "MLP": _DENSE,
-    "MLP_d": replace(
-        _DENSE,
-        learning_rate=3e-3,
-        epochs=60,
-        batch_size=250,
-        distortion=_MILD,
-        averaging=0.9995,
-        masks=4,
-    ),
-    "MLP_bn": _DENSE,
-    "CNN": _CONVOLUTIONAL,
-    "CNN_d": replace(_CONVOLUTIONAL, epochs=36, masks=4),
-    "CNN_bn": replace(_CONVOLUTIONAL, learning_rate=4e-3, strength=fading),
-}
-
-RECIPES: dict[str, Callable[[type[Network]], Recipe]] = {"best": best, "original": original}
-
-
-def recipe(name: str, network: type[Network]) -> Recipe:
-    """The recipe of that name for a network. Raises `InputError` where there is none."""
-    if name not in RECIPES:
-        raise unknown("recipe", name, RECIPES)
-    return RECIPES[name](network)
+from mnist_jax.networks import Network, Weights
+from mnist_jax.recipe import Recipe
 
 
 class State(NamedTuple):
@@ -164,7 +45,7 @@ def start(network: type[Network], recipe: Recipe, key: jax.Array, steps: int) ->
     """The state before the first of `steps` steps."""
     init_key, key = jax.random.split(key)
     weights = network.initialize(init_key)
-    optimizer = recipe.make_optimizer(steps).init(_parameters(weights))
+    optimizer = recipe.make_optimizer(steps).init(network.parameters(weights))
     zero = jnp.zeros((), jnp.int32)
     return State(weights, dict(weights) if recipe.averaging else {}, optimizer, key, zero, zero)
 
@@ -210,7 +91,7 @@ def result(network: type[Network], state: State, train: Split) -> Weights:
     """
     if not state.average:
         return state.weights
-    if not any(map(is_statistic, state.average)):
+    if not network.statistics():
         return state.average
     batch = min(250, len(train.labels))
     batches = train.images[: 40 * batch]
@@ -221,7 +102,7 @@ def result(network: type[Network], state: State, train: Split) -> Weights:
 @partial(jax.jit, static_argnums=0)
 def _with_statistics(network, weights, batches):
     """The weights with the mean of the statistics of the batches `[K, B, H, W, C]`."""
-    zeros = {name: jnp.zeros_like(array) for name, array in weights.items() if is_statistic(name)}
+    zeros = {name: jnp.zeros_like(array) for name, array in weights.items() if name in network.statistics()}
 
     def body(sums, images):
         # From zero, a running statistic moves by this share of the way to the batch's.
@@ -263,7 +144,7 @@ def _train_step(network, recipe, optimizer, state, images, labels, dropout_key):
         loss = recipe.loss(logits, labels)
         return loss.mean(), (loss.sum(), losses.accuracy(logits, labels).sum(), moved)
 
-    parameters = _parameters(state.weights)
+    parameters = network.parameters(state.weights)
     gradients, (loss, correct, moved) = jax.grad(mean_loss, has_aux=True)(parameters)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, parameters)
     weights = moved | optax.apply_updates(parameters, updates)
@@ -274,7 +155,3 @@ def _train_step(network, recipe, optimizer, state, images, labels, dropout_key):
         average = optax.incremental_update(weights, average, 1 - decay)
     new = state._replace(weights=weights, average=average, optimizer=optimizer_state, step=state.step + 1)
     return new, (loss, correct)
-
-
-def _parameters(weights: Weights) -> Weights:
-    return {name: array for name, array in weights.items() if not is_statistic(name)}

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from mnist_jax import Classifier, norms
+from mnist_jax import Classifier, geometry
 
 
 def apply(params, images):
@@ -59,7 +59,7 @@ def one_plane(a, room, fall, p):
         before = np.cumsum((a * room)[order]) - (a * room)[order]
         steps = np.where((a * room)[order] > 0, (a * room)[order], 1)
         return (room[order] * np.clip((fall - before) / steps, 0, 1)).sum()
-    weight = (a / a.max()) ** (norms.dual(p) - 1)
+    weight = (a / a.max()) ** (geometry.dual(p) - 1)
     low, high = 1e-15, 1e15
     for _ in range(100):
         middle = (low * high) ** 0.5

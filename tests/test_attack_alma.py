@@ -7,7 +7,7 @@ import pytest
 from linear import classifier, nearest, random_problem
 
 from mnist_jax import Classifier, attack
-from mnist_jax.attack.alma import penalty_slope, rate_of
+from mnist_jax.attack.minimal_norm.alma import penalty_slope, rate_of
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

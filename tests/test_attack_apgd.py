@@ -9,7 +9,7 @@ import pytest
 from linear import classifier, nearest, random_problem
 
 from mnist_jax import Classifier, attack
-from mnist_jax.attack.apgd import checkpoints
+from mnist_jax.attack.fixed_radius.apgd import checkpoints
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from mnist_jax import Classifier, attack
-from mnist_jax.attack.result import AttackResult
+from mnist_jax.attack.engine.result import AttackResult
 
 # A constant classifier has no gradients.
 pytestmark = pytest.mark.filterwarnings("ignore::mnist_jax.attack.ClassifierWarning")
 
-auto = importlib.import_module("mnist_jax.attack.auto_attack")  # the name in the package is the function
+auto = importlib.import_module("mnist_jax.attack.fixed_radius.auto_attack")  # the name in the package is the function
 
 
 @pytest.fixture

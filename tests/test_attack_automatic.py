@@ -6,7 +6,7 @@ import pytest
 from linear import classifier, nearest, random_problem
 
 from mnist_jax import Classifier, attack, data, load_classifier
-from mnist_jax.attack.automatic import history
+from mnist_jax.attack.minimal_norm.automatic import history
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from linear import classifier, random_problem
 
-from mnist_jax.attack import blocks
-from mnist_jax.attack.problem import Problem
+from mnist_jax.attack.engine import blocks
+from mnist_jax.attack.engine.problem import Problem
 
 
 @pytest.mark.parametrize(

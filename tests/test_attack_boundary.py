@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from linear import classifier, nearest, random_problem
 
-from mnist_jax import norms
-from mnist_jax.attack import boundary
-from mnist_jax.attack.problem import Problem
+from mnist_jax import geometry
+from mnist_jax.attack.engine import boundary
+from mnist_jax.attack.engine.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -64,7 +64,7 @@ def test_a_step_is_to_the_nearest_point_of_the_boundary_wherever_it_is_made(p):
     for r in (jnp.zeros_like(given.images), somewhere):
         logits, step = run(r)
         np.testing.assert_allclose(logits, classifier(w, b)(given.images + r), atol=1e-4)
-        np.testing.assert_allclose(norms.norm(step, p)[clear], distance[clear], rtol=2e-3)
+        np.testing.assert_allclose(geometry.norm(step, p)[clear], distance[clear], rtol=2e-3)
 
 
 def test_the_line_is_cut_where_it_crosses_the_boundary():
@@ -76,7 +76,7 @@ def test_the_line_is_cut_where_it_crosses_the_boundary():
     share = line(step, nothing, 2 * one)
     cut = given.per_image(share) * step
     assert given.solved(c(given.images + cut))[clear].all()
-    lengths = np.asarray(norms.norm(cut, 2))
+    lengths = np.asarray(geometry.norm(cut, 2))
     assert (lengths[clear] >= distance[clear] * (1 - 1e-4)).all()
     assert (lengths[clear] <= distance[clear] * 1.004).all()
     np.testing.assert_array_equal(line(0 * step, nothing, 3 * one), 3)
@@ -87,11 +87,11 @@ def test_approach_finds_the_nearest_of_the_boundaries(p):
     w, b, given = some_problem(4)
     c, (distance, clear) = classifier(w, b), exact(w, b, given, p)
     logits, classes, tries, gradients, forwards = jax.jit(partial(boundary.approach, c, given, norm=p))()
-    nearest = jax.vmap(partial(norms.norm, p=p))(tries).argmin(0)
+    nearest = jax.vmap(partial(geometry.norm, p=p))(tries).argmin(0)
     r = boundary.pick(tries, nearest[None])[0]
     np.testing.assert_allclose(logits, c(given.images), atol=1e-5)
     assert given.solved(c(jnp.clip(given.images + r, 0, 1)))[clear].all()
-    lengths = np.asarray(norms.norm(r, p))
+    lengths = np.asarray(geometry.norm(r, p))
     assert (lengths[clear] >= distance[clear] * (1 - 1e-4)).all()
     assert (lengths[clear] <= distance[clear] * 1.03).all()  # by the last of the evaluations along the line
     assert (np.sort(classes[:-1], 0) == np.sort([np.delete(np.arange(5), label) for label in given.labels], 1).T).all()
@@ -104,7 +104,7 @@ def test_the_last_to_approach_is_the_nearest_by_the_1_norm():
     w, b, given = some_problem(4, free=True)
     c, (distance, clear) = classifier(w, b), exact(w, b, given, 1)
     tries = jax.jit(partial(boundary.approach, c, given, norm=np.inf))()[2]
-    lengths = np.asarray(norms.norm(tries[-1], 1))
+    lengths = np.asarray(geometry.norm(tries[-1], 1))
     assert (lengths[clear] >= distance[clear] * (1 - 1e-4)).all()
     assert (lengths[clear] <= distance[clear] * 1.03).all()
 
@@ -163,7 +163,7 @@ def test_a_run_is_kept_on_its_way_to_a_class():
             ((given.images + end > 0.01) & (given.images + end < 0.99)).reshape(len(there), -1).all(1)
         )
         assert inside.sum() > 3
-        np.testing.assert_allclose(np.asarray(norms.norm(end, 2))[inside], exact[inside], rtol=1e-2)
+        np.testing.assert_allclose(np.asarray(geometry.norm(end, 2))[inside], exact[inside], rtol=1e-2)
     free = run(jnp.full_like(given.labels, -1))
     np.testing.assert_array_equal(free, boundary.descend(c, given, start, 2)[1])
 
@@ -174,4 +174,4 @@ def test_the_path_ends_beyond_the_boundary_of_two_classes(p):
     c, (distance, clear) = classifier(w, b), exact(w, b, given, p)
     r = jax.jit(partial(boundary.path, c, given, norm=p))(jnp.asarray(distance, jnp.float32))
     assert given.solved(c(given.images + r))[clear].all()
-    assert (norms.norm(r, p) <= boundary.PAST * distance * (1 + 1e-4)).all()
+    assert (geometry.norm(r, p) <= boundary.PAST * distance * (1 + 1e-4)).all()

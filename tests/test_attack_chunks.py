@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_jax.attack import chunks
-from mnist_jax.attack.chunks import chunk_size, fill, in_chunks
+from mnist_jax.attack.engine import chunks
+from mnist_jax.attack.engine.chunks import chunk_size, fill, in_chunks
 
 IMAGES = np.random.default_rng(0).uniform(size=(75, 4)).astype(np.float32)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from linear import apply, classifier, nearest, random_problem
 
-from mnist_jax import Classifier, attack, norms
+from mnist_jax import Classifier, attack, geometry
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -65,4 +65,4 @@ def test_a_step_is_never_longer_than_the_box():
     flat = Classifier(flat.apply, classifier(W, B).params)
     result = attack.deepfool(flat, CENTER, np.array([0]), steps=3)
     assert np.isfinite(result.images).all()
-    assert norms.norm(result.images - CENTER, 2)[0] <= norms.largest(CENTER, 2)[0]
+    assert geometry.norm(result.images - CENTER, 2)[0] <= geometry.largest(CENTER, 2)[0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from linear import classifier, nearest, random_problem
 
-from mnist_jax import attack, data, load_classifier, norms
+from mnist_jax import attack, data, geometry, load_classifier
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -35,7 +35,9 @@ def straight(classifier, images, labels, radius, *, norm, targets=None):
     from mnist_jax.losses import margin
 
     gradient = jax.grad(lambda x: margin(classifier(x), labels).sum())(images)
-    r = norms.project_sphere(-radius[:, None, None, None] * norms.dual_direction(gradient, norm), images, radius, norm)
+    r = geometry.project_sphere_in_box(
+        -radius[:, None, None, None] * geometry.dual_direction(gradient, norm), images, radius, norm
+    )
     success = classifier(images + r).argmax(1) != labels
     ones = jnp.ones(len(labels), jnp.int32)
     return attack.AttackResult(images + r, jnp.where(success, radius, jnp.inf), success, ones, ones)

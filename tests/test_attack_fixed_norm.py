@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from linear import classifier, nearest, random_problem
 
-from mnist_jax import Classifier, attack, data, load_classifier, norms
+from mnist_jax import Classifier, attack, data, geometry, load_classifier
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -25,7 +25,7 @@ def test_every_attempt_is_on_the_sphere_and_in_the_box(p):
     rng = np.random.default_rng(1)
     w, b, images, labels = random_problem(rng, batch=64, classes=2)
     images = images.astype(np.float32)
-    radius = np.asarray(norms.largest(jnp.asarray(images), p)) * rng.uniform(0.001, 1, 64).astype(np.float32)
+    radius = np.asarray(geometry.largest(jnp.asarray(images), p)) * rng.uniform(0.001, 1, 64).astype(np.float32)
     result = attack.fixed_norm(classifier(w, b), images, labels, radius, norm=p, steps=60, learning_rate=0.03)
     assert (result.images >= 0).all()
     assert (result.images <= 1).all()
@@ -41,7 +41,7 @@ def test_finds_what_there_is_and_nothing_that_there_is_not(p):
     run = partial(attack.fixed_norm, classifier(w, b), images, labels, norm=p, steps=60)
     run = partial(run, learning_rate=0.3 if p == 1 else 0.03)
     clear = distance > 0.05  # the others are closer than a success has to be
-    reach = np.asarray(norms.largest(jnp.asarray(images), p))
+    reach = np.asarray(geometry.largest(jnp.asarray(images), p))
     assert run(radius=np.minimum(1.05 * distance, reach)).success[clear & (1.05 * distance < reach)].all()
     assert not run(radius=0.999 * distance).success.any()
 

@@ -8,7 +8,7 @@ from linear import classifier, nearest, random_problem
 from scipy import optimize
 
 from mnist_jax import attack
-from mnist_jax.attack.pdpgd import proximal_step
+from mnist_jax.attack.minimal_norm.pdpgd import proximal_step
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

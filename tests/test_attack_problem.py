@@ -10,7 +10,7 @@ from linear import apply, random_problem
 
 from mnist_jax import Classifier, attack
 from mnist_jax.attack import ClassifierWarning
-from mnist_jax.attack.problem import _looks, radii
+from mnist_jax.attack.engine.problem import _looks, radii
 
 W, B, IMAGES, LABELS = random_problem(np.random.default_rng(0), batch=5)
 PARAMS = {"w": jnp.asarray(W, jnp.float32), "b": jnp.asarray(B, jnp.float32)}

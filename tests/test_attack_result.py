@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from mnist_jax import InputError
-from mnist_jax.attack import chunks
-from mnist_jax.attack.result import AttackResult, Record, load, save
+from mnist_jax.attack.engine import chunks
+from mnist_jax.attack.engine.result import AttackResult
+from mnist_jax.storage.results import Record, load, save
 
 
 def some_record():

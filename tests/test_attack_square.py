@@ -9,7 +9,7 @@ import pytest
 from linear import classifier, random_problem
 
 from mnist_jax import Classifier, attack
-from mnist_jax.attack import square
+from mnist_jax.attack.fixed_radius import square
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -25,13 +25,13 @@ def test_the_papers_sizes_of_windows():
 
 
 def square_windows(plane, norm, queries, schedule):
-    from mnist_jax.attack.square import _windows
+    from mnist_jax.attack.fixed_radius.square import _windows
 
     return _windows(plane, norm, queries, 0.8, schedule)
 
 
 def test_bumps_are_added_squares():
-    from mnist_jax.attack.square import _bump, _bumps
+    from mnist_jax.attack.fixed_radius.square import _bump, _bumps
 
     bump = np.zeros((5, 3))
     bump[1:4] += 1 / 4

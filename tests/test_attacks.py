@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from linear import nearest, random_problem
 
-from mnist_jax import Classifier, attack, norms
+from mnist_jax import Classifier, attack, geometry
 from mnist_jax.attack import ClassifierWarning
 
 INF = np.inf
@@ -167,7 +167,7 @@ def test_linear_oracle(row, p):
 
 
 def succeeds_at_the_radius(row, problem, p, exact, clear):
-    reach = np.asarray(norms.largest(jnp.asarray(problem.images), p))
+    reach = np.asarray(geometry.largest(jnp.asarray(problem.images), p))
     allowed = clear & (row.ratios[p] * exact < reach)
     assert allowed.sum() > 8
     assert run(row, problem, p, radius=np.where(allowed, row.ratios[p] * exact, reach)).success[allowed].all()
@@ -226,7 +226,7 @@ def test_an_image_does_not_depend_on_its_neighbours(row):
 @each_attack
 def test_one_image_of_two_classes_and_another_shape(row):
     problem = some_problem(3, batch=1, classes=2, shape=(6,))
-    reach = np.asarray(norms.largest(jnp.asarray(problem.images), row.norm))
+    reach = np.asarray(geometry.largest(jnp.asarray(problem.images), row.norm))
     assert run(row, problem, radius=0.9 * reach).success.all()
 
 
@@ -243,7 +243,7 @@ def test_a_thousand_classes_with_targets_in_double_precision(row):
 @each_attack
 def test_inside_and_without_compiled_functions(row, monkeypatch):
     # One operation after another takes long: as few of them as can be.
-    monkeypatch.setattr(sys.modules["mnist_jax.attack.dichotomy"], "BEFORE", 1)
+    monkeypatch.setattr(sys.modules["mnist_jax.attack.minimal_norm.dichotomy"], "BEFORE", 1)
     problem = some_problem(6, batch=1, classes=2, shape=(2,))
     options = {"norm": row.norm} | row.tiny | ({"radius": 1.0} if row.fixed else {})
     function = partial(getattr(attack, row.name), problem.classifier, **options)

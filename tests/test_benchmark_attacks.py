@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from linear import apply, random_problem
 
-from mnist_jax import Classifier, InputError, attack, checkpoint
+from mnist_jax import Classifier, InputError, attack
 from mnist_jax.networks import MLP
+from mnist_jax.storage import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 

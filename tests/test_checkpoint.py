@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import mnist_jax
-from mnist_jax import checkpoint
-from mnist_jax.checkpoint import Name
 from mnist_jax.errors import InputError
 from mnist_jax.networks import CNN, CNN_bn
+from mnist_jax.storage import checkpoint
+from mnist_jax.storage.checkpoint import Name
 
 
 def test_round_trip_keeps_every_bit_and_all_that_is_known(tmp_path):

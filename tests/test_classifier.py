@@ -1,4 +1,4 @@
-"""Classifier as a pytree and as a function, and prediction over any number of images."""
+"""Classifier as a pytree and as a function."""
 
 import dataclasses
 
@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_jax import classifier, networks
+from mnist_jax import networks
 from mnist_jax.classifier import Classifier
-from mnist_jax.data import Split
 
 
 def linear(params, images):
@@ -101,35 +100,3 @@ def test_one_program_serves_all_weights_of_an_architecture():
         run(Classifier(lambda *arguments: same.apply(*arguments), same.params), images), run(same, images)
     )
     assert len(traces) == 3
-
-
-# Prediction
-
-
-@pytest.mark.parametrize("count", [1, 7, 8, 20])
-def test_predict(count):
-    shapes = []
-
-    def apply(params, images):
-        shapes.append(images.shape)
-        return linear(params, images)
-
-    network = Classifier(apply, linear_classifier((4, 4, 1), 3).params)
-    images = grey_levels(count, 4, 4, 1)
-    got = classifier.predict(network, images, chunk=8)
-    assert isinstance(got, np.ndarray)
-    assert (got.shape, got.dtype) == ((count, 3), np.float32)
-    assert shapes == [(8, 4, 4, 1)]  # traced once
-    expected = images.reshape(count, -1) / 255 @ network.params["w"].astype(np.float64) + np.arange(3)
-    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
-
-
-def test_accuracy():
-    # The logits are the pixels themselves: the class is where the brightest one is.
-    network = Classifier(lambda params, images: images.reshape(len(images), -1) * params, np.float32(2))
-    images = grey_levels(300, 5, 1, seed=1)
-    labels = images[..., 0].argmax(-1).astype(np.int32)
-    assert classifier.accuracy(network, Split(images, labels)) == 1
-    labels[::3] = (labels[::3] + 1) % 5
-    assert classifier.accuracy(network, Split(images, labels)) == pytest.approx(2 / 3)
-    assert classifier.accuracy(Classifier(network.apply, np.float32(np.nan)), Split(images, labels)) == 0

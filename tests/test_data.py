@@ -102,7 +102,7 @@ def test_mnist_splits_make_up_the_original_files_in_order(mnist):
 
 def test_damaged_embedded_copy(tmp_path, monkeypatch):
     folder = tmp_path / "mnist"
-    shutil.copytree(Path(data.__file__).parent / "datasets" / "mnist", folder)
+    shutil.copytree(Path(data.__file__).parent / "mnist", folder)
     monkeypatch.setattr(data, "_EMBEDDED", folder)
     labels = folder / f"{VAL_LABELS}.xz"
     packed = labels.read_bytes()
@@ -166,7 +166,7 @@ def test_folder(tmp_path, suffix, rename):
 
 
 def test_folder_of_the_true_mnist(tmp_path, mnist):
-    embedded = Path(data.__file__).parent / "datasets" / "mnist"
+    embedded = Path(data.__file__).parent / "mnist"
     assert_same(data.load(data_dir=str(embedded)), mnist)
 
 

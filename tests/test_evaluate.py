@@ -7,10 +7,10 @@ import time
 import jax
 import pytest
 
-from mnist_jax import checkpoint
-from mnist_jax.attack.result import load
-from mnist_jax.classifier import accuracy
+from mnist_jax.evaluation import accuracy
 from mnist_jax.networks import CNN, MLP
+from mnist_jax.storage import checkpoint
+from mnist_jax.storage.results import load
 
 SHIPPED = sorted(checkpoint.shipped().glob("*.safetensors"))
 

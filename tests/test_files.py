@@ -3,8 +3,8 @@ import stat
 
 import pytest
 
-from mnist_jax import files
 from mnist_jax.errors import InputError
+from mnist_jax.storage import files
 
 
 def test_write_replaces_and_leaves_nothing_beside(tmp_path):

@@ -122,9 +122,8 @@ def test_weights(name):
     assert {k: w.shape for k, w in weights.items()} == expected
     assert networks.shapes(NETWORKS[name]) == expected
     assert {w.dtype for w in weights.values()} == {np.dtype(np.float32)}
-    assert sum(w.size for k, w in weights.items() if not networks.is_statistic(k)) == TRAINED[name]
-    statistics = {k for k in weights if networks.is_statistic(k)}
-    assert statistics == {k for k in weights if k.rpartition(".")[2] in ("mean", "var")}
+    assert sum(w.size for k, w in weights.items() if k not in NETWORKS[name].statistics()) == TRAINED[name]
+    assert NETWORKS[name].statistics() == {k for k in weights if k.rpartition(".")[2] in ("mean", "var")}
 
 
 def test_the_names_of_weights_stay_what_checkpoints_have():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_jax import checkpoint
+from mnist_jax.storage import checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,8 +28,8 @@ def installed(tmp_path_factory):
 
 
 def test_wheel_has_the_data_and_every_shipped_network(installed):
-    data = {path.name for path in (ROOT / "mnist_jax/datasets/mnist").iterdir()}
-    assert {path.name for path in (installed / "mnist_jax/datasets/mnist").iterdir()} == data
+    data = {path.name for path in (ROOT / "mnist_jax/data/mnist").iterdir()}
+    assert {path.name for path in (installed / "mnist_jax/data/mnist").iterdir()} == data
     shipped = {path.name for path in checkpoint.shipped().glob("*.safetensors")}
     assert {path.name for path in (installed / "mnist_jax/checkpoints").glob("*.safetensors")} == shipped
     assert not (installed / "tests").exists()

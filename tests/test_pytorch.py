@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 from conftest import REFERENCE
 
-from mnist_jax import checkpoint, pytorch
-from mnist_jax.classifier import accuracy
 from mnist_jax.errors import InputError
+from mnist_jax.evaluation import accuracy
 from mnist_jax.networks import CNN, CNN_bn
+from mnist_jax.storage import checkpoint, pytorch
 
 # The accuracy table of the original project, in percent: train, test, val.
 ORIGINAL = {

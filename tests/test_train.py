@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from mnist_jax import checkpoint, training
 from mnist_jax.networks import NETWORKS
+from mnist_jax.storage import checkpoint
 
 LONG = ("--model", "MLP_bn", "--recipe", "best", "--epochs", "100", "--batch-size", "50")
 TINY = ("--model", "MLP", "--epochs", "2")
@@ -188,11 +188,7 @@ def test_first_sign_of_life_comes_before_the_data(command, tmp_path):
     process.communicate(timeout=60)
 
 
-def test_recipes_are_those_that_names_of_checkpoints_know():
-    assert set(training.RECIPES) == set(checkpoint.RECIPES)
-
-
 @pytest.mark.parametrize("network", NETWORKS.values())
 def test_best_takes_no_more_gradient_steps_than_original(network):
     images = 50_000
-    assert training.best(network).steps(images) <= training.original(network).steps(images)
+    assert network.recipe("best").steps(images) <= network.recipe("original").steps(images)

@@ -21,7 +21,7 @@ from mnist_jax.data import Split
 from mnist_jax.distortion import Distortion
 from mnist_jax.errors import InputError
 from mnist_jax.networks import MLP, NETWORKS
-from mnist_jax.training import Recipe
+from mnist_jax.recipe import RECIPES, Recipe, constant, fading, one_cycle
 
 SEEN = []  # the labels of one batch after another
 
@@ -99,7 +99,7 @@ def assert_close(left, right, atol):
 
 
 def test_two_epochs_are_a_loop_of_optax_steps():
-    recipe = replace(ADAM, schedule=training.one_cycle, epochs=2)
+    recipe = replace(ADAM, schedule=one_cycle, epochs=2)
     train = some_images(70)
     state = started(MLP, recipe, train)
     first = state.weights
@@ -261,7 +261,7 @@ def test_sixty_four_images_are_learnt_by_heart():
     np.testing.assert_array_equal(logits.argmax(-1), train.labels)
 
 
-AVERAGED = replace(SMALL, schedule=training.one_cycle, averaging=0.9)
+AVERAGED = replace(SMALL, schedule=one_cycle, averaging=0.9)
 
 
 def test_same_seed_same_bits():
@@ -347,7 +347,7 @@ def test_batch_statistics_are_not_optimized():
 
 
 def test_one_cycle():
-    rate = training.one_cycle(0.5, 200)
+    rate = one_cycle(0.5, 200)
     values = np.array([rate(step) for step in range(0, 201, 10)])
     np.testing.assert_allclose(values[:3], [0, 0.25, 0.5], rtol=1e-6)
     halfway = (20 + 200) / 2
@@ -358,16 +358,16 @@ def test_one_cycle():
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_one_cycle_of_very_few_steps(steps):
-    rate = training.one_cycle(0.5, steps)
+    rate = one_cycle(0.5, steps)
     assert all(0 <= float(rate(step)) <= 0.5 for step in range(steps + 1))
 
 
 def test_constant():
-    assert [float(training.constant(0.25, 10)(step)) for step in (0, 5, 10)] == [0.25] * 3
+    assert [float(constant(0.25, 10)(step)) for step in (0, 5, 10)] == [0.25] * 3
 
 
 def test_fading():
-    strength = training.fading(100)
+    strength = fading(100)
     got = np.array([strength(step) for step in range(101)])
     np.testing.assert_array_equal(got[:31], 1)
     np.testing.assert_allclose(got[30:], np.linspace(1, 0.3, 71), rtol=1e-5)
@@ -375,20 +375,20 @@ def test_fading():
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_fading_in_very_few_steps(steps):
-    strength = training.fading(steps)
+    strength = fading(steps)
     assert all(0.29 < float(strength(step)) <= 1 for step in range(steps + 1))
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def test_original_recipe(network):
-    assert training.recipe("original", network) == Recipe(
+    assert network.recipe("original") == Recipe(
         name="original",
         loss=losses.cross_entropy_of_softmax,
         optimizer=optax.adam,
         learning_rate=2e-4,
         epochs=30,
         batch_size=32,
-        schedule=training.constant,
+        schedule=constant,
         distortion=None,
         averaging=0.0,
     )
@@ -396,15 +396,15 @@ def test_original_recipe(network):
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def test_best_recipe_takes_no_more_steps(network):
-    best = training.recipe("best", network)
+    best = network.recipe("best")
     assert best.name == "best"
-    assert best.steps(50_000) <= training.original(network).steps(50_000) == 30 * 1563
+    assert best.steps(50_000) <= network.recipe("original").steps(50_000) == 30 * 1563
 
 
-@pytest.mark.parametrize("name", training.RECIPES)
+@pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def test_hyperparameters_are_plain_json(network, name):
-    recipe = training.recipe(name, network)
+    recipe = network.recipe(name)
     values = recipe.hyperparameters()
     assert json.loads(json.dumps(values)) == values
     assert values["name"] == name
@@ -420,7 +420,7 @@ def test_an_unknown_recipe():
     with pytest.raises(
         InputError, match=r"^unknown recipe 'orignal': did you mean original\? There are best, original$"
     ):
-        training.recipe("orignal", MLP)
+        MLP.recipe("orignal")
 
 
 def test_several_masks_train_on_the_mean_of_their_logits():

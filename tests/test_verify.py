@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from mnist_jax import evaluate
-from mnist_jax.attack.result import load, save
+from mnist_jax.commands import evaluate
 from mnist_jax.errors import InputError
+from mnist_jax.storage.results import load, save
 
 FAST = ("--model", "MLP-original", "--method", "automatic", "--steps", 30, "--learning-rate", 0.05, "--count", 12)
 

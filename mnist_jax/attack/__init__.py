@@ -3,29 +3,29 @@
 Fixed-radius attacks take a `radius`, a number or one for each image; minimal-norm attacks look for the smallest one.
 """
 
-from mnist_jax.attack.alma import alma
-from mnist_jax.attack.apgd import apgd
-from mnist_jax.attack.apgd_targeted import apgd_targeted
-from mnist_jax.attack.auto_attack import auto_attack
-from mnist_jax.attack.automatic import automatic
-from mnist_jax.attack.brendel_bethge import brendel_bethge
-from mnist_jax.attack.carlini_wagner import carlini_wagner
-from mnist_jax.attack.ddn import ddn
-from mnist_jax.attack.deepfool import deepfool
-from mnist_jax.attack.dichotomy import dichotomy
-from mnist_jax.attack.ead import ead
-from mnist_jax.attack.fab import fab
-from mnist_jax.attack.fgsm import fgsm
-from mnist_jax.attack.fixed_norm import fixed_norm
-from mnist_jax.attack.fmn import fmn
-from mnist_jax.attack.mi_fgsm import mi_fgsm
-from mnist_jax.attack.nearest import nearest
-from mnist_jax.attack.pdpgd import pdpgd
-from mnist_jax.attack.pgd import pgd
-from mnist_jax.attack.problem import ClassifierWarning
-from mnist_jax.attack.result import AttackResult
-from mnist_jax.attack.sigma_zero import sigma_zero
-from mnist_jax.attack.square import square
+from mnist_jax.attack.engine.problem import ClassifierWarning
+from mnist_jax.attack.engine.result import AttackResult
+from mnist_jax.attack.fixed_radius.apgd import apgd
+from mnist_jax.attack.fixed_radius.apgd_targeted import apgd_targeted
+from mnist_jax.attack.fixed_radius.auto_attack import auto_attack
+from mnist_jax.attack.fixed_radius.fgsm import fgsm
+from mnist_jax.attack.fixed_radius.fixed_norm import fixed_norm
+from mnist_jax.attack.fixed_radius.mi_fgsm import mi_fgsm
+from mnist_jax.attack.fixed_radius.pgd import pgd
+from mnist_jax.attack.fixed_radius.square import square
+from mnist_jax.attack.minimal_norm.alma import alma
+from mnist_jax.attack.minimal_norm.automatic import automatic
+from mnist_jax.attack.minimal_norm.brendel_bethge import brendel_bethge
+from mnist_jax.attack.minimal_norm.carlini_wagner import carlini_wagner
+from mnist_jax.attack.minimal_norm.ddn import ddn
+from mnist_jax.attack.minimal_norm.deepfool import deepfool
+from mnist_jax.attack.minimal_norm.dichotomy import dichotomy
+from mnist_jax.attack.minimal_norm.ead import ead
+from mnist_jax.attack.minimal_norm.fab import fab
+from mnist_jax.attack.minimal_norm.fmn import fmn
+from mnist_jax.attack.minimal_norm.nearest import nearest
+from mnist_jax.attack.minimal_norm.pdpgd import pdpgd
+from mnist_jax.attack.minimal_norm.sigma_zero import sigma_zero
 
 __all__ = [
     "AttackResult",

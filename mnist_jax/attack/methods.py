@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mnist_jax import attack
-from mnist_jax.attack.result import AttackResult
+from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.classifier import Classifier
 from mnist_jax.errors import InputError, unknown
 

@@ -1,0 +1,128 @@
+"""A digest of every attack's result and of one epoch of every recipe: a net to work over.
+
+    python experiments/digests.py > before.txt
+    python experiments/digests.py --against before.txt
+
+Code that is only moved changes no line of the output on one machine. With --against, lines that differ from those of
+an earlier run are shown beside them, with the change of the mean distance, and the exit status is 1 if there are any.
+
+Every attack runs in every norm it has on the first images of `val`, few steps each; on the first network also towards
+targets, from random starts. A line has the digest of all arrays of the result, the share of successes and the mean
+distance of these; that of a training the digest of its weights and statistics.
+"""
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mnist_jax import data, networks, training
+from mnist_jax.attack import methods
+from mnist_jax.commands import console
+from mnist_jax.networks import NETWORKS
+from mnist_jax.recipe import RECIPES
+from mnist_jax.storage import checkpoint
+
+NORMS = (0.0, 1.0, 2.0, 3.0, np.inf)
+RADII = {1.0: 10.0, 2.0: 1.2, 3.0: 0.6, np.inf: 0.1}
+FEWER = {"steps": 20, "searches": 3, "queries": 200, "restarts": 2}  # than the attacks' own, where they have them
+GROWTH = 1e-3  # relative, of a mean distance: more is said aloud
+
+
+def digest(tree: Any) -> str:
+    """Twelve letters that stand for all bits of all arrays of a pytree."""
+    digest = hashlib.sha256()
+    for leaf in map(np.ascontiguousarray, jax.tree.leaves(tree)):
+        digest.update(f"{leaf.dtype}{leaf.shape}".encode())
+        digest.update(leaf.tobytes())
+    return digest.hexdigest()[:12]
+
+
+def attacks(network: str, count: int, only: list[str] | None, *, variants: bool) -> Iterator[str]:
+    """A line for every attack and norm."""
+    classifier = checkpoint.load(checkpoint.find(network, Path("nowhere"))).classifier()
+    split = data.load_split("val")
+    images, labels = np.asarray(data.normalize(split.images[:count])), split.labels[:count]
+    every: dict[str, dict[str, Any]] = {"": {}}
+    if variants:
+        every["-targets"] = {"targets": (labels + 1) % 10, "key": jax.random.key(3)}
+    for method in only or methods.METHODS:
+        known = methods.parameters(method)
+        how = {name: value for name, value in FEWER.items() if name in known}
+        for norm in NORMS:
+            if methods.objection(method, norm):
+                continue
+            run = partial(methods.METHODS[method], classifier, images, labels, norm=norm)
+            radius = {"radius": RADII[norm]} if "radius" in known else {}
+            for name, more in every.items():
+                result = jax.tree.map(np.asarray, run(**radius, **how, **more))
+                found = result.distance[result.success]
+                mean = float(found.mean(dtype=float)) if len(found) else np.nan
+                yield f"{method}{name} l{norm:g} {network} {digest(result)} {result.success.mean():.4f} {mean:.7g}"
+
+
+def trainings(names: list[str]) -> Iterator[str]:
+    """A line for one epoch of every recipe of these networks."""
+    for name in names:
+        network = networks.by_name(name)
+        train = data.Split(*map(jnp.asarray, data.load_split("train")))
+        for recipe in RECIPES:
+            how = network.recipe(recipe)
+            state = training.start(network, how, jax.random.key(0), how.steps(len(train.labels)))
+            for progress in training.epoch(network, how, train, state):
+                state = progress.state
+            kept = training.result(network, state, train)
+            yield f"train {recipe} {name} {digest((kept, state._replace(key=jax.random.key_data(state.key))))}"
+
+
+def compare(line: str, before: dict[str, str]) -> bool:
+    """Whether the line is as it was; else says how it differs."""
+    name = " ".join(line.split()[:3])
+    was = before.get(name)
+    if was == line:
+        return True
+    if was is None:
+        print(f"new:     {line}")
+        return False
+    print(f"before:  {was}\nnow:     {line}")
+    if len(line.split()) == 6:
+        earlier, now = float(was.split()[-1]), float(line.split()[-1])
+        loud = " FARTHER" if now > earlier * (1 + GROWTH) else ""
+        print(f"         mean distance {100 * (now / earlier - 1):+.4f} %{loud}")
+    return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="*", default=["MLP-original", "CNN-original"], metavar="NAME")
+    parser.add_argument("--attacks", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--train", nargs="*", default=list(NETWORKS), choices=NETWORKS, metavar="NAME")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="the output of an earlier run")
+    options = parser.parse_args()
+    console.start()
+    before = {}
+    if options.against:
+        before = {" ".join(line.split()[:3]): line for line in options.against.read_text().splitlines()}
+    same = True
+    for i, network in enumerate(options.networks):
+        for line in attacks(network, options.images, options.attacks, variants=i == 0):
+            if not options.against:
+                print(line, flush=True)
+            same &= not options.against or compare(line, before)
+    for line in trainings(options.train):
+        if not options.against:
+            print(line, flush=True)
+        same &= not options.against or compare(line, before)
+    sys.exit(not same)
+
+
+if __name__ == "__main__":
+    main()

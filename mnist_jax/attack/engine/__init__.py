@@ -1,0 +1,1 @@
+"""What attacks share: the driver, and the pieces that methods are made of."""

@@ -1,0 +1,1 @@
+"""Attacks that look for any adversarial image within a radius, one a file."""

@@ -1,0 +1,234 @@
+"""Auto-PGD: projected gradient descent with momentum that halves its own step size."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from mnist_jax import geometry, losses
+from mnist_jax.attack.engine.arguments import at_least
+from mnist_jax.attack.engine.best import Best
+from mnist_jax.attack.engine.chunks import in_chunks
+from mnist_jax.attack.engine.problem import CAREFUL, Loss, Problem, loss_function, problem, radii
+from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.starts import keys_of, normal, random_start, restarted
+from mnist_jax.classifier import Classifier
+
+ALPHA = 0.75  # weight of the step; the rest is momentum
+RHO = 0.75  # share of the steps between two checkpoints that have to bring the loss down
+# For p = 1:
+STARTING_SHARE = 0.2  # of the pixels, how many the first steps move
+SHRINK = 1.5  # of the step size, at checkpoints; and of the pixels that are moved, from those that differ
+SMALLEST = 0.1  # step size, of the radius
+FEWER = 0.95  # a smaller share of the pixels still different than that starts again with the largest step
+STAGES = ((3, 0.3), (2, 0.3), (1, 0.4))  # with `large_radius`: of the radius, and of the steps
+
+
+class Walk(NamedTuple):
+    """Where the descent is and what it passed."""
+
+    r: jax.Array
+    best: Best  # of the lowest loss
+    slope: jax.Array  # the gradient there
+    hit: Best  # adversarial, of the lowest loss
+
+
+def apgd(
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike | None,
+    radius: ArrayLike,
+    *,
+    norm: float = geometry.INF,
+    steps: int = 100,
+    restarts: int = 1,
+    loss: str | Loss = "cross_entropy",
+    large_radius: bool = False,
+    targets: ArrayLike | None = None,
+    key: jax.Array | None = None,
+) -> AttackResult:
+    """Projected gradient descent with momentum and without a step size to choose:
+
+        z  = P(r - eta d),   d = argmax <gradient, d>  such that  norm_p(d) = 1
+        r' = P(r + alpha (z - r) + (1 - alpha) (r - previous r)),   alpha = 3/4
+
+    with P the projection onto the ball and the box. eta starts at `2 * radius`. At checkpoints, which come closer and
+    closer, it is halved, and r goes back to the best so far, where the loss fell in less than 3/4 of the steps since
+    the last one, or where neither eta nor the lowest loss has changed since (Croce & Hein, "Reliable evaluation of
+    adversarial robustness with an ensemble of diverse parameter-free attacks", 2020, algorithm 1).
+
+    For p = 1 there is no momentum; a step moves the k pixels of the largest gradients alike, with k 2/3 of the pixels
+    that the best so far changes, and eta falls from `radius` to a tenth as long as those do not become fewer (Croce &
+    Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", 2021, algorithm 1). P is exact
+    for every p; for p = 2 the public implementations project onto the ball and then clip, which falls short of it.
+
+    Args:
+      classifier, images, labels, radius, restarts: see `pgd`.
+      norm: p, 1, 2 or inf.
+      steps: gradients for each image and run.
+      loss: see `pgd`; for `"dlr"` with targets, `losses.dlr_targeted`.
+      large_radius: for p = 1, whether 30 % of the steps are made at three times the radius and 30 % at twice of it,
+        before the rest at the radius itself ("Mind the box", section 3.2).
+      targets: `[B]`, the classes to reach; None means any but the label.
+      key: a `jax.random` key, or one for each image; with one, every run starts at random. Without, the first starts at
+        the image, and what the others do is always the same.
+
+    Returns:
+      An `AttackResult`, with the adversarial image of the lowest loss in the run that found one.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    norm = check(norm, steps, restarts, large_radius)
+    given = problem(classifier, images, labels, targets)
+    how = {"norm": norm, "steps": steps, "restarts": restarts, "large_radius": large_radius, "at_image": key is None}
+    arrays = (given, radii(radius, given.images), keys_of(key, len(given.images)))
+    return in_chunks(partial(_run, **how, loss=loss_function(loss)), arrays, classifier)
+
+
+def check(norm: float, steps: int, restarts: int, large_radius: bool) -> float:
+    """The norm as a float. Raises `ValueError` where one of these is out of its range."""
+    norm = geometry.check_norm(norm, (1, 2, geometry.INF))
+    at_least(len(STAGES) if large_radius else 1, steps=steps)
+    at_least(1, restarts=restarts)
+    if large_radius and norm != 1:
+        raise ValueError(f"large_radius is for norm 1, not {norm:g}")
+    return norm
+
+
+@partial(jax.jit, static_argnames=("norm", "steps", "restarts", "loss", "large_radius", "at_image"))
+def _run(classifier, given: Problem, radius, keys, *, norm, steps, restarts, loss, large_radius, at_image):
+    if loss is losses.dlr and given.targets is not None:
+
+        def loss(logits, targets):  # the problem turns its sign
+            return -losses.dlr_targeted(logits, given.labels, targets)
+
+    def run(i, keys):
+        start = start_of(given, keys, radius, norm, large_radius, at_image & (i == 0))
+        return descend(classifier, given, start, radius, loss, norm, steps, large_radius)
+
+    r, runs = restarted(given, keys, restarts, run)
+    return finish(classifier, given, jnp.clip(given.images + r, 0, 1), norm, runs * steps, runs)
+
+
+def start_of(given: Problem, keys, radius, norm, large_radius, at_image):
+    """Where a run starts: at random, or at the image."""
+    if norm == 1:  # uniform in the ball would be a little of every pixel
+        start = geometry.project_ball_in_box(
+            normal(given, keys), given.images, (STAGES[0][0] if large_radius else 1) * radius, norm
+        )
+    else:
+        start = random_start(given, keys, radius, norm)
+    return jnp.where(at_image, 0, start)
+
+
+def descend(classifier, given: Problem, start, radius, loss, norm, steps, large_radius):
+    """One run: perturbations `[B, *shape]`, and whether they are adversarial `[B]`."""
+    if norm != 1:
+        walk = _descend(classifier, given, start, radius, loss, norm, steps)
+    elif not large_radius:
+        walk = _descend_sparsely(classifier, given, start, radius, loss, steps, first=True)
+    else:
+        first, second = (-int(-share * steps // 1) for _, share in STAGES[:-1])
+        lengths = jnp.array([first, second, steps - first - second])
+        factors = jnp.array([factor for factor, _ in STAGES], start.dtype)
+
+        def stage(r, how):
+            within = how[0] * radius
+            r = geometry.project_ball_in_box(r, given.images, within, norm)
+            walk = _descend_sparsely(classifier, given, r, within, loss, how[1], first=False)
+            return walk.best.r, walk
+
+        walk = jax.tree.map(lambda a: a[-1], jax.lax.scan(stage, start, (factors, lengths))[1])
+    return given.where(walk.hit.found, walk.hit.r, walk.best.r), walk.hit.found
+
+
+def _begin(start) -> Walk:
+    none = Best.none(start)
+    return Walk(start, none, jnp.zeros_like(start), none)
+
+
+def _look(classifier, given: Problem, loss, walk: Walk) -> tuple[Walk, jax.Array, jax.Array]:
+    """The walk with what is found where it is; the objective and the gradient there."""
+    images = jnp.clip(given.images + walk.r, 0, 1)
+    logits, objective, gradient = given.gradient(classifier, images, loss)
+    slope = given.where(objective < walk.best.value, gradient, walk.slope)
+    return _kept(given, walk._replace(slope=slope), logits, objective), objective, gradient
+
+
+def _kept(given: Problem, walk: Walk, logits, objective) -> Walk:
+    return walk._replace(
+        best=walk.best.keep(given, walk.r, objective),
+        hit=walk.hit.keep(given, walk.r, objective, given.solved(logits, CAREFUL)),
+    )
+
+
+def _last_look(classifier, given: Problem, loss, walk: Walk) -> Walk:
+    logits = classifier(jnp.clip(given.images + walk.r, 0, 1))
+    return _kept(given, walk, logits, given.objective(logits, loss))
+
+
+def checkpoints(steps: int) -> list[int]:
+    """After how many steps the step size may be halved: w_j of the paper, in increasing order."""
+    places, length = [0, 22], 22  # percent
+    while places[-1] < 100:
+        length = max(length - 3, 6)
+        places.append(places[-1] + length)
+    return sorted({-(-place * steps // 100) for place in places if 0 < place < 100} - {steps})
+
+
+def _descend(classifier, given: Problem, start, radius, loss, norm, steps) -> Walk:
+    """p = 2 and inf."""
+    marks = checkpoints(steps)
+    length = jnp.zeros(steps, int).at[jnp.array(marks, int)].set(jnp.diff(jnp.array([0, *marks])))
+
+    def onto(r):
+        return geometry.project_ball_in_box(r, given.images, radius, norm)
+
+    def advance(i, state):
+        walk, previous, eta, last, falls, value, halved = state
+        walk, objective, gradient = _look(classifier, given, loss, walk)
+        now, falls = length[i] > 0, falls + (objective < last)
+        halve = now & ((falls < RHO * length[i]) | (~halved & (walk.best.value == value)))
+        eta = jnp.where(halve, eta / 2, eta)
+        r = given.where(halve, walk.best.r, walk.r)
+        step = given.per_image(eta) * geometry.dual_direction(given.where(halve, walk.slope, gradient), norm)
+        z, alpha = onto(r - step), jnp.where(i == 0, 1, ALPHA).astype(r.dtype)
+        new = onto(r + alpha * (z - r) + (1 - alpha) * (r - previous))
+        falls, value, halved = (
+            jnp.where(now, a, b) for a, b in ((0, falls), (walk.best.value, value), (halve, halved))
+        )
+        return walk._replace(r=new), r, eta, objective, falls, value, halved
+
+    lowest = jnp.full_like(radius, -jnp.inf)
+    falls = jnp.zeros(len(radius), int)
+    state = (_begin(start), start, 2 * radius, lowest, falls, lowest, falls > 0)
+    walk = jax.lax.fori_loop(0, steps, advance, state)[0]
+    return _last_look(classifier, given, loss, walk)
+
+
+def _descend_sparsely(classifier, given: Problem, start, radius, loss, steps, *, first) -> Walk:
+    """p = 1. `first`: how many pixels the start differs in says nothing."""
+    pixels, period = start[0].size, jnp.maximum(4 * steps // 100, 1)
+    different = geometry.norm(start, 0)
+    known = jnp.zeros_like(different, bool) if first else different > 0
+
+    def advance(i, state):
+        walk, eta, count, before = state
+        walk, _, gradient = _look(classifier, given, loss, walk)
+        now, different = (i > 0) & (i % period == 0), geometry.norm(walk.best.r, 0)
+        fewer = now & (different < FEWER * before)
+        smaller = jnp.where(now, jnp.maximum(eta / SHRINK, SMALLEST * radius), eta)
+        eta = jnp.where(fewer, radius, smaller)
+        count, before = jnp.where(now, different / SHRINK, count), jnp.where(now, different, before)
+        r = given.where(fewer, walk.best.r, walk.r)
+        direction = geometry.sparse_direction(given.where(fewer, walk.slope, gradient), count)
+        r = geometry.project_ball_in_box(r - given.per_image(eta) * direction, given.images, radius, 1)
+        return walk._replace(r=r), eta, count, before
+
+    count = jnp.where(known, different / SHRINK, STARTING_SHARE * pixels)
+    state = (_begin(start), radius, count, jnp.where(known, different, pixels))
+    walk = jax.lax.fori_loop(0, steps, advance, state)[0]
+    return _last_look(classifier, given, loss, walk)

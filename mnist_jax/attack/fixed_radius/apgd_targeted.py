@@ -1,0 +1,77 @@
+"""Auto-PGD towards one class after another."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from mnist_jax import geometry, losses
+from mnist_jax.attack.engine.arguments import at_least
+from mnist_jax.attack.engine.chunks import in_chunks
+from mnist_jax.attack.engine.problem import Problem, problem, radii
+from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.starts import keys_of, restarted
+from mnist_jax.attack.fixed_radius.apgd import apgd, check, descend, start_of
+from mnist_jax.classifier import Classifier
+
+
+def apgd_targeted(
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike | None,
+    radius: ArrayLike,
+    *,
+    norm: float = geometry.INF,
+    steps: int = 100,
+    restarts: int = 1,
+    classes: int = 9,
+    large_radius: bool = False,
+    targets: ArrayLike | None = None,
+    key: jax.Array | None = None,
+) -> AttackResult:
+    """`apgd` on the targeted DLR loss (`losses.dlr_targeted`) towards the likeliest other classes, one after another,
+    until an image is broken, that is, taken for any class but its label (Croce & Hein, "Reliable evaluation of
+    adversarial robustness with an ensemble of diverse parameter-free attacks", 2020, section 5).
+
+    Args:
+      classifier, images, labels, radius, norm, steps, large_radius: see `apgd`.
+      restarts: runs towards each class, at most.
+      classes: how many to go towards; there may be fewer.
+      targets: `[B]`; where they are given, the only classes to go towards, and a success is to reach them.
+      key: see `apgd`. Without, the first run towards each class starts at the image.
+
+    Returns:
+      An `AttackResult`.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    norm = check(norm, steps, restarts, large_radius)
+    at_least(1, classes=classes)
+    how: dict[str, Any] = {"norm": norm, "steps": steps, "restarts": restarts, "large_radius": large_radius}
+    if targets is not None:
+        return apgd(classifier, images, labels, radius, loss="dlr", targets=targets, key=key, **how)
+    given = problem(classifier, images, labels, None)
+    arrays = (given, radii(radius, given.images), keys_of(key, len(given.images)))
+    return in_chunks(partial(_run, **how, classes=classes, at_image=key is None), arrays, classifier)
+
+
+@partial(jax.jit, static_argnames=("norm", "steps", "restarts", "classes", "large_radius", "at_image"))
+def _run(classifier, given: Problem, radius, keys, *, norm, steps, restarts, classes, large_radius, at_image):
+    others = losses.label_and_others(classifier(given.images), given.labels)[1]
+    classes = min(classes, others.shape[1] - 1)
+    towards = jax.lax.top_k(others, classes)[1]
+
+    def run(i, keys):
+        target = towards[:, i // restarts]
+        start = start_of(given, keys, radius, norm, large_radius, at_image & (i % restarts == 0))
+
+        def loss(logits, labels):
+            return losses.dlr_targeted(logits, labels, target)
+
+        return descend(classifier, given, start, radius, loss, norm, steps, large_radius)
+
+    r, runs = restarted(given, keys, classes * restarts, run)
+    return finish(classifier, given, jnp.clip(given.images + r, 0, 1), norm, runs * steps, runs + 1)

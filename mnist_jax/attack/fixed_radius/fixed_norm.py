@@ -1,0 +1,125 @@
+"""Method A of the original project: a perturbation of a given norm, by Adam on its pixels."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from mnist_jax import geometry
+from mnist_jax.attack.engine.arguments import at_least
+from mnist_jax.attack.engine.best import Best
+from mnist_jax.attack.engine.chunks import in_chunks
+from mnist_jax.attack.engine.problem import Loss, Problem, loss_function, problem, radii
+from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.starts import disturb, keys_of
+from mnist_jax.classifier import Classifier
+
+DECAYS = (0.9, 0.99)  # of Adam's moments: shorter than usual, for runs of some tens of steps
+
+
+def fixed_norm(
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike | None,
+    radius: ArrayLike,
+    *,
+    norm: float = 2,
+    steps: int = 100,
+    learning_rate: ArrayLike = 0.005,
+    loss: str | Loss = "margin",
+    start: ArrayLike | None = None,
+    targets: ArrayLike | None = None,
+    key: jax.Array | None = None,
+) -> AttackResult:
+    """Looks for a misclassified image at distance `radius`, neither nearer nor farther.
+
+        minimize loss(classifier(x + r), label)  such that  norm_p(r) = radius  and  x + r in [0, 1]
+
+    A step is one of Adam (Kingma & Ba 2015), with the gradient's part along the sphere and a learning rate that falls
+    to zero along a cosine, then back to the sphere and into the box by `geometry.project_sphere_in_box`. Every attempt
+    is on both, and the one of the lowest loss is returned. For p = 1, where few pixels should change, and these by
+    much, it is one of momentum instead, scaled so that the pixel that changes most changes by the learning rate.
+
+    Args:
+      classifier: see `Classifier`.
+      images: `[B, *shape]` in [0, 1].
+      labels: `[B]`; None means what the classifier predicts.
+      radius: p-norm of the perturbations, a number or `[B]`. One that no image in the box can have is a failure of that
+        image.
+      norm: p, in [1, inf].
+      steps: gradients for each image.
+      learning_rate: of Adam, in units of pixels; a number or `[B]`.
+      loss: `"margin"`, `"confidence"` (the original project's, which stands still where it saturates), `"log_odds"`, or
+        a function of logits `[B, C]` and labels `[B]`, to be minimized.
+      start: perturbations `[B, *shape]` from whose direction to start; those of zero start along the gradient.
+      targets: `[B]`, the classes to reach; None means any but the label.
+      key: a `jax.random` key, or one for each image; with one, the start is disturbed at random, else
+        nothing is random.
+
+    Returns:
+      An `AttackResult`. An image that is misclassified as it is comes back as it is, at distance 0.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    norm = geometry.check_norm(norm)
+    at_least(1, steps=steps)
+    given = problem(classifier, images, labels, targets)
+    start = jnp.zeros_like(given.images) if start is None else jnp.asarray(start, given.images.dtype)
+    if key is not None:
+        start = disturb(given, start, keys_of(key, len(start)), 0.1 * radii(radius, start), norm)
+    arrays = (given, radii(radius, start), radii(learning_rate, start, "learning_rate"), start)
+    return in_chunks(partial(_run, norm=norm, steps=steps, loss=loss_function(loss)), arrays, classifier)
+
+
+@partial(jax.jit, static_argnames=("norm", "steps", "loss"))
+def _run(classifier, given: Problem, radius, learning_rate, start, *, norm, steps, loss) -> AttackResult:
+    x = given.images
+    best = search(classifier, given, radius, learning_rate, start, norm=norm, steps=steps, loss=loss)
+    result = finish(classifier, given, x + best.r, norm, steps, 1)
+    # A radius out of reach was cut down to the largest there is.
+    return result.only(radius <= geometry.largest(x, norm) * (1 + 1e-6))
+
+
+def search(classifier, given: Problem, radius, learning_rate, start, *, norm, steps, loss) -> Best:
+    """The attempt of the lowest loss. It takes as many gradients as there are steps, and one evaluation."""
+    x = given.images
+    optimizer = optax.scale_by_adam(*DECAYS)
+    if norm == 1:
+        optimizer = optax.chain(optax.trace(DECAYS[0]), optax.stateless(_largest_one))
+    # The projection keeps a perturbation of small 1-norm sparse; for other norms scaling does as well and takes less.
+    onto = geometry.project_sphere_in_box if norm in (1, geometry.INF) else geometry.scale_to_sphere_in_box
+    nowhere = geometry.norm(start, norm) == 0
+
+    def advance(step, state):
+        point, moments, best = state
+        straight = nowhere & (step == 0)  # at the image itself, no sphere says how far
+        r = given.where(straight, start, onto(point, x, radius, norm))
+        image = jnp.clip(x + r, 0, 1)
+        objective, gradient = jax.lax.cond(
+            step < steps,
+            lambda: given.gradient(classifier, image, loss)[1:],
+            lambda: (given.objective(classifier(image), loss), jnp.zeros_like(r)),
+        )
+        best = best.keep(given, r, objective, ~straight)
+        update, moments = optimizer.update(geometry.along_sphere(gradient, r, x, norm), moments)
+        rate = learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * step / steps))
+        moved = r - given.per_image(rate) * update
+
+        def first():
+            steepest = -given.per_image(radius) * geometry.dual_direction(gradient, max(norm, 2))
+            return given.where(straight, steepest, moved)
+
+        return jax.lax.cond(step == 0, first, lambda: moved), moments, best
+
+    point = given.where(nowhere, jnp.ones_like(x), start)
+    return jax.lax.fori_loop(0, steps + 1, advance, (point, optimizer.init(x), Best.none(x)))[2]
+
+
+def _largest_one(updates: jax.Array, params: None = None) -> jax.Array:
+    """The update of every image scaled so that its largest entry is 1."""
+    del params
+    largest = geometry.norm(updates, geometry.INF).reshape(-1, *[1] * (updates.ndim - 1))
+    return updates / jnp.where(largest > 0, largest, 1)

@@ -1,0 +1,88 @@
+"""The momentum iterative fast gradient sign method."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from mnist_jax import geometry
+from mnist_jax.attack.engine.arguments import at_least
+from mnist_jax.attack.engine.best import Best
+from mnist_jax.attack.engine.chunks import in_chunks
+from mnist_jax.attack.engine.problem import CAREFUL, Loss, Problem, loss_function, problem, radii
+from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.starts import keys_of, random_start
+from mnist_jax.classifier import Classifier
+
+
+def mi_fgsm(
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike | None,
+    radius: ArrayLike,
+    *,
+    norm: float = geometry.INF,
+    steps: int = 10,
+    step_size: ArrayLike | None = None,
+    momentum: float = 1.0,
+    loss: str | Loss = "cross_entropy",
+    targets: ArrayLike | None = None,
+    key: jax.Array | None = None,
+) -> AttackResult:
+    """Descends on the loss along a sum g of its gradients, each of 1-norm 1, with mu = `momentum`:
+
+        g <- mu g + gradient / norm_1(gradient)
+        r <- P(r - step_size d),   d = argmax <g, d>  such that  norm_p(d) = 1
+
+    with P the projection onto the ball and the box (Dong et al., "Boosting adversarial attacks with momentum", 2018,
+    algorithm 1; its equation 9 for p = 2).
+
+    Args:
+      classifier, images, labels, radius, loss, targets: see `pgd`.
+      norm: p, 2 or inf.
+      steps: gradients for each image.
+      step_size: p-norm of a step, a number or `[B]`; None means `radius / steps`.
+      momentum: weight of the earlier gradients.
+      key: a `jax.random` key, or one for each image; with one, the start is random in the ball. Without, it is the
+        image.
+
+    Returns:
+      An `AttackResult`, with the adversarial image of the lowest loss.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    norm = geometry.check_norm(norm, (2, geometry.INF))
+    at_least(1, steps=steps)
+    at_least(0, momentum=momentum)
+    given = problem(classifier, images, labels, targets)
+    radius = radii(radius, given.images)
+    size = radius / steps if step_size is None else radii(step_size, given.images, "step_size")
+    keys = None if key is None else keys_of(key, len(given.images))
+    run = partial(_run, norm=norm, steps=steps, loss=loss_function(loss))
+    return in_chunks(run, (given, radius, size, keys), classifier, jnp.asarray(momentum, given.images.dtype))
+
+
+@partial(jax.jit, static_argnames=("norm", "steps", "loss"))
+def _run(classifier, momentum, given: Problem, radius, size, keys, *, norm, steps, loss) -> AttackResult:
+    x = given.images
+
+    def advance(_, state):
+        r, total, best = state
+        logits, objective, gradient = given.gradient(classifier, jnp.clip(x + r, 0, 1), loss)
+        best = best.keep(given, r, objective, given.solved(logits, CAREFUL))
+        length = geometry.norm(gradient, 1)
+        total = momentum * total + gradient / given.per_image(jnp.where(length > 0, length, 1))
+        r = geometry.project_ball_in_box(
+            r - given.per_image(size) * geometry.dual_direction(total, norm), x, radius, norm
+        )
+        return r, total, best
+
+    nothing = jnp.zeros_like(x)
+    start = nothing if keys is None else random_start(given, keys, radius, norm)
+    r, _, best = jax.lax.fori_loop(0, steps, advance, (start, nothing, Best.none(x)))
+    logits = classifier(jnp.clip(x + r, 0, 1))
+    best = best.keep(given, r, given.objective(logits, loss), given.solved(logits, CAREFUL))
+    found = jnp.clip(x + given.where(best.found, best.r, r), 0, 1)
+    return finish(classifier, given, found, norm, steps, 1)

@@ -1,0 +1,108 @@
+"""Projected gradient descent on the loss, inside the ball and the box."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from mnist_jax import geometry
+from mnist_jax.attack.engine import arguments
+from mnist_jax.attack.engine.best import Best
+from mnist_jax.attack.engine.chunks import in_chunks
+from mnist_jax.attack.engine.problem import CAREFUL, Loss, Problem, loss_function, problem, radii
+from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.starts import keys_of, random_start, restarted
+from mnist_jax.classifier import Classifier
+
+
+def pgd(
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike | None,
+    radius: ArrayLike,
+    *,
+    norm: float = geometry.INF,
+    steps: int = 40,
+    step_size: ArrayLike | None = None,
+    restarts: int = 1,
+    loss: str | Loss = "cross_entropy",
+    share: float = 0.01,
+    targets: ArrayLike | None = None,
+    key: jax.Array | None = None,
+) -> AttackResult:
+    """Descends on the loss by steps of a fixed length, each followed by a projection P onto the ball and the box:
+
+        minimize loss(classifier(x + r), label)  such that  norm_p(r) <= radius  and  x + r in [0, 1]
+        r <- P(r - step_size d),   d = argmax <gradient, d>  such that  norm_p(d) = 1
+
+    (Madry et al., "Towards deep learning models resistant to adversarial attacks", 2018). For p = 1, where that d is a
+    single pixel, d moves the pixels of the largest gradients alike (Tramèr & Boneh, "Adversarial training and
+    robustness for multiple perturbations", 2019, section 2; see also Maini et al. 2020), of those that are not stopped
+    by the box, and P is exact, where public implementations project onto the ball and then clip.
+
+    Args:
+      classifier: see `Classifier`.
+      images: `[B, *shape]` in [0, 1].
+      labels: `[B]`; None means what the classifier predicts.
+      radius: largest p-norm of the perturbations, a number or `[B]`.
+      norm: p, 1, 2 or inf.
+      steps: gradients for each image and run.
+      step_size: p-norm of a step, a number or `[B]`; None means `2.5 * radius / steps`, the paper's choice for p = 2.
+      restarts: runs at most. They are made one after another, as long as an image is not broken.
+      loss: `"cross_entropy"`, computed so that its gradient does not vanish, `"margin"`, `"dlr"`, or a function of
+        logits `[B, C]` and labels `[B]`, to be minimized.
+      share: for p = 1, of all pixels, how many a step moves.
+      targets: `[B]`, the classes to reach; None means any but the label.
+      key: a `jax.random` key, or one for each image; with one, every run starts at random in the ball. Without, the
+        first starts at the image, and what the others do is always the same.
+
+    Returns:
+      An `AttackResult`, with the adversarial image of the lowest loss in the run that found one. An image that is
+      misclassified as it is comes back as it is, at distance 0.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    norm = geometry.check_norm(norm, (1, 2, geometry.INF))
+    arguments.at_least(1, steps=steps, restarts=restarts)
+    arguments.share(share=share)
+    given = problem(classifier, images, labels, targets)
+    radius = radii(radius, given.images)
+    size = 2.5 * radius / steps if step_size is None else radii(step_size, given.images, "step_size")
+    how = {"norm": norm, "steps": steps, "restarts": restarts, "share": share, "at_image": key is None}
+    arrays = (given, radius, size, keys_of(key, len(given.images)))
+    return in_chunks(partial(_run, **how, loss=loss_function(loss)), arrays, classifier)
+
+
+@partial(jax.jit, static_argnames=("norm", "steps", "restarts", "loss", "share", "at_image"))
+def _run(classifier, given: Problem, radius, size, keys, *, norm, steps, restarts, loss, share, at_image):
+    x = given.images
+
+    def advance(_, state):
+        r, best = state
+        at = jnp.clip(x + r, 0, 1)
+        logits, objective, gradient = given.gradient(classifier, at, loss)
+        best = best.keep(given, r, objective, given.solved(logits, CAREFUL))
+        r = r - given.per_image(size) * _direction(gradient, at, norm, share)
+        return geometry.project_ball_in_box(r, x, radius, norm), best
+
+    def run(i, keys):
+        r = random_start(given, keys, radius, norm)
+        if at_image:
+            r = jnp.where(i == 0, 0, r)
+        r, best = jax.lax.fori_loop(0, steps, advance, (r, Best.none(x)))
+        logits = classifier(jnp.clip(x + r, 0, 1))
+        best = best.keep(given, r, given.objective(logits, loss), given.solved(logits, CAREFUL))
+        return given.where(best.found, best.r, r), best.found
+
+    r, runs = restarted(given, keys, restarts, run)
+    return finish(classifier, given, jnp.clip(x + r, 0, 1), norm, runs * steps, runs)
+
+
+def _direction(gradient, images, norm, share):
+    """Where the loss grows fastest, of p-norm 1. A step goes the other way."""
+    if norm != 1:
+        return geometry.dual_direction(gradient, norm)
+    stopped = ((images <= 0) & (gradient > 0)) | ((images >= 1) & (gradient < 0))
+    return geometry.sparse_direction(jnp.where(stopped, 0, gradient), share * images[0].size)

@@ -1,0 +1,204 @@
+"""Square: a random search that asks for logits only."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from mnist_jax import geometry, losses
+from mnist_jax.attack.engine import arguments
+from mnist_jax.attack.engine.chunks import in_chunks
+from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem, radii
+from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.starts import keys_of
+from mnist_jax.classifier import Classifier
+
+# Of so many queries, after which the share of the pixels in a window is halved.
+LENGTH = 10_000
+HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+TILES = 5  # in each direction, of the start for p = 1 and 2
+SMALLEST = 3  # side of a window for p = 1 and 2
+
+
+def square(
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike | None,
+    radius: ArrayLike,
+    *,
+    norm: float = geometry.INF,
+    queries: int = 5000,
+    share: float = 0.8,
+    schedule: int | None = None,
+    targets: ArrayLike | None = None,
+    key: jax.Array | None = None,
+) -> AttackResult:
+    """Changes a square window of the perturbation at random, and keeps the change where it lowers the loss.
+
+    For p = inf a window is set to plus or minus the radius in each channel, and the start is made of vertical stripes
+    of these (Andriushchenko et al., "Square attack: a query-efficient black-box adversarial attack via random search",
+    2020, algorithm 2). For p = 2 the perturbation of a second window moves into the first, which gets two bumps of
+    opposite sign on top of what it has (algorithm 3); for p = 1 the same with steeper bumps, as in AutoAttack. The
+    loss is the margin, or with targets the log-odds, which order images as the paper's cross-entropy does.
+
+    Each image has windows of its own. They may touch the last row and column, which those of the public implementation
+    never do; and for p = 2 the perturbation has the whole radius after it is clipped to the box, where that one loses
+    what is clipped.
+
+    Args:
+      classifier, images, labels, radius, targets: see `pgd`. An image `[H, W, ...]` has windows in its first two axes;
+        a vector has intervals.
+      norm: p, 1, 2 or inf.
+      queries: how often at most the classifier is asked about an image.
+      share: of the pixels, how many are in the first windows. Later ones are smaller.
+      schedule: the number of queries over which windows shrink; None means `queries`.
+      key: a `jax.random` key, or one for each image; None means key 0.
+
+    Returns:
+      An `AttackResult`. Its `forwards` are the queries that it took to break an image, and two to check it.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    norm = geometry.check_norm(norm, (1, 2, geometry.INF))
+    arguments.at_least(1, queries=queries, schedule=schedule)
+    arguments.share(share=share)
+    given = problem(classifier, images, labels, targets)
+    run = partial(_run, norm=norm, queries=queries, share=share, schedule=schedule or queries)
+    return in_chunks(run, (given, radii(radius, given.images), keys_of(key, len(given.images))), classifier)
+
+
+@partial(jax.jit, static_argnames=("norm", "queries", "share", "schedule"))
+def _run(classifier, given: Problem, radius, keys, *, norm, queries, share, schedule) -> AttackResult:
+    x = given.images
+    plane = _plane(x.shape[1:])
+    loss = losses.margin if given.targets is None else losses.log_odds
+    start, change = (_stripes, _paint) if norm == geometry.INF else (partial(_tiles, norm), partial(_move, norm))
+    onto = geometry.scale_to_sphere_in_box if norm == 2 else geometry.project_ball_in_box
+    windows = _windows(plane, norm, queries, share, schedule)
+
+    def ask(r):
+        logits = classifier(jnp.clip(x + r, 0, 1))
+        return given.objective(logits, loss), given.solved(logits, CAREFUL)
+
+    def attempt(state):
+        i, r, value, broken, used = state
+        here = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        new = jax.vmap(partial(change, windows, i))(here, r.reshape(-1, *plane), radius)
+        new = onto(new.reshape(x.shape), x, radius, norm)
+        lower, breaks = ask(new)
+        take = ~broken & ((lower < value) | breaks)
+        used = used + jnp.where(broken, 0, 1)
+        return i + 1, given.where(take, new, r), jnp.where(take, lower, value), broken | breaks & take, used
+
+    first = jax.vmap(partial(start, plane))(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), radius)
+    r = onto(first.reshape(x.shape).astype(x.dtype), x, radius, norm)
+    state = (jnp.int32(1), r, *ask(r), jnp.ones(len(radius), jnp.int32))
+    _, r, _, _, used = jax.lax.while_loop(lambda state: (state[0] < queries) & ~state[3].all(), attempt, state)
+    return finish(classifier, given, jnp.clip(x + r, 0, 1), norm, 0, used)
+
+
+def _plane(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """The shape as height, width and channels."""
+    height, width = (*shape, 1)[:2]
+    return height, width, math.prod(shape[2:])
+
+
+def _windows(plane, norm, queries, share, schedule):
+    """For every query the number of its size; of every size height and width; for p < inf its bumps `[sizes, 2, H, W]`,
+    as they are and with the axes exchanged."""
+    height, width, _ = plane
+    late = np.arange(queries) * LENGTH // schedule
+    which = np.searchsorted(HALVED, late)  # how often it was halved
+    sizes = [_size(height, width, share / 2**n, norm) for n in range(len(HALVED) + 1)]
+    if norm == geometry.INF:
+        return jnp.array(which), jnp.array(sizes), None
+    bumps = np.zeros((len(sizes), 2, height, width))
+    for place, (h, w) in zip(bumps, sizes, strict=True):
+        place[0, :h, :w], place[1, :h, :w] = _bumps(h, w, norm), _bumps(w, h, norm).T
+    return jnp.array(which), jnp.array(sizes), jnp.array(bumps, jnp.result_type(float))
+
+
+def _size(height: int, width: int, share: float, norm: float) -> tuple[int, int]:
+    area = share * height * width
+    side = max(round(math.sqrt(area)), 1)
+    if norm != geometry.INF:
+        side = max(side + (side + 1) % 2, SMALLEST)  # odd: bumps have a middle
+    # Where the image is no square, and so narrow that a square does not fit, a rectangle of the same area.
+    h = min(max(side, round(area / width)), height)
+    return h, min(max(side, round(area / height)), width)
+
+
+def _bumps(h: int, w: int, norm: float) -> np.ndarray:
+    """A positive bump above a negative one, of norm 1 together."""
+    both = np.concatenate([_bump(h // 2, w, norm), -_bump(h - h // 2, w, norm)])
+    return both / np.linalg.norm(both.ravel(), norm)
+
+
+def _bump(h: int, w: int, norm: float) -> np.ndarray:
+    """Around the middle, squares of growing size on top of each other, of 1 / size^2, or for p = 1 of 1 / size^4."""
+    down, across = np.abs(np.arange(h) - h // 2), np.abs(np.arange(w) - w // 2)
+    sizes = np.arange(1, max(h // 2, w // 2) + 2)
+    totals = (1.0 / sizes ** (4 if norm == 1 else 2))[::-1].cumsum()[::-1]
+    bump = totals[np.maximum(down[:, None], across[None])]
+    return bump / max(np.linalg.norm(bump.ravel(), norm), 1e-12)
+
+
+def _stripes(plane, key, radius):
+    _, width, channels = plane
+    return jnp.broadcast_to(radius * jax.random.rademacher(key, (1, width, channels), radius.dtype), plane)
+
+
+def _tiles(norm, plane, key, radius):
+    """Bumps all over the image, each of norm 1 and turned at random."""
+    height, width, channels = plane
+    h, w = max(height // TILES, 1), max(width // TILES, 1)
+    down, across = height // h, width // w
+    kinds = jnp.array(np.stack([_bumps(h, w, norm), _bumps(w, h, norm).T]), radius.dtype)
+    turn, sign = jax.random.split(key)
+    tiles = kinds[jax.random.bernoulli(turn, shape=(down, across)).astype(int)]
+    signs = jax.random.rademacher(sign, (down, across, channels), radius.dtype)
+    whole = jnp.einsum("ijhw,ijc->ihjwc", tiles, signs, precision="highest").reshape(down * h, across * w, channels)
+    above, left = (height - down * h) // 2, (width - across * w) // 2
+    return jnp.zeros(plane, radius.dtype).at[above : above + down * h, left : left + across * w].set(whole)
+
+
+def _place(key, plane, size):
+    """A window somewhere: its corner, and where it is `[H, W, 1]`."""
+    rows, columns = jnp.arange(plane[0]), jnp.arange(plane[1])
+    corner = jax.random.randint(key, (2,), 0, jnp.array(plane[:2]) - size + 1)
+    inside = [(line >= at) & (line < at + long) for line, at, long in zip((rows, columns), corner, size, strict=True)]
+    return corner, (inside[0][:, None] & inside[1][None])[..., None]
+
+
+def _paint(windows, i, key, r, radius):
+    """p = inf."""
+    which, sizes, _ = windows
+    where, sign = jax.random.split(key)
+    _, window = _place(where, r.shape, sizes[which[i]])
+    return jnp.where(window, radius * jax.random.rademacher(sign, (1, 1, r.shape[2]), r.dtype), r)
+
+
+def _move(norm, windows, i, key, r, radius):
+    """p = 1 and 2."""
+    which, sizes, bumps = windows
+    to, source, turn, sign = jax.random.split(key, 4)
+    corner, window = _place(to, r.shape, sizes[which[i]])
+    _, emptied = _place(source, r.shape, sizes[which[i]])
+
+    def power(a):  # of each channel
+        return (jnp.abs(a) ** norm).sum((0, 1), keepdims=True)
+
+    def unit(a):
+        size = power(a) ** (1 / norm)
+        return a / jnp.where(size > 0, size, 1)
+
+    bump = jnp.roll(bumps[which[i], jax.random.bernoulli(turn).astype(int)], corner, (0, 1))[..., None]
+    signs = jax.random.rademacher(sign, (1, 1, r.shape[2]), r.dtype)
+    new = unit(bump.astype(r.dtype) * signs + unit(jnp.where(window, r, 0)))
+    left = jnp.maximum(radius**norm - power(r).sum(), 0) / r.shape[2]
+    new = new * (left + power(jnp.where(window | emptied, r, 0))) ** (1 / norm)
+    return jnp.where(window, new, jnp.where(emptied, 0, r))

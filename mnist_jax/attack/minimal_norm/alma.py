@@ -1,0 +1,146 @@
+"""ALMA: an augmented Lagrangian, whose multiplier is found on the way."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from mnist_jax import geometry, losses
+from mnist_jax.attack.engine.arguments import at_least
+from mnist_jax.attack.engine.best import Best
+from mnist_jax.attack.engine.chunks import in_chunks
+from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem
+from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.starts import small_start
+from mnist_jax.classifier import Classifier
+
+CHECK = 10  # steps between two looks at whether the constraint improves
+IMPROVED = 0.95  # τ: it does where it falls below this share
+GROWTH = 1.2  # γ, of the penalty parameter where it doesn't
+REDUCTION = 0.01  # of the learning rate, from the first success to the end
+MULTIPLIERS = (1e-6, 1e12)
+FIRST_STEP = {1: 20.0}  # norm of the first step, unless it is given
+
+
+class State(NamedTuple):
+    """The descent of every image: `[B]`, or like the images."""
+
+    r: jax.Array
+    squares: jax.Array  # the running mean of the squared gradient
+    momentum: jax.Array
+    rate: jax.Array
+    μ: jax.Array  # the multiplier
+    ρ: jax.Array  # the penalty parameter
+    earlier: jax.Array  # the constraint when it was last checked
+    first: jax.Array  # the step of the first success, or the number of steps
+    best: Best
+
+
+def alma(
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike | None = None,
+    *,
+    norm: float = 2,
+    steps: int = 1000,
+    learning_rate: float = 0.1,
+    first_step: float | None = None,
+    memory: float | None = None,
+    targets: ArrayLike | None = None,
+    key: jax.Array | None = None,
+) -> AttackResult:
+    """Minimizes an augmented Lagrangian of the distance and the constraint that the image is misclassified:
+
+        norm_p(r) + P(y(x + r), ρ, μ)  such that  x + r in [0, 1]
+
+    where y is the difference of logits ratio, negative where the image is misclassified, and P the penalty-Lagrangian
+
+        P(y, ρ, μ) = μ y + μ ρ y^2 + ρ^2 y^3 / 6    for y >= 0
+                     μ y / (1 - ρ y)                for y < 0
+
+    A step is one of RMSProp with momentum; then the multiplier μ moves to the derivative of P by y. The penalty
+    parameter ρ grows where neither an adversarial image was found nor y improved, and the learning rate falls from the
+    first success on. The nearest misclassified image that is passed is kept (Rony, Granger, Pedersoli & Ben Ayed,
+    "Augmented Lagrangian adversarial attacks", 2021, algorithm 1; P is the P2 of the authors' implementation).
+
+    Args:
+      classifier, images, labels: see `fixed_norm`.
+      norm: p, 1 or 2.
+      steps: gradients for each image.
+      learning_rate: of RMSProp.
+      first_step: a p-norm; where it is given, it sets the learning rate of each image, such that one step along the
+        plain gradient would be so long (of norm 1 unless given: 20), but not more than half of what the box allows.
+      memory: α of the paper, of all running means. Unless it is given, 0.9 for 1,000 steps and 0.5 for 100,
+        by a power of the number of steps for others.
+      targets: `[B]`, the classes to reach; None means any but the label.
+      key: a `jax.random` key, or one for each image; with one, the start is a small random perturbation, else
+        nothing is random.
+
+    Returns:
+      An `AttackResult`.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    norm = geometry.check_norm(norm, (1, 2))
+    at_least(1, steps=steps)
+    memory = max(1 - 0.1 * (1000 / steps) ** 0.7, 0.0) if memory is None else memory
+    if not 0 <= memory < 1:
+        raise ValueError(f"memory must be from 0 to less than 1, not {memory:g}")
+    given = problem(classifier, images, labels, targets)
+    start = small_start(given, key)
+    first_step = FIRST_STEP.get(int(norm)) if first_step is None else first_step
+    run = partial(_run, norm=norm, steps=steps, memory=memory, first_step=first_step)
+    return in_chunks(lambda *arrays: run(classifier, jnp.asarray(learning_rate), *arrays), (given, start))
+
+
+@partial(jax.jit, static_argnames=("norm", "steps", "memory", "first_step"))
+def _run(classifier, learning_rate, given: Problem, start, *, norm, steps, memory, first_step) -> AttackResult:
+    x = given.images
+    slope = jax.grad(lambda r: geometry.norm(r, norm).sum())
+
+    def advance(i, s: State) -> State:
+        logits, y, gradient = given.gradient(classifier, x + s.r, losses.dlr)
+        y = y + given.rounding(logits) / losses.spread(logits)  # what counts as a success, not the boundary itself
+        best = s.best.keep(given, s.r, geometry.norm(s.r, norm), given.solved(logits, CAREFUL))
+        check = ((i + 1) % CHECK == 0) & (i > 0)
+        grows = check & ~s.best.found & ~(y < IMPROVED * s.earlier)
+        ρ = jnp.where(grows, GROWTH * s.ρ, s.ρ)
+        μ = jnp.where(i == 0, s.μ, jnp.clip(memory * s.μ + (1 - memory) * penalty_slope(y, ρ, s.μ), *MULTIPLIERS))
+        pull = given.per_image(penalty_slope(y, ρ, μ)) * gradient
+        direction = jnp.where(i == 0, pull, pull + slope(s.r))
+        rate = s.rate
+        if first_step is not None:
+            rate = jnp.where(i == 0, rate_of(direction, x, first_step, norm), rate)
+        first = jnp.where(best.found, jnp.minimum(s.first, i), steps)
+        fallen = rate * REDUCTION ** (jnp.maximum(i - first, 0) / jnp.maximum(steps - first, 1))
+        squares = memory * s.squares + (1 - memory) * direction**2
+        momentum = memory * s.momentum + direction / (jnp.sqrt(squares) + 1e-8)
+        r = jnp.clip(x + s.r - given.per_image(fallen) * momentum, 0, 1) - x
+        earlier = jnp.where(check | (i == 0), y, s.earlier)
+        return State(r, squares, momentum, rate, μ, ρ, earlier, first, best)
+
+    one = jnp.ones(len(x), x.dtype)
+    state = State(start, jnp.ones_like(x), 0 * x, learning_rate * one, one, one, one, steps + 0 * one, Best.none(x))
+    state = jax.lax.fori_loop(0, steps, advance, state)
+    found = x + given.where(state.best.found, state.best.r, state.r)
+    return finish(classifier, given, found, norm, steps, 0)
+
+
+def penalty_slope(y, ρ, μ):
+    """The derivative of P by y: positive, and μ at y = 0."""
+    above, below = jnp.maximum(y, 0), jnp.minimum(y, 0)
+    return jnp.where(y >= 0, μ + 2 * μ * ρ * above + ρ**2 * above**2 / 2, μ / (1 - ρ * below) ** 2)
+
+
+def rate_of(direction, images, length, norm):
+    """The rate `[B]` at which a step against the direction, clipped to the box, has that p-norm, or half of the
+    longest one."""
+    whole = jnp.where(direction > 0, images, jnp.where(direction < 0, 1 - images, 0))
+    length = jnp.minimum(length, geometry.norm(whole, norm) / 2)
+    step = jnp.abs(geometry.scale_to_sphere_in_box(-direction, images, length, norm))
+    size = jnp.abs(direction)
+    rates = jnp.where(size > 0, step / jnp.where(size > 0, size, 1), 0)  # smaller where the box stops a pixel
+    return rates.reshape(len(images), -1).max(1)

@@ -1,0 +1,111 @@
+"""Brendel & Bethge's attack: along the boundary, by the step that shortens the perturbation the most."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from mnist_jax import geometry, losses
+from mnist_jax.attack.engine import boundary
+from mnist_jax.attack.engine.arguments import at_least
+from mnist_jax.attack.engine.best import Best
+from mnist_jax.attack.engine.chunks import in_chunks
+from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem
+from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.starts import small_start
+from mnist_jax.classifier import Classifier
+
+OVERSHOOT = 1.1  # of the way to the boundary, from the wrong side; from the right one, 2 less that
+MOMENTUM = 0.8  # of the boundary's normal
+DECAYS = 20  # how often the region is halved
+STARTING = 20  # gradients, at most that many used, to get over the boundary where no start is given
+LINE = 10  # evaluations along the line to the start
+
+
+def brendel_bethge(
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike | None = None,
+    *,
+    norm: float = 2,
+    steps: int = 1000,
+    region: float = 1e-3,
+    start: ArrayLike | None = None,
+    targets: ArrayLike | None = None,
+    key: jax.Array | None = None,
+) -> AttackResult:
+    """Follows the boundary to where it is nearest. From y, misclassified or almost, a step solves exactly
+
+        minimize norm_p(y + δ - x)  such that  b δ = c,  norm_2(δ) <= radius,  y + δ in [0, 1]
+
+    where b is the gradient of the margin, averaged over the last steps, and c takes the margin to a little below zero;
+    where no such δ leads there, it is the one that gets the nearest. It begins where the line from the image to the
+    starting point crosses the boundary, and keeps the nearest misclassified image that is passed (Brendel, Rauber,
+    Kümmerer, Ustyuzhaninov & Bethge, "Accurate, reliable and fast robustness evaluation", 2019, equation 2; the
+    schedules are those of the authors' implementation in Foolbox, whose radius also grows with the number of images
+    in the batch).
+
+    Args:
+      classifier, images, labels: see `fixed_norm`.
+      norm: p, 1, 2 or inf.
+      steps: gradients for each image, besides those for a starting point.
+      region: the radius at the beginning, over the number of pixels. It is halved 20 times.
+      start: misclassified images `[B, *shape]` to start from. None means those that 20 steps to the linearized boundary
+        find, each longer than the one before.
+      targets: `[B]`, the classes to reach; None means any but the label.
+      key: a `jax.random` key, or one for each image; with one, the search for a start begins at a small random
+        perturbation, else nothing is random.
+
+    Returns:
+      An `AttackResult`.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    norm = geometry.check_norm(norm, (1, 2, geometry.INF))
+    at_least(1, steps=steps)
+    given = problem(classifier, images, labels, targets)
+    if start is not None and jnp.shape(start) != given.images.shape:
+        raise ValueError(f"start must be images {list(given.images.shape)}, not {list(jnp.shape(start))}")
+    first = small_start(given, key) if start is None else jnp.asarray(start, given.images.dtype) - given.images
+    run = partial(_run, norm=norm, steps=steps, searching=start is None)
+    return in_chunks(lambda *arrays: run(classifier, jnp.asarray(region), *arrays), (given, first))
+
+
+@partial(jax.jit, static_argnames=("norm", "steps", "searching"))
+def _run(classifier, region, given: Problem, r, *, norm, steps, searching) -> AttackResult:
+    x = given.images
+    if searching:
+        r = jax.lax.fori_loop(0, STARTING, partial(_cross, classifier, given), r)
+    r = jnp.clip(x + r, 0, 1) - x
+    one = jnp.ones(len(r), r.dtype)
+    r = given.per_image(boundary.line(classifier, given, r, 0 * one, one, LINE)) * r
+    interval = max(1, steps // DECAYS)
+
+    def advance(i, state):
+        r, normal, best = state
+        logits, margin, gradient = given.gradient(classifier, x + r, losses.margin)
+        best = best.keep(given, r, geometry.norm(r, norm), given.solved(logits, CAREFUL))
+        normal = jnp.where(i == 0, gradient, MOMENTUM * normal + (1 - MOMENTUM) * gradient)
+        margin = margin + given.rounding(logits)
+        fall = jnp.where(margin > 0, OVERSHOOT, 2 - OVERSHOOT) * margin
+        reach = region * x[0].size * 0.5 ** ((i + 2) // interval)
+        r = geometry.shorten_on_plane_in_box(r, normal, fall, reach, x, norm)
+        return jnp.clip(x + r, 0, 1) - x, normal, best
+
+    r, _, best = jax.lax.fori_loop(0, steps, advance, (r, jnp.zeros_like(x), Best.none(x)))
+    best = best.keep(given, r, geometry.norm(r, norm), given.solved(classifier(x + r), CAREFUL))
+    gradients = steps + (STARTING if searching else 0)
+    return finish(classifier, given, x + given.where(best.found, best.r, r), norm, gradients, LINE + 1)
+
+
+def _cross(classifier, given: Problem, i, r):
+    """A step to the linearized boundary and beyond, from what is not misclassified."""
+    x = given.images
+    logits, margin, gradient = given.gradient(classifier, x + r, losses.margin)
+    fall = (1 + 0.1 * (i + 1)) * (margin + given.rounding(logits)) - (gradient * r).reshape(len(x), -1).sum(1)
+    step = geometry.nearest_on_plane_in_box(gradient, fall, x, 2)
+    # Where the gradient at r leads back, the way there goes on.
+    step = given.where(fall > 0, step, r)
+    return given.where(given.solved(logits, CAREFUL), r, jnp.clip(x + step, 0, 1) - x)

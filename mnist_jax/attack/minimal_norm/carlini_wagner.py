@@ -1,0 +1,96 @@
+"""Carlini & Wagner's attack for the 2-norm: distance and margin in one loss, in a space where the box is no limit."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from mnist_jax import geometry, losses
+from mnist_jax.attack.engine.arguments import at_least, positive
+from mnist_jax.attack.engine.chunks import in_chunks
+from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem
+from mnist_jax.attack.engine.result import AttackResult
+from mnist_jax.attack.engine.starts import small_start
+from mnist_jax.attack.engine.tradeoff import Attempt, result_of, search
+from mnist_jax.classifier import Classifier
+
+INSIDE = 1 - 1e-6  # the images in [-1, 1] are drawn in by this much, or those in a corner would be infinitely far away
+
+
+def carlini_wagner(
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike | None = None,
+    *,
+    norm: float = 2,
+    steps: int = 10_000,
+    searches: int = 9,
+    learning_rate: float = 0.01,
+    weight: float = 1e-3,
+    confidence: float = 0.0,
+    stop_early: bool = True,
+    targets: ArrayLike | None = None,
+    key: jax.Array | None = None,
+) -> AttackResult:
+    """Minimizes, over w, by Adam,
+
+        norm_2(r)^2 + c max(margin(x + r) + κ, 0)        with  x + r = (tanh(w) + 1) / 2
+
+    where c is searched for each image: ten times larger until there is a success, then bisected. The nearest
+    misclassified image of all searches is kept.
+
+    Args:
+      classifier, images, labels: see `fixed_norm`.
+      norm: 2, which is all that the method is made for.
+      steps: gradients of one search, at most, for each image.
+      searches: how many values of c.
+      learning_rate: of Adam, in units of w.
+      weight: the first c.
+      confidence: κ, how far below zero the margin is to be.
+      stop_early: whether a search ends where a tenth of the steps lowered the loss of the image by less than 0.01 %.
+      targets: `[B]`, classes to reach; the margin is then that of the target, less than zero where it is reached.
+      key: a `jax.random` key, or one for each image; with one, the start is disturbed at random, else
+        nothing is random.
+
+    Returns:
+      An `AttackResult`.
+
+    Raises:
+      ValueError: an argument is out of its range.
+
+    Carlini & Wagner, "Towards evaluating the robustness of neural networks", 2017, section VI A, with f6 as the loss.
+    """
+    geometry.check_norm(norm, (2,))
+    at_least(1, steps=steps, searches=searches)
+    at_least(0, confidence=confidence)
+    positive(learning_rate=learning_rate, weight=weight)
+    given = problem(classifier, images, labels, targets)
+    how = {"steps": steps, "rounds": searches, "weight": weight, "stop_early": stop_early}
+    run = partial(_run, learning_rate=learning_rate, confidence=confidence, how=tuple(how.items()))
+    return in_chunks(run, (given, small_start(given, key)), classifier)
+
+
+@partial(jax.jit, static_argnames=("learning_rate", "confidence", "how"))
+def _run(classifier, given: Problem, start, *, learning_rate, confidence, how) -> AttackResult:
+    x = given.images
+    adam = optax.scale_by_adam()
+
+    def step(i, state, c):
+        w, first, second = state
+        moved = (jnp.tanh(w) + 1) / 2
+        r = moved - x
+        logits, margin, gradient = given.gradient(classifier, moved, losses.margin)
+        lacking, size = margin + confidence, geometry.norm(r, 2)
+        solved = given.solved(logits, CAREFUL) & (lacking <= 0)
+        pull = given.per_image(jnp.where(lacking > 0, c, 0)) * gradient
+        slope = (2 * r + pull) / (2 * jnp.cosh(w) ** 2)  # that of tanh
+        update, moments = adam.update(slope, optax.ScaleByAdamState(i, first, second))
+        attempt = Attempt(r, size, solved, size**2 + c * jnp.maximum(lacking, 0))
+        return (w - learning_rate * update, moments.mu, moments.nu), attempt
+
+    w = jnp.arctanh(INSIDE * (2 * (x + start) - 1))
+    zero = jnp.zeros_like(x)
+    found = search(given, step, (w, zero, zero), **dict(how))
+    return result_of(classifier, given, found, 2, 0)

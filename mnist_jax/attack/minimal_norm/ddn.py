@@ -1,0 +1,89 @@
+"""DDN: the direction by the gradient, the norm by success or failure."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from mnist_jax import geometry, losses
+from mnist_jax.attack.engine.arguments import at_least, between
+from mnist_jax.attack.engine.best import Best
+from mnist_jax.attack.engine.chunks import in_chunks
+from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem, radii
+from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.starts import small_start
+from mnist_jax.classifier import Classifier
+
+RATES = (1.0, 0.01)  # α, the length of a gradient step: the first, and the last of the cosine
+
+
+def ddn(
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike | None = None,
+    *,
+    norm: float = 2,
+    steps: int = 100,
+    gamma: float = 0.05,
+    initial: ArrayLike = 1.0,
+    targets: ArrayLike | None = None,
+    key: jax.Array | None = None,
+) -> AttackResult:
+    """Minimizes norm_2(r) such that x + r is misclassified, with direction and norm apart:
+
+        r <- r + α g / norm_2(g)                       g the gradient of the cross-entropy
+        ε <- (1 - γ) ε  where x + r was misclassified, else  (1 + γ) ε
+        r <- clip(x + ε r / norm_2(r)) - x
+
+    α falls from 1 to 0.01 along a cosine. The nearest misclassified image on the way is kept. g is taken of the
+    log-odds of the label: the same direction as the cross-entropy's, which is zero in float32 where the network is
+    confident. There are no grey levels: the public implementation rounds every attempt to 256 of them unless it is told
+    not to, and then its images are not the nearest of those that it passes but of their roundings.
+
+    Args:
+      classifier, images, labels: see `fixed_norm`.
+      norm: 2, which is all that the method is made for.
+      steps: gradients for each image.
+      gamma: γ, in (0, 1).
+      initial: the first ε, a number or `[B]`.
+      targets: `[B]`, classes to reach; g is then minus the gradient of the target's cross-entropy.
+      key: a `jax.random` key, or one for each image; with one, the start is disturbed at random, else
+        nothing is random.
+
+    Returns:
+      An `AttackResult`.
+
+    Raises:
+      ValueError: an argument is out of its range.
+
+    Rony, Hafemann, Oliveira, Ben Ayed, Sabourin & Granger, "Decoupling direction and norm for efficient gradient-based
+    L2 adversarial attacks and defenses", 2019, algorithm 1.
+    """
+    geometry.check_norm(norm, (2,))
+    at_least(1, steps=steps)
+    between(gamma=gamma)
+    given = problem(classifier, images, labels, targets)
+    arrays = (given, small_start(given, key), radii(initial, given.images, "initial"))
+    return in_chunks(partial(_run, gamma=gamma, steps=steps), arrays, classifier)
+
+
+@partial(jax.jit, static_argnames=("gamma", "steps"))
+def _run(classifier, given: Problem, start, initial, *, gamma, steps) -> AttackResult:
+    x, farthest = given.images, geometry.largest(given.images, 2)
+
+    def advance(step, state):
+        r, ε, best = state
+        logits, _, gradient = given.gradient(classifier, x + r, losses.log_odds)
+        solved = given.solved(logits, CAREFUL)
+        best = best.keep(given, r, geometry.norm(r, 2), solved)
+        α = RATES[1] + (RATES[0] - RATES[1]) * (1 + jnp.cos(jnp.pi * step / steps)) / 2
+        r = r - α * geometry.dual_direction(gradient, 2)
+        ε = jnp.minimum(jnp.where(solved, 1 - gamma, 1 + gamma) * ε, farthest)
+        length = geometry.norm(r, 2)
+        r = r * given.per_image(ε / jnp.where(length > 0, length, 1))
+        return jnp.clip(x + r, 0, 1) - x, ε, best
+
+    r, _, best = jax.lax.fori_loop(0, steps, advance, (start, initial, Best.none(x)))
+    best = best.keep(given, r, geometry.norm(r, 2), given.solved(classifier(x + r), CAREFUL))
+    return finish(classifier, given, x + given.where(best.found, best.r, r), 2, steps, 1)

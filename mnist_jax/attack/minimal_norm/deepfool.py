@@ -1,0 +1,100 @@
+"""DeepFool: to the nearest of the linearized boundaries, again and again."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from mnist_jax import geometry
+from mnist_jax.attack.engine.arguments import at_least
+from mnist_jax.attack.engine.boundary import margins
+from mnist_jax.attack.engine.chunks import in_chunks
+from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem
+from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.starts import small_start
+from mnist_jax.classifier import Classifier
+
+
+def deepfool(
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike | None = None,
+    *,
+    norm: float = 2,
+    steps: int = 50,
+    overshoot: float = 0.02,
+    classes: int = 10,
+    targets: ArrayLike | None = None,
+    key: jax.Array | None = None,
+) -> AttackResult:
+    """Goes to the nearest boundary, as if the margins m_k = z_label - z_k were linear, until the class changes:
+
+        k = argmin m_k / norm_q(grad m_k)               1 / p + 1 / q = 1
+        r <- r + the step of p-norm  m_k / norm_q(grad m_k)  along which m_k falls fastest
+
+    all at `clip(x + (1 + overshoot) r)`, which is what is tried. The paper knows no box. Where p < 2, a step is mostly
+    of a few pixels; there those that the box stops are left out, or it would not get on.
+
+    Args:
+      classifier, images, labels: see `fixed_norm`.
+      norm: p, in [1, inf].
+      steps: at most, for each image; one takes a gradient for every class.
+      overshoot: how much farther than to the boundary, relative to the perturbation.
+      classes: how many of the likeliest classes to look at, the label among them.
+      targets: `[B]`, classes to reach: then the margin is that of the target, one gradient a step.
+      key: a `jax.random` key, or one for each image; with one, the start is disturbed at random, else
+        nothing is random.
+
+    Returns:
+      An `AttackResult` with the first misclassified image on the way.
+
+    Raises:
+      ValueError: an argument is out of its range.
+
+    Moosavi-Dezfooli, Fawzi & Frossard, "DeepFool: a simple and accurate method to fool deep neural networks", 2016,
+    algorithm 2; section 3.3 for other norms.
+    """
+    norm = geometry.check_norm(norm)
+    at_least(1, steps=steps)
+    at_least(0, overshoot=overshoot)
+    at_least(2, classes=classes)
+    given = problem(classifier, images, labels, targets)
+    run = partial(_run, norm=norm, steps=steps, overshoot=overshoot, others=classes - 1)
+    return in_chunks(run, (given, small_start(given, key)), classifier)
+
+
+@partial(jax.jit, static_argnames=("norm", "steps", "overshoot", "others"))
+def _run(classifier, given: Problem, start, *, norm, steps, overshoot, others) -> AttackResult:
+    def at(r):
+        return jnp.clip(given.images + (1 + overshoot) * r, 0, 1)
+
+    def advance(state):
+        step, r, solved, gradients = state
+        logits, _, values, slopes = margins(classifier, given._replace(images=at(r)), others)
+        solved |= given.solved(logits, CAREFUL)
+        moved = r + _to_nearest(at(r), values + given.rounding(logits)[None], slopes, norm)
+        moved = jnp.clip(given.images + moved, 0, 1) - given.images
+        return step + 1, given.where(solved, r, moved), solved, gradients + jnp.where(solved, 0, len(values))
+
+    def goes_on(state):
+        step, _, solved, _ = state
+        return (step < steps) & ~solved.all()
+
+    none = jnp.zeros(len(start), bool)
+    _, r, solved, gradients = jax.lax.while_loop(goes_on, advance, (0, start, none, none.astype(jnp.int32)))
+    return finish(classifier, given, at(r), norm, gradients, jnp.where(solved, 1, 0))
+
+
+def _to_nearest(images, falls, slopes, norm):
+    """The shortest step along which one of K linear functions falls as asked. `falls` are `[K, B]`."""
+    if norm < 2:
+        stopped = ((images <= 0)[None] & (slopes > 0)) | ((images >= 1)[None] & (slopes < 0))
+        slopes = jnp.where(stopped, 0, slopes)
+    steepness = jax.vmap(partial(geometry.norm, p=geometry.dual(norm)))(slopes)
+    lengths = jnp.where(steepness > 0, jnp.maximum(falls, 0) / jnp.where(steepness > 0, steepness, 1), jnp.inf)
+    nearest = lengths.argmin(0)[None]
+    slope = jnp.take_along_axis(slopes, nearest.reshape(*nearest.shape, *[1] * (images.ndim - 1)), 0)[0]
+    # None is longer than the box, so that none is infinite.
+    length = jnp.minimum(lengths.min(0), geometry.largest(images, norm))
+    return -geometry.dual_direction(slope, norm) * length.reshape(-1, *[1] * (images.ndim - 1))

@@ -1,0 +1,172 @@
+"""FAB: to the linearized boundary and a little towards the image, and back from what is misclassified."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from mnist_jax import geometry, losses
+from mnist_jax.attack.engine.arguments import at_least
+from mnist_jax.attack.engine.best import Best
+from mnist_jax.attack.engine.chunks import in_chunks
+from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem
+from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.starts import keys_of
+from mnist_jax.classifier import Classifier
+
+α_MAX = 0.1  # the largest weight of the step from the image itself
+β = 0.9  # what is left of a perturbation that is misclassified, where the next step begins
+η = 1.05  # of the way to the boundary
+FARTHEST = {1: 5.0, 2: 1.0, geometry.INF: 0.3}  # twice the distance of a random start, at most
+FINAL = 3  # evaluations along the line at the end
+
+
+def fab(
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike | None = None,
+    *,
+    norm: float = 2,
+    steps: int = 100,
+    restarts: int = 1,
+    classes: int | None = None,
+    targets: ArrayLike | None = None,
+    key: jax.Array | None = None,
+) -> AttackResult:
+    """Walks along the boundary that is nearest, where it would be if the margins were linear:
+
+        y <- (1 - α) (y + η d(y)) + α (x + η d(x)),  clipped to [0, 1]
+
+    where d(z) is the step of least p-norm inside the box from z to the boundary as linearized at y, of the class whose
+    boundary is nearest to y, and α = norm(d(y)) / (norm(d(y)) + norm(d(x))), at most 0.1. Where y is misclassified, the
+    next step begins at x + 0.9 (y - x). The nearest misclassified y is kept and drawn back along the line to x by three
+    steps of the secant method (Croce & Hein, "Minimally distorted adversarial examples with a fast adaptive boundary
+    attack", 2020, algorithm 1).
+
+    Args:
+      classifier, images, labels: see `fixed_norm`.
+      norm: p, 1, 2 or inf.
+      steps: of every run. Each costs an evaluation and a gradient for every other class, or just one for a class.
+      restarts: runs; all but the first begin at random.
+      classes: None looks at the boundaries of all other classes at every step. A number runs against so many of the
+        likeliest other classes, one after another, with a gradient a step: the version for many classes.
+      targets: `[B]`, the classes to reach; None means any but the label.
+      key: a `jax.random` key, or one for each image, for the random starts; None means a fixed one.
+
+    Returns:
+      An `AttackResult`.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    norm = geometry.check_norm(norm, (1, 2, geometry.INF))
+    at_least(1, steps=steps, restarts=restarts, classes=classes)
+    given = problem(classifier, images, labels, targets)
+    run = partial(_run, norm=norm, steps=steps, restarts=restarts, classes=classes)
+    return in_chunks(run, (given, keys_of(key, len(given.images))), classifier)
+
+
+@partial(jax.jit, static_argnames=("norm", "steps", "restarts", "classes"))
+def _run(classifier, given: Problem, keys, *, norm, steps, restarts, classes) -> AttackResult:
+    x = given.images
+    logits = classifier(x)
+    ranked = jax.lax.top_k(losses.label_and_others(logits, given.labels)[1], logits.shape[1] - 1)[1]
+    if given.targets is not None:
+        ranked = given.targets[:, None]
+    among = ranked.shape[1]  # classes looked at in one run
+    goals = 1
+    if classes is not None:
+        among, goals = 1, min(classes, among)
+
+    def run(i, state):
+        best, _ = state
+        others = jax.lax.dynamic_slice_in_dim(ranked, (i % goals) * among, among, 1)
+        start = jnp.where(i < goals, 0, _random(given, jax.vmap(jax.random.fold_in, (0, None))(keys, i), best, norm))
+
+        def step(_, state):
+            best, y = state
+            y = _step(classifier, given, y, others, norm)
+            r = y - x
+            solved = given.solved(classifier(y), CAREFUL)
+            return best.keep(given, r, geometry.norm(r, norm), solved), given.where(solved, x + β * r, y)
+
+        return jax.lax.fori_loop(0, steps, step, (best, x + start))
+
+    best, last = jax.lax.fori_loop(0, restarts * goals, run, (Best.none(x), x))
+    found = x + given.where(best.found, given.per_image(_shorten(classifier, given, best.r, logits)) * best.r, last - x)
+    runs = restarts * goals * steps
+    return finish(classifier, given, found, norm, runs * among, runs + FINAL + 2)
+
+
+def _random(given: Problem, keys, best: Best, norm):
+    """Perturbations at random, half as long as the best so far."""
+    shape, dtype = given.images.shape[1:], given.images.dtype
+    draw = partial(jax.random.uniform, minval=-1, maxval=1) if norm == geometry.INF else jax.random.normal
+    noise = jax.vmap(lambda key: draw(key, shape, dtype))(keys)
+    length = jnp.minimum(best.value, FARTHEST[norm]) / 2
+    return jnp.clip(given.images + given.per_image(length / geometry.norm(noise, norm)) * noise, 0, 1) - given.images
+
+
+def _step(classifier, given: Problem, y, others, norm):
+    """The next point, from the image and from y to the linearized boundary."""
+    x = given.images
+    value, gradient = _nearest_boundary(classifier, given, y, others, norm)
+    there = value + (gradient * (x - y)).reshape(len(x), -1).sum(1)  # of the linearized margin at the image
+    falls = jnp.concatenate([value, there])
+    # From beyond the boundary the way back to it: there the margin has to grow.
+    towards = jnp.concatenate(
+        [given.where(value < 0, -gradient, gradient), given.where(there < 0, -gradient, gradient)]
+    )
+    steps = geometry.nearest_on_plane_in_box(towards, jnp.abs(falls), jnp.concatenate([y, x]), norm)
+    lengths = geometry.norm(steps, norm)
+    from_y, from_x = jnp.split(steps, 2)
+    ours, original = jnp.split(lengths, 2)
+    α = given.per_image(jnp.minimum(ours / jnp.maximum(ours + original, jnp.finfo(x.dtype).tiny), α_MAX))
+    return jnp.clip((1 - α) * (y + η * from_y) + α * (x + η * from_x), 0, 1)
+
+
+def _nearest_boundary(classifier, given: Problem, y, others, norm):
+    """The margin `[B]` to the class of `others [B, K]` whose linearized boundary is nearest, and its gradient."""
+
+    def margins(y):
+        logits = classifier(y)
+        if given.targets is not None:
+            margin = given.objective(logits)[:, None]
+        else:
+            own = losses.label_and_others(logits, given.labels)[0]
+            margin = own[:, None] - jnp.take_along_axis(logits, others, 1)
+        return margin + jax.lax.stop_gradient(given.rounding(logits))[:, None]
+
+    values, pull_back = jax.vjp(margins, y)
+
+    def look(best, one):
+        nearest, value, gradient = best
+        new, new_gradient = values @ one, pull_back(jnp.broadcast_to(one, values.shape))[0]
+        slope = geometry.norm(new_gradient, geometry.dual(norm))
+        distance = jnp.abs(new) / jnp.maximum(slope, jnp.finfo(y.dtype).tiny)
+        nearer = distance < nearest
+        better = jnp.where(nearer, distance, nearest), jnp.where(nearer, new, value)
+        return (*better, given.where(nearer, new_gradient, gradient)), None
+
+    none = jnp.full(len(y), jnp.inf, y.dtype)
+    return jax.lax.scan(look, (none, values[:, 0], jnp.zeros_like(y)), jnp.eye(values.shape[1], dtype=y.dtype))[0][1:]
+
+
+def _shorten(classifier, given: Problem, r, logits):
+    """The share `[B]` of `r` that is still misclassified, by the secant method along the line to the image."""
+
+    def height(logits):
+        return given.objective(logits) + given.rounding(logits)
+
+    def narrow(_, ends):
+        (low, above), (high, below) = ends
+        share = low + (high - low) * jnp.clip(above / jnp.where(above > below, above - below, 1), 0, 1)
+        logits = classifier(given.images + given.per_image(share) * r)
+        fooled, new = given.solved(logits, CAREFUL), (share, height(logits))
+        keep = partial(jax.tree.map, partial(jnp.where, fooled))
+        return keep((low, above), new), keep(new, (high, below))
+
+    one = jnp.ones(len(r), r.dtype)
+    ends = (0 * one, height(logits)), (one, height(classifier(given.images + r)))
+    return jax.lax.fori_loop(0, FINAL, narrow, ends)[1][0]

@@ -1,0 +1,103 @@
+"""FMN: a gradient step, then onto the ball, whose radius follows the boundary."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from mnist_jax import geometry, losses
+from mnist_jax.attack.engine.arguments import at_least, between, positive
+from mnist_jax.attack.engine.best import Best
+from mnist_jax.attack.engine.chunks import in_chunks
+from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem
+from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.starts import small_start
+from mnist_jax.classifier import Classifier
+
+LAST_GAMMA = 0.001  # of the cosine
+
+
+def fmn(
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike | None = None,
+    *,
+    norm: float = 2,
+    steps: int = 100,
+    learning_rate: float = 1.0,
+    gamma: float = 0.05,
+    targets: ArrayLike | None = None,
+    key: jax.Array | None = None,
+) -> AttackResult:
+    """Minimizes norm_p(r) such that x + r is misclassified, by steps in a ball whose radius ε follows the boundary:
+
+        r <- the perturbation in the box with norm_p <= ε that is nearest to  r - α g / norm_2(g)
+        ε <- min((1 - γ) ε, norm_p(best r))                     where x + r was misclassified
+             norm_p(r) + |margin| / norm_q(g)                   where no x + r was so far, 1 / p + 1 / q = 1
+             (1 + γ) ε                                          else
+
+    with g the gradient of the margin; for p = 0 and as long as none was misclassified, ε also grows by (1 + γ), and
+    changes by at least 1. α and γ fall along cosines, to 0.01 α and to 0.001. The nearest misclassified image on the
+    way is kept.
+
+    The projection is onto ball and box at once. The paper, and adv-lib 0.2.8 with it, projects onto the ball and then
+    clips to the box, which leaves r short of ε: where many pixels are at 0, it stands still before the boundary. In
+    Foolbox 3.3.4 the projection for p = 2 does nothing: it divides a norm by itself.
+
+    Args:
+      classifier, images, labels: see `fixed_norm`.
+      norm: p: 0, 1, 2 or inf.
+      steps: gradients for each image.
+      learning_rate: the first α, the 2-norm of a step.
+      gamma: the first γ, in (0, 1).
+      targets: `[B]`, classes to reach; the margin is then that of the target, less than zero where it is reached.
+      key: a `jax.random` key, or one for each image; with one, the start is disturbed at random, else
+        nothing is random.
+
+    Returns:
+      An `AttackResult`; for p = 0 the distance is the number of entries that were changed.
+
+    Raises:
+      ValueError: an argument is out of its range.
+
+    Pintor, Roli, Brendel & Biggio, "Fast minimum-norm adversarial attacks through adaptive norm constraints", 2021,
+    algorithm 1.
+    """
+    norm = geometry.check_norm(norm, (0, 1, 2, geometry.INF))
+    at_least(1, steps=steps)
+    positive(learning_rate=learning_rate)
+    between(gamma=gamma)
+    given = problem(classifier, images, labels, targets)
+    run = partial(_run, norm=norm, steps=steps, learning_rate=learning_rate, gamma=gamma)
+    return in_chunks(run, (given, small_start(given, key)), classifier)
+
+
+@partial(jax.jit, static_argnames=("norm", "steps", "learning_rate", "gamma"))
+def _run(classifier, given: Problem, start, *, norm, steps, learning_rate, gamma) -> AttackResult:
+    x, farthest = given.images, geometry.largest(given.images, norm)
+
+    def advance(step, state):
+        r, ε, best = state
+        logits, margin, gradient = given.gradient(classifier, x + r, losses.margin)
+        solved, size = given.solved(logits, CAREFUL), geometry.norm(r, norm)
+        best = best.keep(given, r, size, solved)
+        cosine = (1 + jnp.cos(jnp.pi * step / steps)) / 2
+        α = learning_rate * (0.01 + 0.99 * cosine)
+        γ = LAST_GAMMA + (gamma - LAST_GAMMA) * cosine
+        if norm == 0:
+            smaller = jnp.minimum(jnp.minimum(ε - 1, jnp.floor((1 - γ) * ε)), best.value)
+            larger = jnp.maximum(ε + 1, jnp.floor((1 + γ) * ε))
+        else:
+            # To where it counts as a success: on the boundary itself it would stay for ever.
+            fall = jnp.maximum(margin + given.rounding(logits), 0)
+            boundary = size + fall / jnp.maximum(geometry.norm(gradient, geometry.dual(norm)), jnp.finfo(x.dtype).tiny)
+            smaller = jnp.minimum((1 - γ) * ε, best.value)
+            larger = jnp.where(best.found, (1 + γ) * ε, boundary)
+        ε = jnp.clip(jnp.where(solved, smaller, larger), 0, farthest)
+        return geometry.project_ball_in_box(r - α * geometry.dual_direction(gradient, 2), x, ε, norm), ε, best
+
+    ε = jnp.full(len(x), 1 if norm == 0 else jnp.inf, x.dtype)
+    r, _, best = jax.lax.fori_loop(0, steps, advance, (start, ε, Best.none(x)))
+    best = best.keep(given, r, geometry.norm(r, norm), given.solved(classifier(x + r), CAREFUL))
+    return finish(classifier, given, x + given.where(best.found, best.r, r), norm, steps, 1)

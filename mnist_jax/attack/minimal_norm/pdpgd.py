@@ -1,0 +1,119 @@
+"""PDPGD: proximal steps on the norm, gradient steps on the loss, and a dual variable that weighs the two."""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from mnist_jax import geometry, losses
+from mnist_jax.attack.engine.arguments import at_least
+from mnist_jax.attack.engine.best import Best
+from mnist_jax.attack.engine.chunks import in_chunks
+from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem
+from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.starts import small_start
+from mnist_jax.classifier import Classifier
+
+β1, β2 = 0.9, 0.999  # of Adam
+DECREASE = 0.01  # of the learning rate, to the end
+RATIO = 0.01  # of the weight of the norm to that of the loss, at the start
+SMALLEST_RATIO = 1e-6
+DUAL_RATE, DUAL_DECREASE = 0.1, 0.1  # of the dual variable's step, and its share at the end
+DUAL_MEMORY = 0.9  # of the weight's running mean
+PROXIMAL_STEPS = 5
+
+
+class State(NamedTuple):
+    """The descent of every image: `[B]`, or like the images."""
+
+    r: jax.Array
+    mean: jax.Array  # Adam's, of the gradient
+    square: jax.Array  # and of its square
+    λ: jax.Array  # log of the weight of the loss over that of the norm
+    weight: jax.Array  # of the loss, averaged over the way; that of the norm is the rest to 1
+    best: Best
+
+
+def pdpgd(
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike | None = None,
+    *,
+    norm: float = 2,
+    steps: int = 500,
+    learning_rate: float = 0.1,
+    targets: ArrayLike | None = None,
+    key: jax.Array | None = None,
+) -> AttackResult:
+    """Looks for a saddle point of the Lagrangian of the least norm at which the image is misclassified:
+
+        min over r, max over λ  of  (1 - w) norm_p(r) + w softplus(m(x + r)),  w = sigmoid(λ),  x + r in [0, 1]
+
+    where m is the margin. A step is one of Adam on the loss, then a proximal step on the norm in Adam's metric, by
+    proximal iterations that stay in the box; λ goes up where the image is classified correctly and down where it isn't.
+    The nearest misclassified image that is passed is kept (Matyasko & Chau, "PDPGD: Primal-dual proximal gradient
+    descent adversarial attack", 2021; the proximal iterations are those of Yun, Lozano & Yang, "A general family of
+    stochastic proximal gradient methods for deep learning", 2019).
+
+    Args:
+      classifier, images, labels: see `fixed_norm`.
+      norm: p, in [1, inf].
+      steps: gradients for each image.
+      learning_rate: of Adam, in units of pixels; it falls exponentially, to a hundredth.
+      targets: `[B]`, the classes to reach; None means any but the label.
+      key: a `jax.random` key, or one for each image; with one, the start is a small random perturbation, else
+        nothing is random.
+
+    Returns:
+      An `AttackResult`.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    norm = geometry.check_norm(norm)
+    at_least(1, steps=steps)
+    given = problem(classifier, images, labels, targets)
+    run = partial(_run, norm=norm, steps=steps)
+    arrays = (given, small_start(given, key))
+    return in_chunks(lambda *arrays: run(classifier, jnp.asarray(learning_rate), *arrays), arrays)
+
+
+@partial(jax.jit, static_argnames=("norm", "steps"))
+def _run(classifier, learning_rate, given: Problem, start, *, norm, steps) -> AttackResult:
+    x = given.images
+
+    def advance(i, s: State) -> State:
+        logits, margin, gradient = given.gradient(classifier, x + s.r, losses.margin)
+        best = s.best.keep(given, s.r, geometry.norm(s.r, norm), given.solved(logits, CAREFUL))
+        margin = margin + given.rounding(logits)
+        gradient = given.per_image(jax.nn.sigmoid(margin)) * gradient  # the derivative of softplus
+        mean, square = β1 * s.mean + (1 - β1) * gradient, β2 * s.square + (1 - β2) * gradient**2
+        metric = jnp.sqrt(square / (1 - β2 ** (i + 1.0))) + 1e-8
+        rate = learning_rate * DECREASE ** (i / steps)
+        moved = jnp.clip(x + s.r - rate * mean / (1 - β1 ** (i + 1.0)) / metric, 0, 1) - x
+        r = proximal_step(moved, metric, rate * (1 - s.weight) / s.weight, x, norm)
+        left = 1 - i / max(steps - 1, 1)
+        λ = s.λ + DUAL_RATE * (DUAL_DECREASE + (1 - DUAL_DECREASE) * left) * jnp.sign(margin)
+        λ = jnp.clip(λ, math.log(SMALLEST_RATIO), -math.log(SMALLEST_RATIO))
+        weight = DUAL_MEMORY * s.weight + (1 - DUAL_MEMORY) * jax.nn.sigmoid(λ)
+        return State(r, mean, square, λ, weight, best)
+
+    nothing, λ = jnp.zeros_like(x), jnp.full(len(x), -math.log(RATIO), x.dtype)
+    state = State(start, nothing, nothing, λ, jax.nn.sigmoid(λ), Best.none(x))
+    state = jax.lax.fori_loop(0, steps, advance, state)
+    found = x + given.where(state.best.found, state.best.r, state.r)
+    return finish(classifier, given, found, norm, steps, 0)
+
+
+def proximal_step(v, metric, weight, images, p):
+    """Near the minimum over r in the box of `weight norm_p(r) + metric (r - v)^2 / 2`, by proximal gradient steps."""
+    largest = metric.reshape(len(v), -1).max(1)
+    share = metric / largest.reshape(-1, *[1] * (v.ndim - 1))
+
+    def step(_, r):
+        return jnp.clip(images + geometry.proximal(r - share * (r - v), weight / largest, p), 0, 1) - images
+
+    return jax.lax.fori_loop(0, PROXIMAL_STEPS, step, v)

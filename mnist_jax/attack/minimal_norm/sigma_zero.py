@@ -1,0 +1,96 @@
+"""Sigma-zero: as few pixels as possible, by a smooth count of them and a threshold that follows success."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from mnist_jax import geometry, losses
+from mnist_jax.attack.engine.arguments import at_least, positive
+from mnist_jax.attack.engine.best import Best
+from mnist_jax.attack.engine.chunks import in_chunks
+from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem
+from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.starts import small_start
+from mnist_jax.classifier import Classifier
+
+
+def sigma_zero(
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike | None = None,
+    *,
+    norm: float = 0,
+    steps: int = 1000,
+    learning_rate: float = 1.0,
+    sigma: float = 1e-3,
+    threshold: float = 0.3,
+    threshold_rate: float = 0.01,
+    targets: ArrayLike | None = None,
+    key: jax.Array | None = None,
+) -> AttackResult:
+    """Minimizes the margin and a smooth count of the changed pixels, of D,
+
+        max(margin(x + r), 0) + (1 / D) Σ_j r_j^2 / (r_j^2 + σ)        such that  x + r  in [0, 1]
+
+    by Adam, on gradients of inf-norm 1, with a rate η that falls along a cosine to a tenth. After every step, pixels
+    with |r_j| < τ go back to zero; τ rises by η times `threshold_rate` where x + r was misclassified, and falls by as
+    much elsewhere. The misclassified image of the fewest changed pixels is kept.
+
+    Args:
+      classifier, images, labels: see `fixed_norm`.
+      norm: 0, which is all that the method is made for.
+      steps: gradients for each image.
+      learning_rate: the first η, in units of pixels.
+      sigma: σ, above 0; the smaller, the sharper is the count.
+      threshold: the first τ, in [0, 1].
+      threshold_rate: see above.
+      targets: `[B]`, classes to reach; the margin is then that of the target, less than zero where it is reached.
+      key: a `jax.random` key, or one for each image; with one, the start is disturbed at random, else
+        nothing is random.
+
+    Returns:
+      An `AttackResult`, with the number of entries that were changed as the distance.
+
+    Raises:
+      ValueError: an argument is out of its range.
+
+    Cinà, Villani, Pintor, Schönherr, Biggio & Pelillo, "σ-zero: gradient-based optimization of l0-norm adversarial
+    examples", 2025, algorithm 1.
+    """
+    geometry.check_norm(norm, (0,))
+    at_least(1, steps=steps)
+    positive(learning_rate=learning_rate, sigma=sigma)
+    if not 0 <= threshold <= 1 or threshold_rate < 0:
+        raise ValueError(f"threshold must be in [0, 1] and its rate at least 0, not {threshold:g}, {threshold_rate:g}")
+    given = problem(classifier, images, labels, targets)
+    how = {"learning_rate": learning_rate, "sigma": sigma, "threshold": threshold, "threshold_rate": threshold_rate}
+    return in_chunks(partial(_run, steps=steps, **how), (given, small_start(given, key)), classifier)
+
+
+@partial(jax.jit, static_argnames=("steps", "learning_rate", "sigma", "threshold", "threshold_rate"))
+def _run(classifier, given: Problem, start, *, steps, learning_rate, sigma, threshold, threshold_rate) -> AttackResult:
+    x = given.images
+    adam = optax.scale_by_adam()
+
+    def advance(step, state):
+        r, moments, τ, best = state
+        logits, _, gradient = given.gradient(classifier, x + r, losses.margin)
+        solved = given.solved(logits, CAREFUL)
+        best = best.keep(given, r, geometry.norm(r, 0), solved)
+        count = 2 * sigma * r / (r**2 + sigma) ** 2 / x[0].size
+        # As long as it is no success the margin counts, or it would stop at zero.
+        slope = given.where(solved, jnp.zeros_like(r), gradient) + count
+        largest = jnp.maximum(geometry.norm(slope, geometry.INF), 1e-12)
+        update, moments = adam.update(slope / given.per_image(largest), moments)
+        rates = [learning_rate * (0.1 + 0.9 * (1 + jnp.cos(jnp.pi * i / steps)) / 2) for i in (step, step + 1)]
+        r = jnp.clip(x + r - rates[0] * update, 0, 1) - x
+        τ = jnp.clip(τ + threshold_rate * rates[1] * jnp.where(solved, 1, -1), 0, 1)
+        return jnp.where(jnp.abs(r) < given.per_image(τ), 0, r), moments, τ, best
+
+    τ = jnp.full(len(x), threshold, x.dtype)
+    r, _, _, best = jax.lax.fori_loop(0, steps, advance, (start, adam.init(start), τ, Best.none(x)))
+    best = best.keep(given, r, geometry.norm(r, 0), given.solved(classifier(x + r), CAREFUL))
+    return finish(classifier, given, x + given.where(best.found, best.r, r), 0, steps, 1)

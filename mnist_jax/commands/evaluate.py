@@ -1,0 +1,109 @@
+"""Print the accuracies of trained networks, or the robust accuracy of one, or recheck the results of an attack."""
+
+import argparse
+import functools
+from pathlib import Path
+from typing import Any
+
+from mnist_jax import data
+from mnist_jax.commands import campaign, console
+from mnist_jax.data import SPLITS
+from mnist_jax.errors import InputError
+from mnist_jax.evaluation import accuracy
+from mnist_jax.storage import checkpoint, results, verify
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = console.Parser("evaluate", __doc__)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--model", help="a checkpoint's path, or a name such as CNN or CNN-original")
+    which.add_argument("--all", action="store_true", help="every network that ships with the project")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--verify", type=Path, metavar="RESULTS", help="recheck a file of attack results, image by image")
+    what.add_argument("--robust", action="store_true", help="accuracy at a radius, by AutoAttack's standard ensemble")
+    parser.add_argument("--output", type=Path, default=checkpoint.RUNS, help="folder of your own networks, and results")
+    parser.add_data_options(dataset=None)
+    always = set(vars(parser.parse_args([])))  # those of a campaign are there only where they are given
+    campaign.add_options(parser, "with --robust")
+    options = parser.parse_args(argv)
+    if not (options.model or options.all or options.verify):
+        parser.error("one of the arguments --model --all --verify is required")
+    if options.all and (options.verify or options.robust):
+        parser.error(f"argument {'--verify' if options.verify else '--robust'}: not allowed with argument --all")
+    if not options.robust and (extra := sorted(set(vars(options)) - always)):
+        parser.error(f"argument --{extra[0]}: only with --robust")
+    return options
+
+
+def chosen(options: argparse.Namespace) -> list[Path]:
+    if not options.all:
+        return [checkpoint.find(options.model, options.output)]
+    if paths := sorted(checkpoint.shipped().glob("*.safetensors")):
+        return paths
+    raise InputError(f"there are no trained networks in {checkpoint.shipped()}; reinstall mnist_jax")
+
+
+load = functools.cache(data.load)  # most networks are of one dataset
+
+
+def evaluate(path: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The accuracies of the network at `path`, on the data it was trained for unless the options name others."""
+    trained = checkpoint.load(path)
+    name = options.dataset or trained.about.get("dataset", "mnist")
+    dataset = load(name, options.data_dir)
+    accuracies = {split: accuracy(trained.classifier(), getattr(dataset, split)) for split in SPLITS}
+    return {"model": path.stem, "path": str(path), "dataset": name, "accuracies": accuracies}
+
+
+HEADER = f"{'network':18}" + "".join(f"{split:>9}" for split in SPLITS)
+
+
+def row(result: dict[str, Any]) -> str:
+    return f"{result['model']:18}" + "".join(f"{accuracy:>9.2%}" for accuracy in result["accuracies"].values())
+
+
+def check(options: argparse.Namespace) -> int:
+    """Rechecks the results of --verify; 1 where something that the file says does not hold."""
+    record = results.load(options.verify)
+    model, split, dataset = (verify.said(record, key, str, options.verify) for key in ("model", "split", "dataset"))
+    tested = campaign.subject(options.model or model, split, options, dataset)
+    console.note(f"verifying {options.verify} with {tested.path}")
+    report = verify.verify(record, tested.path, tested.classifier, tested.split, options.verify)
+    console.report(report, verify.text(report), as_json=options.json)
+    return 1 if report["wrong"] else 0
+
+
+def robust(options: argparse.Namespace) -> None:
+    """Attacks what --robust asks for; prints the share of the images that stay classified correctly."""
+    record, summary = campaign.carry_out(campaign.prepare(options, "auto_attack"), options)
+    summary |= {
+        "accuracy": float((record.result.distance > 0).mean()),  # 0: misclassified as it is
+        "robust_accuracy": float((~record.result.success).mean()),
+    }
+    lines = (
+        f"robust accuracy:  {summary['robust_accuracy']:.2%} of {summary['images']} images, "
+        f"at radius {options.radius:g} of norm {summary['norm']:g}",
+        f"accuracy:         {summary['accuracy']:.2%}",
+        f"cost:             {campaign.cost(summary)}",
+        f"results:          {summary['results']}",
+    )
+    console.report(summary, "\n".join(lines), as_json=options.json)
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse(argv)
+    console.start()
+    if options.verify:
+        return check(options)
+    if options.robust:
+        robust(options)
+        return 0
+    results: list[dict[str, Any]] = []
+    for path in chosen(options):
+        console.note(f"evaluating {path}")
+        results.append(evaluate(path, options))
+        if not options.json:
+            print(row(results[-1]) if len(results) > 1 else f"{HEADER}\n{row(results[-1])}", flush=True)
+    if options.json:
+        console.report({"networks": results}, "", as_json=True)
+    return 0

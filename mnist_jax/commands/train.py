@@ -1,0 +1,243 @@
+"""Train a network and keep its weights, what made them, and a figure of how it went."""
+
+import argparse
+import hashlib
+import math
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from mnist_jax import data, losses, networks, training
+from mnist_jax.classifier import Classifier
+from mnist_jax.commands import console
+from mnist_jax.errors import InputError
+from mnist_jax.evaluation import accuracy, predict
+from mnist_jax.networks import NETWORKS, Network
+from mnist_jax.recipe import RECIPES, Recipe
+from mnist_jax.storage import checkpoint, files
+
+SECONDS_BETWEEN_SAVES = 3.0  # of the state: a kill costs no more than this, and saving next to nothing
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = console.Parser("train", __doc__)
+    parser.add_argument("--model", required=True, help=f"one of {', '.join(NETWORKS)}")
+    parser.add_argument("--recipe", default="original", help=f"one of {', '.join(RECIPES)}")
+    own = "(default: the recipe's)"
+    parser.add_argument("--epochs", type=console.number(int, 1, 100_000), default=argparse.SUPPRESS, help=own)
+    parser.add_argument("--batch-size", type=console.number(int, 1), default=argparse.SUPPRESS, help=own)
+    rate = console.number(float, 0, 10, above=True)
+    parser.add_argument("--learning-rate", type=rate, default=argparse.SUPPRESS, help=own)
+    parser.add_argument("--seed", type=console.number(int, 0, 2**32 - 1), default=0, help="whole number")
+    parser.add_argument("--output", type=Path, default=checkpoint.RUNS, help="folder for the results")
+    parser.add_argument("--save", action=argparse.BooleanOptionalAction, default=True, help="write to --output")
+    parser.add_argument("--resume", action="store_true", help="go on with the interrupted training of this name")
+    parser.add_data_options()
+    return parser.parse_args(argv)
+
+
+class Run(NamedTuple):
+    """A training, as the options ask for it."""
+
+    network: type[Network]
+    recipe: Recipe
+    dataset: data.Dataset
+    seed: int
+    output: Path
+    save: bool
+    resume: bool
+
+    @property
+    def name(self) -> str:
+        return str(checkpoint.Name(self.network.__name__, "", self.recipe.name, self.dataset.name))
+
+    def path(self, suffix: str) -> Path:
+        return self.output / (self.name + suffix)
+
+    def about(self) -> dict[str, Any]:
+        """What a resumed training must have in common with the interrupted one."""
+        images = hashlib.sha256(self.dataset.train.images.tobytes()).hexdigest()
+        return {
+            "recipe": self.recipe.name,
+            "dataset": self.dataset.name,
+            "seed": self.seed,
+            "hyperparameters": self.recipe.hyperparameters(),
+            "training images": images,
+        }
+
+
+def prepare(options: argparse.Namespace) -> Run:
+    """Checks the options and loads the data. Raises `InputError` before anything is written but an empty folder."""
+    network = networks.by_name(options.model)
+    given = {k: v for k, v in vars(options).items() if k in ("epochs", "batch_size", "learning_rate")}
+    recipe = replace(network.recipe(options.recipe), **given)
+    dataset = data.load(options.dataset, options.data_dir)
+    if recipe.batch_size > len(dataset.train.labels):
+        raise InputError(
+            f"--batch-size {recipe.batch_size} is larger than the training set of {len(dataset.train.labels)} images"
+        )
+    if options.resume and not options.save:
+        raise InputError("--resume needs the state that --no-save does not keep; leave one of them out")
+    if options.save:
+        files.make_folder(options.output)
+    return Run(network, recipe, dataset, options.seed, options.output, options.save, options.resume)
+
+
+def begin(run: Run) -> tuple[training.State, list[dict[str, Any]]]:
+    """The state to start from, fresh or that of the interrupted training, and the history so far."""
+    steps = run.recipe.steps(len(run.dataset.train.labels))
+    state = training.start(run.network, run.recipe, jax.random.key(run.seed), steps)
+    if run.resume:
+        saved, was = checkpoint.load_state(run.path(".state"), pack(state))
+        history, wanted = was.pop("history"), run.about()
+        if different := [key for key in wanted if was.get(key) != wanted[key]]:
+            changed = {k: v for k, v in was["hyperparameters"].items() if wanted["hyperparameters"].get(k) != v}
+            hint = f" (it had {', '.join(f'{k} {v}' for k, v in changed.items())})" if changed else ""
+            raise InputError(
+                f"the interrupted training had other {' and '.join(different)}{hint}; resume with the same"
+            )
+        console.note(f"resuming {run.name} after epoch {len(history)}")
+        return unpack(saved), history
+    if run.save and run.path(".state").is_dir():
+        console.note(f"note: starting anew; an interrupted training of {run.name} is replaced (--resume would go on)")
+        checkpoint.drop_state(run.path(".state"))
+    return state, []
+
+
+def pack(state: training.State) -> dict[str, Any]:
+    """The state as plain arrays, which can be written."""
+    return state._replace(key=jax.random.key_data(state.key))._asdict()
+
+
+def unpack(saved: dict[str, Any]) -> training.State:
+    state = training.State(**saved)
+    return state._replace(key=jax.random.wrap_key_data(state.key))
+
+
+class Keeper:
+    """Keeps the state on the disk: not after every epoch, as an epoch can take less time than writing."""
+
+    def __init__(self, run: Run, kept: int) -> None:
+        self.run, self.kept, self.last = run, kept, -math.inf  # the first epoch at once
+        self.about = run.about()  # once: it reads all the images
+
+    def keep(self, state: training.State, history: list[dict[str, Any]]) -> None:
+        if self.run.save and len(history) > self.kept:
+            about = self.about | {"history": history}
+            checkpoint.save_state(self.run.path(".state"), len(history), pack(state), about)
+        self.kept, self.last = len(history), time.monotonic()
+
+    def keep_now_and_then(self, state: training.State, history: list[dict[str, Any]]) -> None:
+        if time.monotonic() - self.last > SECONDS_BETWEEN_SAVES:
+            self.keep(state, history)
+
+
+def fit(run: Run, state: training.State, history: list[dict[str, Any]], interrupt: console.Interrupt) -> training.State:
+    """Trains to the end, with a bar and a line an epoch; appends to `history`. Raises `KeyboardInterrupt`."""
+    keeper, began = Keeper(run, len(history)), time.monotonic()
+    earlier = history[-1]["seconds"] if history else 0.0
+    split = data.Split(*map(jnp.asarray, run.dataset.train))
+    total = run.recipe.steps(len(split.labels))
+    # No bar where nobody watches: the lines of the epochs are enough in a file.
+    with tqdm(total=total, initial=int(state.step), unit="step", disable=None, dynamic_ncols=True) as bar:
+        while len(history) < run.recipe.epochs:
+            number = len(history) + 1
+            bar.set_description(f"epoch {number}/{run.recipe.epochs}")
+            for progress in training.epoch(run.network, run.recipe, split, state):
+                bar.set_postfix_str(f"loss {progress.loss:.4f}, accuracy {progress.accuracy:.2%}", refresh=False)
+                bar.update(int(progress.state.step) - bar.n)
+                if interrupt.wanted:
+                    keeper.keep(state, history)  # as it was after the last whole epoch
+                    raise KeyboardInterrupt
+            state = progress.state
+            record = measure(run, classify(run, state, split)) | {
+                "train_loss": progress.loss,
+                "train_accuracy": progress.accuracy,
+            }
+            history.append({"epoch": number, "seconds": round(earlier + time.monotonic() - began, 3)} | record)
+            tqdm.write(epoch_line(history[-1], run.recipe.epochs), file=sys.stderr)
+            keeper.keep_now_and_then(state, history)
+    return state
+
+
+def classify(run: Run, state: training.State, train: data.Split) -> Classifier:
+    return Classifier(run.network.apply, training.result(run.network, state, train))
+
+
+def measure(run: Run, classifier: Classifier) -> dict[str, float]:
+    """Loss and accuracy on `test`."""
+    logits, labels = predict(classifier, run.dataset.test.images), run.dataset.test.labels
+    return {
+        "test_loss": float(run.recipe.loss(logits, labels).mean()),
+        "test_accuracy": float(np.mean(losses.accuracy(logits, labels), dtype=float)),
+    }
+
+
+def epoch_line(record: dict[str, Any], epochs: int) -> str:
+    train, test = (
+        f"{split} loss {record[f'{split}_loss']:.4f}, accuracy {record[f'{split}_accuracy']:.2%}"
+        for split in ("train", "test")
+    )
+    return f"epoch {record['epoch']:3d}/{epochs}  {train}  |  {test}  |  {record['seconds']:.1f} s"
+
+
+def finish(run: Run, state: training.State, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Measures the result and keeps it; gives what the command prints as JSON."""
+    classifier = classify(run, state, run.dataset.train)
+    accuracies = {split: accuracy(classifier, getattr(run.dataset, split)) for split in ("train", "test", "val")}
+    about = run.about() | {"accuracies": accuracies, "history": history}
+    result = {"model": run.network.__name__, **about, "weights": None, "figure": None}
+    if run.save:
+        from mnist_jax import plot  # Matplotlib takes a while to import
+
+        weights, figure = run.path(".safetensors"), run.path(".png")
+        # Times stay out of the file, so that two runs with one seed give the same file.
+        untimed = [{k: v for k, v in record.items() if k != "seconds"} for record in history]
+        checkpoint.save(weights, checkpoint.Checkpoint(run.network, classifier.params, about | {"history": untimed}))
+        files.write(figure, plot.history(history, f"{run.name}: val accuracy {accuracies['val']:.2%}"))
+        checkpoint.drop_state(run.path(".state"))
+        result |= {"weights": str(weights), "figure": str(figure)}
+    return result
+
+
+def summary(result: dict[str, Any]) -> str:
+    accuracies = "  ".join(f"{split} {value:.2%}" for split, value in result["accuracies"].items())
+    lines = [f"accuracy: {accuracies}"]
+    if result["weights"]:
+        lines += [f"weights:  {result['weights']}", f"history:  {result['figure']}"]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(argv)
+    console.start()
+    run = prepare(options)
+    console.note(f"training {run.name}: {describe(run)}")
+    # From here on: a KeyboardInterrupt raised in the middle of a library's call could be lost in it.
+    interrupt = console.Interrupt()
+    state, history = begin(run)
+    try:
+        state = fit(run, state, history, interrupt)
+    except KeyboardInterrupt:
+        kept = run.save and history
+        console.note(
+            f"stopped after epoch {len(history)}; " + ("--resume goes on from there" if kept else "nothing kept")
+        )
+        raise
+    result = finish(run, state, history)
+    console.report(result, summary(result), as_json=options.json)
+
+
+def describe(run: Run) -> str:
+    recipe = run.recipe
+    return (
+        f"{recipe.epochs} epochs of {len(run.dataset.train.labels)} images ({run.dataset.name}), "
+        f"batches of {recipe.batch_size}, learning rate {recipe.learning_rate:g}, seed {run.seed}"
+    )

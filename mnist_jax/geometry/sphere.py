@@ -1,0 +1,158 @@
+"""Onto the sphere of a p-norm, inside the box, and along it."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from mnist_jax.geometry.norms import INF, largest, norm
+from mnist_jax.geometry.rows import power, radii_of, rows_of, sum_of_rows
+from mnist_jax.geometry.stationary import solve, stretch
+
+
+def scale_to_sphere_in_box(v: jax.Array, images: jax.Array, radius: ArrayLike, p: float) -> jax.Array:
+    """A perturbation of p-norm exactly `radius`: `t v`, clipped to the box. All arrays are `[B, *shape]`.
+
+    Cheaper than `project_sphere_in_box`, and for p = 2 the same. Where no t is large enough, the point is beyond the
+    clipped v, on the line to the farthest corner of the box.
+    """
+    rows, x = rows_of(v), rows_of(images)
+    radius = jnp.minimum(radii_of(radius, rows), largest(x, p))
+    positive = jnp.where(rows == 0, x <= 0.5, rows > 0)
+    near, far = jnp.where(positive, 1 - x, x), jnp.where(positive, x, 1 - x)
+    s = stretch(jnp.abs(rows), near, jnp.where(radius > 0, radius, 1), p)
+    short = norm(s, p) < radius * (1 - 1e-6)
+    s = jnp.where(short[:, None], _walk(s, jnp.where(far > near, -far, near), radius, p, short), s)
+    return jnp.where(positive, s, -s).reshape(v.shape) * jnp.where(radius > 0, 1, 0).reshape(-1, *[1] * (v.ndim - 1))
+
+
+def project_sphere_in_box(v: jax.Array, images: jax.Array, radius: ArrayLike, p: float) -> jax.Array:
+    """A perturbation near `v`, of p-norm exactly `radius`, inside the box. All arrays are `[B, *shape]`.
+
+    That set is not convex. The result is the closest point where a minimum of the Lagrangian attains the radius, and
+    always for p = inf. Where the minimum jumps over the radius, it is a point on the line between the two sides of the
+    jump, and its derivative is zero, as it is from inside the sphere for p other than 1, 2 and inf. A radius above
+    `largest(images, p)`, which no perturbation has, counts as that: for p < inf, it gives the farthest corner.
+    """
+    rows, x = rows_of(v), rows_of(images)
+    radius = jnp.minimum(radii_of(radius, rows), largest(x, p))
+    positive = jnp.where(rows == 0, x <= 0.5, rows > 0)
+    if p == 1:  # what cannot move in v's direction goes straight on in the other, as if v were a negative amount of it
+        positive ^= jnp.where(positive, x == 1, x == 0)
+    near, far = jnp.where(positive, 1 - x, x), jnp.where(positive, x, 1 - x)
+    on_sphere = _lifted if p == INF else _on_sphere
+    s = on_sphere(jnp.where(positive, rows, -rows), near, far, radius, p)
+    return (jnp.where(positive, s, -s)).reshape(v.shape)
+
+
+def along_sphere(g: jax.Array, r: jax.Array, images: jax.Array, p: float) -> jax.Array:
+    """The part of a gradient `g` that a small step on the sphere through `r`, inside the box, can follow.
+
+    It is zero at a minimum over the sphere, but for pixels that the box stops. All arrays are `[B, *shape]`.
+    """
+    if p == INF:
+        return g
+    rows, gradient = rows_of(r), rows_of(g)
+    a = jnp.abs(rows)
+    scaled = a / jnp.maximum(a.max(1, keepdims=True), jnp.finfo(a.dtype).tiny)
+    normal = jnp.sign(rows) * (scaled if p == 2 else scaled ** (p - 1))
+    moved = rows_of(images) + rows
+    free = jnp.where((moved > 0) & (moved < 1), normal, 0)
+    multiplier = (sum_of_rows(gradient * free) / jnp.maximum(sum_of_rows(free**2), jnp.finfo(a.dtype).tiny))[:, None]
+    along = gradient - multiplier * normal
+    if p == 1:  # at zero the norm has every normal of at most 1
+        enters = jnp.sign(gradient) * jnp.maximum(jnp.abs(gradient) - jnp.abs(multiplier), 0)
+        along = jnp.where(rows == 0, enters, along)
+    return along.reshape(g.shape)
+
+
+def _on_sphere(a, near, far, radius, p):
+    """`project_sphere_in_box` for p < inf. The result is negative where a pixel goes to the far side."""
+    clipped = jnp.clip(a, 0, near)
+    size = norm(clipped, p)
+    if p in (1, 2):
+        s = solve(a, near, radius, p, radius > 0)
+        jumps = (size < radius) & (norm(s, p) < radius * (1 - 1e-6))
+        if p == 1:
+            # The far side of a pixel is the better one where -mu exceeds this; `corner` for all of it. (For p = 2 that
+            # is so only where no pixel has room left on the near side.)
+            ahead, mean = far - near, jnp.sqrt(near * jnp.maximum(a, 0))
+            corner = jnp.where(ahead > 0, 0.5 + a / jnp.where(ahead > 0, ahead, 1), INF)
+            limit = jnp.where(2 * mean < ahead, near + 2 * mean + a, corner).min(1)
+            jumps |= (size < radius) & (jnp.where(s < near, s - a, 0).max(1) > limit)
+    else:
+        outside, jumps = size > radius, size < radius
+        s = jnp.where(outside[:, None], solve(a, near, radius, p, outside), clipped)
+    s = jnp.where(jumps[:, None], _grow(a, near, far, radius, p, jumps), s)
+    return jnp.where(radius[:, None] > 0, s, 0)
+
+
+def _grow(a, near, far, radius, p, wanted):
+    """The minimum of (s - a)^2 / 2 - nu |s|^p / p over -far <= s <= near, with nu such that its norm is the radius."""
+    a, near, far, radius = map(lax.stop_gradient, (a, near, far, radius))
+
+    def minimum(nu):
+        points = [_near_minimum(a, near, nu, p), near, -far]
+        if p < 2:  # on the far side there is another minimum before the corner
+            points.append(-_near_minimum(-a, far, nu, p))
+        values = [s * (s / 2 - a) - nu * power(jnp.abs(s), p) / p for s in points]
+        return jnp.take_along_axis(jnp.stack(points), jnp.stack(values).argmin(0)[None], 0)[0]
+
+    def halve(state):
+        count, low, high, below, above = state
+        middle = (low + high) / 2
+        s = minimum(jnp.exp2(middle)[:, None])
+        over = norm(s, p) > radius
+        low, high = jnp.where(over, low, middle), jnp.where(over, middle, high)
+        return count + 1, low, high, jnp.where(over[:, None], below, s), jnp.where(over[:, None], s, above)
+
+    low, high = jnp.full_like(radius, -30), jnp.full_like(radius, 100)
+    state = (0, low, high, jnp.clip(a, 0, near), jnp.where(far > near, -far, near))
+    below, above = lax.while_loop(lambda state: (state[0] < 40) & wanted.any(), halve, state)[3:]
+    return _walk(below, above, radius, p, wanted)
+
+
+def _walk(below, above, radius, p, wanted):
+    """The point of that norm between one of a smaller and one of a larger norm."""
+    below, above, radius = map(lax.stop_gradient, (below, above, radius))
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        over = norm(below + middle[:, None] * (above - below), p) > radius
+        return jnp.where(over, low, middle), jnp.where(over, middle, high)
+
+    ends = (jnp.zeros_like(radius), jnp.ones_like(radius))
+    share = lax.cond(wanted.any(), lambda: lax.fori_loop(0, 30, halve, ends)[1], lambda: ends[1])
+    return below + share[:, None] * (above - below)
+
+
+def _near_minimum(a, near, nu, p):
+    """The stationary point s >= a, or `near` where there is none below it: s - nu s^(p-1) = a."""
+    low = jnp.clip(a, 0, near)
+    if p == 1:
+        return jnp.clip(a + nu, low, near)
+    if p == 2:
+        return jnp.where(nu < 1, jnp.minimum(a / jnp.where(nu < 1, 1 - nu, 1), near), near)
+
+    # Newton's method, from the side on which the left-hand side, convex or concave, lets it only approach.
+    def step(_, s):
+        pull = nu * power(s, p - 2)
+        slope = 1 - (p - 1) * pull
+        s = jnp.where(slope > 0, s - (s - pull * s - a) / jnp.where(slope > 0, slope, 1), near)
+        return jnp.clip(s, low, near)
+
+    return lax.fori_loop(0, 20, step, near if p < 2 else low)
+
+
+def _lifted(a, near, far, radius, p):
+    """p = inf: clipped at the radius, and where no pixel gets there, the one moved for which it costs the least."""
+    del p
+    limit = radius[:, None]
+    s = jnp.minimum(jnp.minimum(a, near), limit)
+    # What it adds to the squared distance. No difference of squares: they could overflow.
+    ahead = jnp.where(near >= limit, (limit - s) * (limit + s - 2 * a), INF)
+    back = jnp.where(far >= limit, (limit + s) * (limit - s + 2 * a), INF)
+    best = jax.nn.one_hot(jnp.minimum(ahead, back).argmin(1), a.shape[1], dtype=bool)
+    lifted = jnp.where(best, jnp.where(ahead <= back, limit, -limit), s)
+    return jnp.where(s.max(1, keepdims=True) < limit, lifted, s)

@@ -1,0 +1,238 @@
+"""Trained networks in and out, and the state of an interrupted training.
+
+A trained network is a safetensors file: its weights by name, and what made them as metadata. It is called
+`NAME[-DEFENSE]-RECIPE[-DATASET].safetensors`.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from mnist_jax import networks
+from mnist_jax.classifier import Classifier
+from mnist_jax.data import DATASETS
+from mnist_jax.errors import InputError
+from mnist_jax.networks import Network, Weights
+from mnist_jax.recipe import RECIPES
+from mnist_jax.storage import files
+from mnist_jax.version import VERSION
+
+FORMAT = 1  # of the file; files of a newer format are refused
+KEY = "mnist_jax"  # of the metadata
+
+RUNS = Path("runs")
+SETTLING = 10  # times half a second at most
+
+
+class Name(NamedTuple):
+    """What the name of a checkpoint says. An empty recipe or dataset leaves it open."""
+
+    architecture: str
+    defense: str = ""
+    recipe: str = ""
+    dataset: str = ""
+
+    @classmethod
+    def parse(cls, stem: str) -> "Name":
+        architecture, *rest = stem.split("-")
+        networks.by_name(architecture)
+        dataset = rest.pop() if rest and rest[-1] in DATASETS else ""
+        recipe = rest.pop() if rest and rest[-1] in RECIPES else ""
+        return cls(architecture, "-".join(rest), recipe, dataset)
+
+    def __str__(self) -> str:
+        return "-".join(part for part in (*self[:3], self.dataset if self.dataset != "mnist" else "") if part)
+
+
+class Checkpoint(NamedTuple):
+    """A trained network.
+
+    `about` says what made it: `recipe`, `dataset`, `seed`, `hyperparameters`, `accuracies` (train, test, val),
+    `history`, `version`, as far as they are known.
+    """
+
+    network: type[Network]
+    weights: Weights
+    about: dict[str, Any]
+
+    def classifier(self) -> Classifier:
+        return Classifier(self.network.apply, self.weights)
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes the checkpoint, whole or not at all. Raises `InputError` where that can't be done."""
+    arrays = {name: np.asarray(array) for name, array in sorted(checkpoint.weights.items())}
+    about = checkpoint.about | {"version": VERSION}
+    header = {"format": FORMAT, "architecture": checkpoint.network.__name__, "about": about}
+    header["sha256"] = _fingerprint(header, arrays)
+    # One entry: safetensors writes several in any order, and the same network should give the same file.
+    files.write(path, safetensors.numpy.save(arrays, {KEY: json.dumps(header, sort_keys=True)}))
+
+
+def load(path: Path) -> Checkpoint:
+    """Reads a checkpoint.
+
+    Raises:
+      InputError: the file is missing, truncated, altered, of a newer version, or not what it says it is.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except OSError as error:
+        raise InputError(f"cannot read the checkpoint {path} ({error.strerror or error})") from error
+    except safetensors.SafetensorError as error:
+        raise InputError(f"the checkpoint {path} is truncated or altered ({error}); train or copy it anew") from error
+    if KEY not in metadata:
+        raise InputError(
+            f"{path} is a safetensors file, but no checkpoint of mnist_jax; "
+            "mnist_jax.pytorch.load reads a PyTorch state_dict"
+        )
+    altered = InputError(f"the checkpoint {path} has been altered since it was written; train or copy it anew")
+    try:
+        header = json.loads(metadata[KEY])
+        if header["format"] > FORMAT:
+            raise InputError(f"the checkpoint {path} was written by a newer mnist_jax; upgrade mnist_jax to read it")
+        if header.pop("sha256") != _fingerprint(header, arrays):
+            raise altered
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise altered from error
+    network = networks.by_name(header["architecture"])
+    check_shapes(path, network, arrays)
+    return Checkpoint(network, {k: jnp.asarray(v) for k, v in arrays.items()}, header["about"])
+
+
+def check_shapes(path: Path, network: type[Network], arrays: dict[str, np.ndarray]) -> None:
+    """Raises `InputError` unless the arrays are the weights of this network."""
+    wanted = networks.shapes(network)
+    if {name: array.shape for name, array in arrays.items()} != wanted:
+        wrong = sorted(k for k in wanted.keys() | arrays.keys() if k not in arrays or wanted.get(k) != arrays[k].shape)
+        raise InputError(f"{path} does not hold the weights of {network.__name__}: {', '.join(wrong)} differ")
+
+
+def _fingerprint(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, array in arrays.items():
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def shipped() -> Path:
+    """The folder of the networks that come with the project: in the wheel's package, else beside it in the clone."""
+    here = Path(__file__).parents[1]
+    return next((f for f in (here / "checkpoints", here.parent / "checkpoints") if f.is_dir()), here / "checkpoints")
+
+
+def find(model: str, runs: Path = RUNS) -> Path:
+    """The file that `--model` means: a path, or a name such as `CNN`, `CNN-best` or `MLP-original-fashion_mnist`.
+
+    A name means the newest of the user's own in `runs`, else the shipped one; recipe `best` where both are shipped.
+    A name without a dataset means mnist.
+
+    Raises:
+      InputError: there is no such file or no such network.
+    """
+    if "/" in model or model.endswith(".safetensors"):
+        return Path(model)
+    wanted = Name.parse(model)
+
+    def matches(path: Path) -> bool:
+        try:
+            name = Name.parse(path.stem)
+        except InputError:  # somebody's own file
+            return False
+        return (
+            (name.architecture, name.defense) == (wanted.architecture, wanted.defense)
+            and wanted.recipe in ("", name.recipe)
+            and (wanted.dataset or "mnist") == (name.dataset or "mnist")
+        )
+
+    own = [path for path in runs.glob("*.safetensors") if matches(path)]
+    if own:
+        return max(own, key=lambda path: path.stat().st_mtime_ns)
+    with_project = [path for path in shipped().glob("*.safetensors") if matches(path)]
+    if with_project:
+        return min(with_project, key=lambda path: RECIPES.index(Name.parse(path.stem).recipe))
+    raise InputError(
+        f"no trained {model} in {runs} or {shipped()}: train it, python -m mnist_jax.train --model {model}"
+    )
+
+
+def load_classifier(model: str = "CNN") -> Classifier:
+    """The trained network of that name or path, as `find` finds it. Raises `InputError` where there is none."""
+    return load(find(model)).classifier()
+
+
+def save_state(folder: Path, step: int, state: Any, about: dict[str, Any]) -> None:
+    """Keeps the state of a training, a pytree of arrays, in `folder`; an earlier one is there until this one is whole.
+
+    Raises:
+      InputError: it can't be written.
+    """
+    import orbax.checkpoint as ocp
+
+    new = not folder.exists()
+    try:
+        with _manager(folder) as manager:
+            manager.save(
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
+            )
+    except Exception as error:  # whatever the storage library raises where a disk is full
+        _settle(folder, remove=new)
+        raise InputError(f"cannot write {folder} ({str(error).splitlines()[0]}); free some space") from error
+
+
+def _settle(folder: Path, *, remove: bool) -> None:
+    """Waits for the storage library's threads, which write on, and complain, for a moment after a failure."""
+    for _ in range(SETTLING):
+        if remove:
+            shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.5)
+        if not (remove and folder.exists()):
+            return
+
+
+def load_state(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
+    """The state that `save_state` kept last, and what it was saved with; `like` is a pytree of the same form.
+
+    Raises:
+      InputError: there is none, or it is damaged or of another network.
+    """
+    import orbax.checkpoint as ocp
+
+    if not folder.is_dir():
+        raise InputError(f"there is nothing to resume: {folder} does not exist; leave --resume out to start anew")
+    try:
+        with _manager(folder) as manager:
+            step = manager.latest_step()
+            if step is None:
+                raise InputError(f"there is nothing to resume in {folder}; leave --resume out to start anew")
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(like), about=ocp.args.JsonRestore())
+            restored = manager.restore(step, args=args)
+            return restored.state, restored.about
+    except InputError:
+        raise
+    except Exception as error:  # as above
+        raise InputError(f"the state in {folder} is damaged ({str(error).splitlines()[0]}); delete it") from error
+
+
+def drop_state(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _manager(folder: Path):
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what goes wrong is raised too, and said in our words
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+    return ocp.CheckpointManager(folder.absolute(), options=options)

@@ -1,0 +1,106 @@
+"""PyTorch's state_dicts of the same architectures, in and out, as safetensors or npz.
+
+The networks here have the layers of the original project's PyTorch modules, in the same places of the same
+`features` and `classifier`. Three things differ: the names of the arrays; the order of axes, PyTorch's kernels being
+OIHW and `[out, in]`; and the order of the features that the classifier gets, as PyTorch flattens images of CHW.
+"""
+
+import io
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from mnist_jax import networks
+from mnist_jax.errors import InputError
+from mnist_jax.networks import Network, Weights
+from mnist_jax.storage import checkpoint, files
+
+_NAMES = {"kernel": "weight", "bias": "bias", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+
+
+def load(path: str | Path, architecture: str) -> checkpoint.Checkpoint:
+    """Reads the state_dict of that architecture, `CNN_bn` for instance, from a safetensors or npz file.
+
+    Raises:
+      InputError: the file can't be read or holds another network.
+    """
+    path, network = Path(path), networks.by_name(architecture)
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+        else:
+            arrays = safetensors.numpy.load_file(path)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise InputError(f"cannot read {path} as a safetensors or npz file ({error})") from error
+    return checkpoint.Checkpoint(network, from_state_dict(arrays, network, path), {"imported": path.name})
+
+
+def save(path: str | Path, trained: checkpoint.Checkpoint) -> None:
+    """Writes the weights as a PyTorch state_dict, safetensors or npz. Raises `InputError` where that can't be done."""
+    path, arrays = Path(path), to_state_dict(trained.weights, trained.network)
+    if path.suffix == ".npz":
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        files.write(path, buffer.getvalue())
+    elif path.suffix == ".safetensors":
+        files.write(path, safetensors.numpy.save(arrays))
+    else:
+        raise InputError(f"cannot export to {path}: the name must end in .safetensors or .npz")
+
+
+def from_state_dict(arrays: dict[str, np.ndarray], network: type[Network], source: object = "state_dict") -> Weights:
+    """The weights of `network` from the arrays of a PyTorch state_dict. Raises `InputError` where they don't fit."""
+    wanted = networks.shapes(network)
+    names = {name: _torch_name(name) for name in wanted}
+    given = {k: np.asarray(v) for k, v in arrays.items() if not k.endswith("num_batches_tracked")}
+    if given.keys() != set(names.values()):
+        odd = ", ".join(sorted(given.keys() ^ set(names.values())))
+        raise InputError(f"{source} is no state_dict of {network.__name__}: {odd} missing or left over")
+    weights = {}
+    for name, shape in wanted.items():
+        array = given[names[name]]
+        if array.ndim == 4:
+            array = array.transpose(2, 3, 1, 0)
+        elif array.ndim == 2:
+            array = _exchange_flattening(array, network, name, to_torch=False).T
+        if array.shape != shape:
+            raise InputError(f"{source} is no state_dict of {network.__name__}: {names[name]} has the wrong shape")
+        weights[name] = jnp.asarray(array, jnp.float32)
+    return weights
+
+
+def to_state_dict(weights: Weights, network: type[Network]) -> dict[str, np.ndarray]:
+    """The weights as PyTorch's `load_state_dict(..., strict=False)` takes them, float32 in PyTorch's layout."""
+    arrays = {}
+    for name, weight in weights.items():
+        array = np.asarray(weight)
+        if array.ndim == 4:
+            array = array.transpose(3, 2, 0, 1)
+        elif array.ndim == 2:
+            array = _exchange_flattening(array.T, network, name, to_torch=True)
+        arrays[_torch_name(name)] = np.ascontiguousarray(array)
+    return arrays
+
+
+def _torch_name(name: str) -> str:
+    layer, _, field = name.rpartition(".")
+    return f"{layer}.{_NAMES[field]}"
+
+
+def _exchange_flattening(array, network, name, *, to_torch):
+    """Reorders the columns of the first linear layer after convolutions, `[out, H * W * C]` or `[out, C * H * W]`."""
+    kernels = [shape for shape in networks.shapes(network).values() if len(shape) == 4]
+    first = next(k for k, shape in networks.shapes(network).items() if k.startswith("classifier") and len(shape) == 2)
+    if not kernels or name != first:
+        return array
+    outputs, channels = len(array), kernels[-1][-1]
+    side = round((array.shape[1] / channels) ** 0.5)
+    if array.shape[1] != side * side * channels:
+        return array  # of another network: its shape will be refused
+    if to_torch:
+        return array.reshape(outputs, side, side, channels).transpose(0, 3, 1, 2).reshape(outputs, -1)
+    return array.reshape(outputs, channels, side, side).transpose(0, 2, 3, 1).reshape(outputs, -1)
