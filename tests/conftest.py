@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mnist_jax import data
-from mnist_jax.commands.prompt import QUICKLY_COMPILED, compile_quickly
+from mnist_jax.unstable import QUICKLY_COMPILED, compile_quickly
 
 compile_quickly()  # most of the suite's time is compiling
 # The commands that tests run are compiled as they are for users; the flags of pytest-xdist's workers are inherited.

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from mnist_jax import data, load_classifier
-from mnist_jax.commands.prompt import KNOWN_BEFORE, QUICKLY_COMPILED, compile_quickly
 from mnist_jax.storage.results import load
+from mnist_jax.unstable import KNOWN_BEFORE, QUICKLY_COMPILED, compile_quickly
 
 FAST = ("--model", "MLP-original", "--method", "automatic", "--steps", 20, "--learning-rate", 0.05)
 

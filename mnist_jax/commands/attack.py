@@ -16,6 +16,7 @@ from mnist_jax.commands.campaign import Campaign
 from mnist_jax.errors import InputError
 from mnist_jax.storage import checkpoint, files
 from mnist_jax.storage.results import Record
+from mnist_jax.unstable import compile_quickly
 
 SHOWN = 24  # images in the figure
 
@@ -93,7 +94,7 @@ def open_prompt() -> tuple[Callable[..., prompt.Answer], ...]:
     """The original's three functions, for `python -i`, which opens its prompt after them; not where input is bad."""
     try:
         options = parse(None)
-        prompt.compile_quickly()
+        compile_quickly()
         console.start()
         return prompt.prepare(options)
     except InputError as error:

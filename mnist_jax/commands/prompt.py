@@ -4,7 +4,6 @@ python -i -m mnist_jax.attack --model MLP
 """
 
 import argparse
-import os
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -28,13 +27,6 @@ from mnist_jax.storage import files
 
 FIGURES = Path("docs/images/attack_results")
 STEPS = 1000  # of one attack, at most
-# XLA's older code for fusions and fewer optimizations: compiled in two thirds of the time, and one image is attacked as
-# fast or faster. A batch on a CNN takes a third longer, so it is for the prompt only.
-QUICKLY_COMPILED = (
-    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
-    " --xla_disable_hlo_passes=tree_reduction_rewriter"
-)
-KNOWN_BEFORE = (0, 11)  # the version of JAX: XLA ends the process for a flag that it does not know
 
 # success, image, r, adv: the arrays are [28, 28]
 Answer = tuple[bool, np.ndarray, np.ndarray, np.ndarray]
@@ -109,13 +101,6 @@ def describe(classifier: Classifier, images: np.ndarray) -> list[tuple[str, floa
 @jax.jit
 def _probabilities(classifier: Classifier, images: jax.Array) -> jax.Array:
     return jax.nn.softmax(classifier(images))
-
-
-def compile_quickly() -> None:
-    """For first answers sooner; it has to come before anything is asked of JAX. Flags of the user's own count more."""
-    own = os.environ.get("XLA_FLAGS", "").strip()  # or the name of a file with flags
-    if jax.__version_info__ < KNOWN_BEFORE and (not own or own.startswith("--")):
-        os.environ["XLA_FLAGS"] = f"{QUICKLY_COMPILED} {own}".strip()
 
 
 def prepare(options: argparse.Namespace) -> tuple[Callable[..., Answer], Callable[..., Answer], Callable[..., Answer]]:

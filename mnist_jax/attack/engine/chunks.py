@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mnist_jax import device
+from mnist_jax import device, unstable
 
 # Images in a chunk. Caches like small ones; an accelerator wants many images.
 CHUNK = {"cpu": 32}
@@ -35,9 +35,8 @@ def in_chunks(program: Callable, arrays: Any, *before: Any, size: int | None = N
     copies of its last entry, to a power of two at least, so that few shapes are ever compiled. Under a
     transformation of the caller's, where there are no values yet, all is done at once.
     """
-    leaves = jax.tree.leaves(arrays)
-    count = len(leaves[0])
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    count = len(jax.tree.leaves(arrays)[0])
+    if unstable.traced(arrays):
         return program(*before, *arrays)
     if not count:
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), arrays)
@@ -45,12 +44,12 @@ def in_chunks(program: Callable, arrays: Any, *before: Any, size: int | None = N
     size = size or chunk_size(count)
     shards = _sharding(size)
 
-    settings = {name: getattr(jax.config, name) for name in SETTINGS}
+    settings = {name: unstable.setting(name) for name in SETTINGS}
 
     def work(start: int) -> Any:
         with ExitStack() as stack:
             for name, value in settings.items():
-                if getattr(jax.config, name) != value:
+                if unstable.setting(name) != value:
                     stack.enter_context(SETTINGS[name](value))
             part = jax.tree.map(lambda a: fill(a[start : start + size], size), arrays)
             part = part if shards is None else jax.device_put(part, shards)
@@ -82,7 +81,7 @@ def chunk_size(count: int) -> int:
 
 def _devices() -> list[jax.Device]:
     """Those that share the work: all of this process, or the one that the caller has chosen."""
-    chosen = jax.config.values["jax_default_device"] is not None
+    chosen = unstable.setting("jax_default_device") is not None
     return jax.local_devices() if not chosen else jax.local_devices()[:1]
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
 
-from mnist_jax import geometry
+from mnist_jax import geometry, unstable
 from mnist_jax.attack.engine import blocks, boundary
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.chunks import in_chunks, until_done
@@ -109,7 +109,7 @@ def one_more(
 def _until_done(classifier, arrays, state: Search, *, norm: float, budget: int) -> Search:
     most = max(budget // boundary.RUN, 1)
     runs = partial(_runs, classifier, norm=norm, tries_blocks=most > plan(norm).before_blocks)
-    if isinstance(arrays[0].images, jax.core.Tracer):  # there are no values yet to leave by
+    if unstable.traced(arrays[0].images):  # there are no values yet to leave by
         return runs(arrays, state, count=most)
     return until_done(partial(runs, count=AT_ONCE), arrays, state)
 

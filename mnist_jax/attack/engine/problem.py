@@ -8,10 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import ArrayLike
 
-from mnist_jax import losses
+from mnist_jax import losses, unstable
 from mnist_jax.attack.engine.chunks import fill, in_chunks
 from mnist_jax.classifier import Classifier
 
@@ -87,7 +86,7 @@ class Problem(NamedTuple):
         gradient, (logits, objective) = jax.grad(total, has_aux=True)(jax.lax.optimization_barrier(images))
         # Convolutions leave the batch as the innermost axis, and what goes along the pixels, as norms and projections
         # do, would take as long as the gradient.
-        gradient = with_layout_constraint(gradient, Layout(tuple(range(gradient.ndim))))
+        gradient = unstable.row_major(gradient)
         return jax.lax.optimization_barrier((logits, objective, gradient))
 
 
@@ -118,7 +117,7 @@ def problem(classifier: Classifier, images: ArrayLike, labels: ArrayLike | None,
 
 def _all(array: jax.Array | np.ndarray, holds: Callable[[np.ndarray], np.ndarray]) -> bool:
     """Whether it holds for all values, if there are any yet. By NumPy, which has nothing to compile."""
-    return isinstance(array, jax.core.Tracer) or bool(holds(np.asarray(array)).all())
+    return unstable.traced(array) or bool(holds(np.asarray(array)).all())
 
 
 @jax.jit
@@ -130,8 +129,7 @@ def _look_at(classifier: Classifier, images: jax.Array) -> None:
     """Warns where the classifier's gradients vanish, its outputs are probabilities, or its answer for an image depends
     on the others in the batch. It looks once at every `Classifier`, on a few images, and not under a transformation.
     """
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((classifier, images)))
-    if traced or not len(images) or classifier in _known:
+    if unstable.traced((classifier, images)) or not len(images) or classifier in _known:
         return
     _known.add(classifier)
     vanish, probabilities, different = map(bool, _looks(classifier, fill(np.asarray(images[:LOOKED_AT]), LOOKED_AT)))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from mnist_jax import geometry
+from mnist_jax import geometry, unstable
 from mnist_jax.attack.engine.problem import problem, radii
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import keys_of
@@ -58,7 +58,7 @@ def auto_attack(
     norm = geometry.check_norm(norm, (1, 2, geometry.INF))
     given = problem(classifier, images, labels, targets)
     arrays = (given, radii(radius, given.images), keys_of(key, len(given.images)))
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((classifier, arrays)))
+    traced = unstable.traced((classifier, arrays))
     zeros = jnp.zeros(len(given.labels), jnp.int32)
     result = AttackResult(given.images, jnp.full(len(zeros), jnp.inf, given.images.dtype), zeros > 0, zeros, zeros)
     for attack in _ensemble(classifier, norm):

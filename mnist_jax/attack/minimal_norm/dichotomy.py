@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from mnist_jax import geometry, losses
+from mnist_jax import geometry, losses, unstable
 from mnist_jax.attack.engine import descents
 from mnist_jax.attack.engine.arguments import between
 from mnist_jax.attack.engine.bisection import ROUNDS, STEPS, State, attempt, begin, divide, keep, rate
@@ -81,7 +81,7 @@ def dichotomy(
     alone = in_chunks(partial(_alone, norm=norm), (given, begun), classifier)
     begun = descents.one_more(classifier, given, begun, alone, norm=norm, budget=BEFORE)
     state = in_chunks(partial(_first, norm=norm), (given, low, high, begun))
-    if isinstance(given.images, jax.core.Tracer):  # there are no values yet to leave by
+    if unstable.traced(given.images):  # there are no values yet to leave by
         state = rounds(given, state, count=ROUNDS)
     else:
         state = until_done(partial(rounds, count=AT_ONCE), given, state)

@@ -1,0 +1,46 @@
+"""All that is used of JAX's private, experimental or undocumented parts: where to look when a new JAX breaks something.
+
+JAX promises nothing of these and has no public counterpart of them. A multi-platform `jax.export` needs one more thing,
+the safety check against custom calls switched off for `LAYOUT`.
+"""
+
+import os
+from typing import Any
+
+import jax
+from jax.experimental.layout import Layout, with_layout_constraint
+
+# XLA's older code for fusions and fewer optimizations: compiled in two thirds of the time, and one image is attacked as
+# fast or faster. A batch on a CNN takes a third longer, so it is for the prompt only.
+QUICKLY_COMPILED = (
+    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
+    " --xla_disable_hlo_passes=tree_reduction_rewriter"
+)
+KNOWN_BEFORE = (0, 11)  # the version of JAX: XLA ends the process for a flag that it does not know
+
+LAYOUT = "LayoutConstraint"  # the custom call that `row_major` is
+
+
+def traced(tree: Any) -> bool:
+    """Whether anything in the pytree has no value yet, under a transformation of the caller's.
+
+    `jax.core.Tracer` is the class to ask by, but `jax.core` may change from version to version.
+    """
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def row_major(array: jax.Array) -> jax.Array:
+    """The array with its last axis innermost in memory, which only an experimental function can ask for."""
+    return with_layout_constraint(array, Layout(tuple(range(array.ndim))))
+
+
+def setting(name: str) -> Any:
+    """What is set in this thread; that `jax.config` has an attribute for each of its options is documented for few."""
+    return getattr(jax.config, name)
+
+
+def compile_quickly() -> None:
+    """For first answers sooner; it has to come before anything is asked of JAX. Flags of the user's own count more."""
+    own = os.environ.get("XLA_FLAGS", "").strip()  # or the name of a file with flags
+    if jax.__version_info__ < KNOWN_BEFORE and (not own or own.startswith("--")):
+        os.environ["XLA_FLAGS"] = f"{QUICKLY_COMPILED} {own}".strip()
