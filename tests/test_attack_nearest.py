@@ -37,7 +37,7 @@ def test_more_effort_is_never_farther(p, efforts):
     results = [attack.nearest(c, images, labels, norm=p, effort=effort) for effort in efforts]
     attacked = results[0].distance > 0
     for less, more, effort in zip(results[:-1], results[1:], efforts[1:], strict=True):
-        assert (more.distance <= less.distance).all()
+        assert (more.distance <= less.distance * (1 + 1e-5)).all()
         assert (more.gradients[attacked] > less.gradients[attacked]).all()
         assert (more.gradients <= effort).all()
     assert results[-1].success.all()

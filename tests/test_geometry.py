@@ -392,9 +392,8 @@ def test_from_outside_the_sphere_it_is_the_projection_onto_the_ball(p):
     v, x, radius = batch((17,), p)
     outside = (SHARE < 1) & (SCALE > 0)
     onto = value(geometry.project_sphere_in_box, p, v, x, radius)
-    np.testing.assert_allclose(
-        onto[outside], value(geometry.project_ball_in_box, p, v, x, radius)[outside], rtol=1e-6, atol=1e-12
-    )
+    away = np.abs(onto - value(geometry.project_ball_in_box, p, v, x, radius)).max(1)
+    assert (away <= 2e-6 * radius)[outside].all()
 
 
 def closest_of_two_pixels(v, x, radius, p):
@@ -510,7 +509,7 @@ def test_nearest_on_plane(p):
     g, x = perturbations(rng, (40, 4, 4, 1)), pixels(rng, (40, 4, 4, 1))
     lowest = np.where(g < 0, 1 - x, -x * (g > 0))  # the corner where the function is lowest
     most = -np.einsum("bd,bd->b", *flat(g, lowest))
-    fall = (most * np.linspace(-0.1, 1.2, 40)).astype(np.float32)
+    fall = (most * np.linspace(-0.1, 1.21, 40)).astype(np.float32)  # rounding does not decide at 0 or 1
     run = jax.jit(geometry.nearest_on_plane_in_box, static_argnums=3, compiler_options=QUICKLY)
     r = np.asarray(run(g, fall, x, p))
     assert_in_box(x, r)

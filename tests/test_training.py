@@ -134,7 +134,7 @@ def test_two_epochs_are_a_loop_of_optax_steps():
     for batch in seen:
         weights, optimizer_state, both = step(weights, optimizer_state, images[batch], np.array(batch))
         sums.append(both)
-    assert_close(state.weights, weights, atol=1e-6)
+    assert_close(state.weights, weights, atol=1e-5)
     moved = max(np.abs(weights[name] - first[name]).max() for name in first)
     assert moved > 1e-3
 
@@ -242,8 +242,8 @@ def test_the_strength_of_the_distortion_follows_its_schedule():
         state, _ = training.train_steps(Small, recipe, 3, state, train, batch, jax.random.key(0))
         return np.asarray(state.weights["classifier.0.kernel"])
 
-    np.testing.assert_allclose(kernel(faded, 0), kernel(distorted, 0), atol=1e-7)
-    np.testing.assert_allclose(kernel(faded, 1), kernel(plain, 1), atol=1e-7)
+    np.testing.assert_allclose(kernel(faded, 0), kernel(distorted, 0), atol=1e-6)
+    np.testing.assert_allclose(kernel(faded, 1), kernel(plain, 1), atol=1e-6)
     assert np.abs(kernel(distorted, 0) - kernel(plain, 0)).max() > 1e-5
 
 

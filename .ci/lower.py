@@ -1,0 +1,85 @@
+"""Lowers training, evaluation and every attack, in each norm that it has, for GPUs and TPUs: it compiles nothing.
+
+What one of these can't do, an operation that it lacks or 64-bit numbers, fails here on a machine that has none of them.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from mnist_jax import Classifier, load_classifier, training, unstable
+from mnist_jax.attack import methods
+from mnist_jax.data import Split, normalize
+from mnist_jax.networks import NETWORKS
+
+PLATFORMS = ("cuda", "rocm", "tpu")
+NORMS = (0, 1, 1.5, 2, np.inf)
+BATCH = 8
+FEW: dict[str, Any] = {"steps": 3, "searches": 1, "queries": 3, "effort": 60, "radius": 0.1}
+
+IMAGES = jax.ShapeDtypeStruct((BATCH, 28, 28, 1), jnp.float32)
+LABELS = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
+
+
+def abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), tree)
+
+
+def training_steps(name: str, recipe_name: str) -> tuple[Callable, tuple]:
+    """Three steps of a recipe on some images, and what they are of."""
+    network = NETWORKS[name]
+    recipe = replace(network.recipe(recipe_name), batch_size=BATCH)
+    split = Split(jax.ShapeDtypeStruct((64, 28, 28, 1), jnp.uint8), jax.ShapeDtypeStruct((64,), jnp.int32))
+    state = jax.eval_shape(partial(training.start, network, recipe, steps=9), jax.random.key(0))
+    batches = jax.ShapeDtypeStruct((3, BATCH), jnp.int32)
+    run = partial(training.train_steps, network, recipe, 9)
+    return run, (state, split, batches, jax.eval_shape(jax.random.key, 0))
+
+
+def attacking(method: str, norm: float) -> Callable:
+    options = {name: value for name, value in FEW.items() if name in methods.parameters(method)}
+    return lambda classifier, images, labels, key: methods.METHODS[method](
+        classifier, images, labels, norm=norm, key=key, **options
+    )
+
+
+def programs() -> Iterator[tuple[str, Callable, tuple]]:
+    for name in NETWORKS:
+        for recipe in ("original", "best"):
+            yield f"training {name}-{recipe}", *training_steps(name, recipe)
+        classifier = abstract(load_classifier(name))
+        raw = jax.ShapeDtypeStruct(IMAGES.shape, jnp.uint8)
+        yield f"evaluation {name}", lambda classifier, images: classifier(normalize(images)), (classifier, raw)
+    classifier: Classifier = abstract(load_classifier("CNN"))
+    key = jax.eval_shape(jax.random.key, 0)
+    for method in methods.METHODS:
+        for norm in NORMS:
+            if not methods.objection(method, norm):
+                yield f"{method} L{norm:g}", attacking(method, norm), (classifier, IMAGES, LABELS, key)
+
+
+def main() -> None:
+    allowed = [export.DisabledSafetyCheck.custom_call(unstable.LAYOUT)]
+    failed = 0
+    for name, function, arguments in programs():
+        began = time.perf_counter()
+        try:
+            export.export(jax.jit(function), platforms=PLATFORMS, disabled_checks=allowed)(*arguments)
+            said = "lowered"
+        except Exception as error:
+            failed += 1
+            said = f"{type(error).__name__}: {error}"
+        print(f"{name:24}{time.perf_counter() - began:6.1f} s  {said}", flush=True)
+    sys.exit(f"{failed} programs can't be lowered for {', '.join(PLATFORMS)}" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
