@@ -15,7 +15,8 @@ UNUSED = 1e6  # times the size of the logits that matter: a class so far below t
 def wide(logits: ArrayLike) -> jax.Array:
     """The logits in single precision at least: half precision would round sums and differences of them again."""
     logits = jnp.asarray(logits)
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    double = logits.dtype == jnp.float64
+    return logits if double else logits.astype(jnp.float32)
 
 
 def broken(logits: ArrayLike) -> jax.Array:

@@ -64,7 +64,13 @@ class Network(nnx.Module):
         """Logits `[B, 10]` of images `[B, 28, 28, 1]` in [0, 1].
 
         In training mode `rngs` draws the dropout masks: `masks` of them for each image, and the logits are the mean.
+
+        Raises:
+          ValueError: the images are of another shape.
         """
+        if images.shape[1:] != IMAGE_SHAPE:
+            wanted = ", ".join(map(str, ("B", *IMAGE_SHAPE)))
+            raise ValueError(f"{type(self).__name__} takes images [{wanted}], not {list(images.shape)}")
         x = self.features(images, rngs=rngs)
         x = jnp.concatenate([x.reshape(len(x), math.prod(x.shape[1:]))] * masks)
         return self.classifier(x, rngs=rngs).reshape(masks, len(images), CLASSES).mean(0)

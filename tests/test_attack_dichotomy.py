@@ -51,6 +51,47 @@ def test_any_fixed_radius_attack_fits():
     np.testing.assert_allclose(result.distance[clear], distance[clear], rtol=2e-3)
 
 
+def never(classifier, images, labels, radius, *, norm, targets=None):
+    """An attack that tries something, and always fails, on images that others fool at any radius here."""
+    none = jnp.zeros(len(labels), bool)
+    ones = none + jnp.ones(len(labels), jnp.int32)
+    return attack.AttackResult(1 - images, jnp.full(len(labels), jnp.inf), none, ones, 2 * ones)
+
+
+def test_bisecting_an_attack_that_always_fails_finds_nothing():
+    w, b, images, labels = random_problem(np.random.default_rng(1), batch=8)
+    result = attack.dichotomy(classifier(w, b), images, labels, attack=never)
+    assert not result.success.any()
+    assert np.isinf(result.distance).all()
+    assert (result.gradients == result.gradients[0]).all()
+    assert 8 <= result.gradients[0] <= 24  # a round each
+    inside = jax.jit(partial(attack.dichotomy, classifier(w, b), attack=never))(
+        jnp.asarray(images, jnp.float32), jnp.asarray(labels)
+    )
+    assert not inside.success.any()
+    # A search before it is an option, with a name.
+    assert attack.dichotomy(classifier(w, b), images, labels, attack=never, search_first=True).success.all()
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+def test_an_attack_is_bisected_to_where_it_alone_succeeds(jit):
+    """The single step of a 2-norm does not go to the nearest boundary of several, and misses some within any radius."""
+    w, b, images, labels = random_problem(np.random.default_rng(4), batch=16, classes=3)
+    c, images, labels = classifier(w, b), jnp.asarray(images, jnp.float32), jnp.asarray(labels)
+    bisect = partial(attack.dichotomy, c, attack=attack.fgsm)
+    result = (jax.jit(bisect) if jit else bisect)(images, labels)
+    radii = np.linspace(0.01, 2.5, 250)
+    at = np.stack([attack.fgsm(c, images, labels, radius, norm=2).success for radius in radii])
+    first = np.where(at.any(0), radii[at.argmax(0)], np.inf)
+    monotone = (np.diff(at.astype(int), axis=0) >= 0).all(0)
+    compared = monotone & (np.isfinite(first) | ~np.asarray(result.success))
+    assert compared.sum() > 8
+    np.testing.assert_allclose(result.distance[compared], first[compared], atol=0.011)
+    searched = attack.dichotomy(c, images, labels, attack=attack.fgsm, search_first=True)
+    assert (searched.distance <= result.distance * 1.001).all()
+    assert (searched.gradients > 5 * result.gradients).all()
+
+
 def test_low_and_high_are_limits():
     w, b, images, labels = random_problem(np.random.default_rng(2), batch=64)
     c, distance = classifier(w, b), nearest(w, b, images, labels, 2)
@@ -117,7 +158,18 @@ def test_a_key_disturbs_the_start():
     assert not np.array_equal(one.images, other.images)
 
 
-@pytest.mark.parametrize("wrong", [{"tolerance": 0.0}, {"norm": 0.0}, {"low": -1.0}, {"high": np.ones(3)}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tolerance": 0.0},
+        {"norm": 0.0},
+        {"low": -1.0},
+        {"high": np.ones(3)},
+        {"high": np.nan},
+        {"low": 2.0, "high": 1.0},
+        {"low": np.array([0, 0, 2, 0]), "high": 1, "attack": attack.fgsm},
+    ],
+)
 def test_bad_arguments_are_refused(wrong):
     w, b, images, labels = random_problem(np.random.default_rng(5), batch=4)
     with pytest.raises(ValueError, match="must be"):

@@ -1,9 +1,12 @@
 """The attacks by name: which options and norms each has."""
 
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from mnist_jax import InputError, attack
+from mnist_jax import Classifier, InputError, attack
 from mnist_jax.attack import methods
 
 INF = np.inf
@@ -22,6 +25,26 @@ def test_every_attack_names_its_norm_before_it_asks_the_classifier(method):
     assert {"classifier", "images", "labels", "norm", "targets", "key"} <= set(known)
     assert methods.objection(method, known["norm"].default) == ""
     assert "norm must be" in methods.objection(method, 0.5)
+
+
+@pytest.mark.parametrize("at_a_radius", [True, False])
+def test_the_readme_has_the_table(at_a_radius):
+    table = methods.table(at_a_radius=at_a_radius)
+    assert table.count("\n") > 8
+    assert f"\n\n{table}\n\n" in (Path(__file__).parents[1] / "README.md").read_text()
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("p", [0, 1, 1.5, 2, INF])
+def test_an_attack_takes_the_norms_that_are_said_of_it_and_no_others(method, p):
+    run = partial(methods.METHODS[method], Classifier(None, ()), np.zeros((0, 3)), [], norm=p)
+    run = partial(run, radius=1.0) if "radius" in methods.parameters(method) else run
+    allowed = methods.about(method).norms
+    if p >= 1 if allowed is None else p in allowed:
+        assert run().distance.shape == (0,)
+    else:
+        with pytest.raises(ValueError, match="norm must be"):
+            run()
 
 
 def test_which_attacks_have_a_norm():

@@ -9,25 +9,35 @@ import pytest
 from linear import classifier, random_problem
 
 from mnist_jax import Classifier, attack
-from mnist_jax.attack.fixed_radius import square
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def test_the_papers_sizes_of_windows():
-    which, sizes, _ = square_windows((28, 28, 1), np.inf, 10_000, 10_000)
-    assert np.unique(which).tolist() == list(range(10))
-    assert [int(which[i]) for i in (0, 10, 11, 51, 201, 501, 1001, 2001, 4001, 6001, 8001)] == [0, *range(10)]
+    starts, sizes, _ = windows_of_squares(10_000)
+    assert starts.tolist() == [11, 51, 201, 501, 1001, 2001, 4001, 6001, 8001]
     sides = np.maximum(np.round(np.sqrt(0.8 * 784 / 2.0 ** np.arange(10))), 1)
     np.testing.assert_array_equal(sizes, np.stack([sides, sides], 1))
-    half, _, _ = square_windows((28, 28, 1), np.inf, 5000, 5000)
-    np.testing.assert_array_equal(half, which[::2])
+    every = np.arange(10_000)
+    for schedule in (5000, 7, 10_000, 12_345):
+        wanted = np.searchsorted([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000], every * 10_000 // schedule)
+        starts = windows_of_squares(schedule)[0]
+        np.testing.assert_array_equal((every[:, None] >= starts[None]).sum(1), wanted)
 
 
-def square_windows(plane, norm, queries, schedule):
+def windows_of_squares(schedule):
     from mnist_jax.attack.fixed_radius.square import _windows
 
-    return _windows(plane, norm, queries, 0.8, schedule)
+    return _windows((28, 28, 1), np.inf, 0.8, schedule)
+
+
+def test_a_billion_queries_take_no_more_memory_than_ten():
+    starts, _, bumps = windows_of_squares(10**9)
+    assert starts.size == 9
+    assert bumps is None
+    w, b, images, labels = random_problem(np.random.default_rng(1), batch=4)
+    result = attack.square(classifier(w, b), images, labels, 1.0, queries=10**9)  # broken soon
+    assert result.success.all()
 
 
 def test_bumps_are_added_squares():
@@ -84,4 +94,4 @@ def test_bad_arguments_are_named():
     w, b, images, labels = random_problem(np.random.default_rng(8), batch=4)
     for wrong in ({"queries": 0}, {"share": 0.0}, {"norm": 3}, {"schedule": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            square(classifier(w, b), images, labels, 0.1, **wrong)
+            attack.square(classifier(w, b), images, labels, 0.1, **wrong)

@@ -95,6 +95,8 @@ def apply(params, images):
     """Linear logits, or what the switches among the parameters make of them."""
     logits = params["scale"] * (images.reshape(len(images), -1) @ params["w"] + params["b"][None])
     logits = jnp.where(params["softmax"], jax.nn.softmax(logits), logits)
+    logits = jnp.where(params["in_use"][None], logits, params["instead"])
+    logits = jnp.where(params["broken_above"] < images.reshape(len(images), -1).max(1)[:, None], jnp.nan, logits)
     return jnp.where(params["frozen"], jax.lax.stop_gradient(logits), logits)
 
 
@@ -118,7 +120,8 @@ class Problem(NamedTuple):
 def some_problem(seed=0, dtype=np.float32, **options) -> Problem:
     w, b, images, labels = random_problem(np.random.default_rng(seed), **({"batch": 16} | options))
     params = {"w": jnp.asarray(w, dtype), "b": jnp.asarray(b, dtype), "scale": jnp.asarray(1, dtype)}
-    switches = {"softmax": jnp.asarray(False), "frozen": jnp.asarray(False)}
+    switches = {"softmax": jnp.asarray(False), "frozen": jnp.asarray(False), "in_use": jnp.ones(len(b), bool)}
+    switches |= {"instead": jnp.asarray(0, dtype), "broken_above": jnp.asarray(INF, dtype)}
     return Problem(Classifier(apply, params | switches), images.astype(dtype), labels, w, b)
 
 
@@ -138,7 +141,8 @@ def check(result, problem, p, radius, targets=None):
     images, success = np.asarray(result.images), np.asarray(result.success)
     assert images.shape == problem.images.shape
     assert ((images >= 0) & (images <= 1)).all()  # and not NaN
-    predictions = np.asarray(problem.classifier(images)).argmax(1)
+    logits = np.asarray(problem.classifier(images), np.float32)
+    predictions = np.where(np.isfinite(logits.max(1)), logits.argmax(1), -1)
     fooled = predictions != problem.labels if targets is None else predictions == targets
     assert fooled[success].all()
     r = (images.astype(float) - problem.images.astype(float)).reshape(len(images), -1)
@@ -217,6 +221,38 @@ def test_large_logits_are_fooled_too(row):
 
 
 @each_attack
+@pytest.mark.parametrize("instead", [-INF, -1e9, -1e4])
+def test_classes_that_are_not_in_use_are_in_nobodys_way(row, instead):
+    """The last two of five classes: what is found is as near as with the first three alone."""
+    in_use = np.arange(5) < 3
+    problem = some_problem().odd(in_use=in_use, instead=instead)
+    problem = problem._replace(labels=np.asarray(problem.classifier(problem.images)).argmax(1))
+    exact = nearest(problem.w[:, :3], problem.b[:3], problem.images.astype(float), problem.labels, row.norm)
+    clear = np.isfinite(exact) & (exact > 0.1 * np.median(exact))
+    if row.fixed:
+        succeeds_at_the_radius(row, problem, row.norm, exact, clear)
+    else:
+        result = run(row, problem)
+        assert result.success[clear].all()
+        assert (np.asarray(result.distance)[clear] / exact[clear]).max() <= 1.01 * row.ratios[row.norm]
+
+
+@each_attack
+def test_an_answer_that_says_nothing_is_wrong(row):
+    broken = some_problem().odd(w=np.full((20, 5), np.nan))
+    result = run(row, broken)
+    assert result.success.all()
+    assert (result.distance == 0).all()
+    towards = run(row, broken, targets=(broken.labels + 1) % 5)
+    assert not towards.success.any()  # it is not the target either
+    # Where only bright images have no answer, there is one as long as the attack stays away from them.
+    dim = some_problem()
+    dim = dim._replace(images=0.5 * dim.images)
+    dim = dim._replace(labels=np.asarray(dim.classifier(dim.images)).argmax(1)).odd(broken_above=0.8)
+    run(row, dim)
+
+
+@each_attack
 def test_an_image_does_not_depend_on_its_neighbours(row):
     problem, keys = some_problem(), jax.random.split(jax.random.key(5), 16)
     together, odd = run(row, problem, key=keys), run(row, problem.first(13), key=keys[:13])
@@ -253,3 +289,110 @@ def test_inside_and_without_compiled_functions(row, monkeypatch):
         without = function(images, labels)
     np.testing.assert_allclose(inside.images, without.images, atol=1e-3)
     np.testing.assert_array_equal(inside.success, without.success)
+
+
+@each_attack
+def test_half_precision_lists_and_strict_promotion(row):
+    """All at once, as every one of them compiles anew: logits of half precision from single-precision weights, where
+    the images are double, labels and targets lists, and nothing may be promoted."""
+    single = some_problem(7, batch=4, classes=3, shape=(4, 3))
+
+    def half(params, images):
+        assert images.dtype == np.float32  # as the weights are
+        return (images.reshape(len(images), -1) @ params["w"] + params["b"][None]).astype(jnp.bfloat16)
+
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        weights = {"w": single.classifier.params["w"], "b": single.classifier.params["b"]}
+        problem = single._replace(classifier=Classifier(half, weights), images=single.images.astype(float))
+        labels = np.asarray(problem.classifier(jnp.asarray(problem.images, jnp.float32))).argmax(1)
+        reach = geometry.exact_norm(np.maximum(problem.images, 1 - problem.images), row.norm)
+        how = {"norm": row.norm} | row.options | ({"radius": 0.95 * reach} if row.fixed else {})
+        targets = ((labels + 1) % 3).tolist()
+        result = getattr(attack, row.name)(problem.classifier, problem.images, labels.tolist(), **how)
+        towards = getattr(attack, row.name)(problem.classifier, problem.images, labels.tolist(), targets=targets, **how)
+    assert result.success.mean() >= 0.5
+    assert result.images.dtype == np.float32
+    for found, wanted in ((result, None), (towards, targets)):
+        logits = np.asarray(problem.classifier(found.images), np.float32)
+        fooled = logits.argmax(1) != labels if wanted is None else logits.argmax(1) == wanted
+        assert fooled[np.asarray(found.success)].all()
+
+
+@each_attack
+def test_under_a_transformation_of_the_weights_alone(row):
+    """The images are values, the weights are not: nobody may look at the images' results. Only traced, to the end."""
+    problem = some_problem(6, batch=1, classes=2, shape=(2,))
+    options = {"norm": row.norm} | row.tiny | ({"radius": 1.0} if row.fixed else {})
+
+    def run(params):
+        return getattr(attack, row.name)(Classifier(apply, params), problem.images, problem.labels, **options)
+
+    several = jax.tree.map(lambda a: jnp.stack([a, a, a]), problem.classifier.params)
+    result = jax.eval_shape(jax.vmap(run), several)
+    assert result.images.shape == (3, 1, 2)
+    assert {leaf.shape[:2] for leaf in jax.tree.leaves(result)} == {(3, 1)}
+
+
+def numeric_settings(row):
+    """The settings that are numbers, and whether they are whole ones."""
+    for name, parameter in inspect.signature(getattr(attack, row.name)).parameters.items():
+        kind = str(parameter.annotation)
+        if name not in ("norm", "images", "labels", "targets", "start", "key") and ("int" in kind or "float" in kind):
+            yield name, "int" in kind
+        elif name in ("radius", "step_size", "initial", "learning_rate", "low", "high"):
+            yield name, False
+
+
+@each_attack
+def test_numbers_that_are_none_are_refused_before_any_work(row):
+    """By an attack on no images, with a classifier that must not be asked."""
+
+    def never(params, images):
+        raise AssertionError("asked")
+
+    how = {"norm": row.norm} | ({"radius": 0.1} if row.fixed else {})
+    settings = list(numeric_settings(row))
+    for name, whole in settings:
+        wrong = [float("nan"), -1, -0.5, "x", True, 1 + 2j]
+        wrong += [0.5, 1e12, 10**12, np.float32(1.5), 0] if whole else []
+        wrong += [] if name == "high" else [np.inf]
+        for value in wrong:
+            if name == "effort" and value == "x":
+                continue
+            with pytest.raises(ValueError, match=rf"{name}.* must be"):
+                getattr(attack, row.name)(Classifier(never, ()), np.zeros((0, 3)), [], **how | {name: value})
+    for name, value in (("norm", "l2"), ("norm", np.nan), ("norm", True), ("key", 0), ("key", "seed")):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            getattr(attack, row.name)(Classifier(never, ()), np.zeros((0, 3)), [], **how | {name: value})
+
+
+@each_attack
+def test_labels_and_targets_are_classes(row):
+    problem = some_problem(6, batch=2, classes=3, shape=(2,))
+    how = {"norm": row.norm} | row.tiny | ({"radius": 1.0} if row.fixed else {})
+    run = partial(getattr(attack, row.name), problem.classifier, problem.images, **how)
+    for wrong in ([0, 3], [-1, 0], [0, 2**32], np.array([0, 2**32 + 1]), [0.0, 1.0], [True, False], ["a", "b"], [0], 0):
+        with pytest.raises(ValueError, match="labels must be"):
+            run(wrong)
+        with pytest.raises(ValueError, match="targets must be"):
+            run(problem.labels, targets=wrong)
+    with pytest.raises(ValueError, match="must give floating logits"):
+        getattr(attack, row.name)(Classifier(lambda params, x: x[:, :1], ()), problem.images, problem.labels, **how)
+
+
+LARGE = ["automatic", "deepfool", "dichotomy", "fixed_norm", "nearest"]
+
+
+@pytest.mark.parametrize("row", [row for row in ATTACKS if row.name in LARGE], ids=LARGE)
+@pytest.mark.parametrize("p", [1000, 1e10])
+def test_a_large_p_is_nearly_the_largest_change(row, p):
+    problem = some_problem()
+    inf = nearest(problem.w, problem.b, problem.images.astype(float), problem.labels, INF)
+    clear = np.isfinite(inf) & (inf > 0.1 * np.median(inf))
+    how = row.options | ({"radius": np.where(clear, 1.5 * inf, 0.1)} if row.fixed else {})
+    result = getattr(attack, row.name)(problem.classifier, problem.images, problem.labels, norm=p, **how)
+    assert result.success[clear].all()
+    r = np.asarray(result.images, float) - problem.images
+    np.testing.assert_allclose(result.distance[clear], geometry.exact_norm(r, p)[clear], rtol=1e-5)
+    # The p-norm of 20 numbers is from 1 to 20^(1/p) times the largest.
+    assert (np.asarray(result.distance)[clear] > inf[clear] * (1 - 1e-4)).all()

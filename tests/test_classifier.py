@@ -65,13 +65,31 @@ def test_a_classifier_does_not_change():
 # As a function
 
 
-@pytest.mark.parametrize(("shape", "classes"), [((), 2), ((5,), 3), ((4, 6), 7), ((8, 8, 3), 10), ((2, 3, 2, 2), 1)])
+@pytest.mark.parametrize(("shape", "classes"), [((), 2), ((5,), 3), ((4, 6), 7), ((8, 8, 3), 10), ((2, 3, 2, 2), 2)])
 def test_any_image_shape_and_number_of_classes(shape, classes):
     network, images = linear_classifier(shape, classes), grey_levels(3, *shape).astype(np.float32)
     w = network.params["w"]
     expected = [[image.ravel() @ w[:, c] + c for c in range(classes)] for image in images]
     np.testing.assert_array_equal(network(images), expected)
     np.testing.assert_array_equal(jax.jit(Classifier.__call__)(network, images), expected)
+
+
+@pytest.mark.parametrize(
+    ("answer", "given"),
+    [
+        (lambda images: images[:, :1], r"float32 \[3, 1\]"),  # one output says nothing of two classes
+        (lambda images: images[:, 0], r"float32 \[3\]"),
+        (lambda images: images[:2], r"float32 \[2, 5\]"),
+        (lambda images: images[:, :, None], r"float32 \[3, 5, 1\]"),
+        (lambda images: images.astype(int), r"int\d+ \[3, 5\]"),
+        (lambda images: (images, images), "tuple"),
+        (lambda images: 0.0, "float"),
+    ],
+)
+def test_what_is_no_logits_is_refused(answer, given):
+    network = Classifier(lambda params, images: answer(images), ())
+    with pytest.raises(ValueError, match=f"must give floating logits .* not {given}"):
+        network(np.ones((3, 5), np.float32))
 
 
 def test_one_program_serves_all_weights_of_an_architecture():

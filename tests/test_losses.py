@@ -105,13 +105,45 @@ def test_accuracy():
 
 
 @pytest.mark.parametrize("run", [losses.accuracy, jax.jit(losses.accuracy)], ids=["eager", "jit"])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_row_that_is_not_finite_is_wrong_for_every_label(run, value):
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_that_says_nothing_is_wrong_for_every_label(run, value):
     for place in range(3):
         logits = np.zeros((4, 3), np.float32)
         logits[:3, place] = value
         logits[3, 2] = 1.0
         np.testing.assert_array_equal(run(logits, np.array([0, 1, 2, 2])), [0, 0, 0, 1])
+    np.testing.assert_array_equal(run(np.full((2, 3), -np.inf, np.float32), np.array([0, 1])), [0, 0])
+
+
+@pytest.mark.parametrize("value", [-np.inf, -1e9])
+def test_classes_that_are_not_in_use_change_nothing(batch, value):
+    logits, labels = batch[0][:, :4], batch[1] % 4
+    more = np.concatenate([logits, np.full((50, 3), value, np.float32)], 1)
+    np.testing.assert_array_equal(losses.accuracy(more, labels), losses.accuracy(logits, labels))
+    targets = (labels + 1) % 4
+    for loss in (losses.margin, losses.dlr, losses.log_odds, losses.confidence, losses.cross_entropy):
+        np.testing.assert_allclose(loss(more, labels), loss(logits, labels), rtol=1e-5)
+        slope = gradient(loss, more, labels)
+        np.testing.assert_allclose(slope[:, :4], gradient(loss, logits, labels), rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(slope[:, 4:], 0)
+    np.testing.assert_allclose(
+        losses.dlr_targeted(more, labels, targets), losses.dlr_targeted(logits, labels, targets), rtol=1e-5
+    )
+    two = np.concatenate([logits[:, :2], np.full((50, 3), value, np.float32)], 1)
+    np.testing.assert_allclose(losses.dlr(two, labels % 2), losses.dlr(logits[:, :2], labels % 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jax.numpy.bfloat16, np.float16])
+def test_half_precision_is_widened_before_anything_is_computed(batch, dtype):
+    logits, labels = jax.numpy.asarray(batch[0], dtype), batch[1]
+    targets = (labels + 1) % 10
+    with jax.numpy_dtype_promotion("strict"):
+        for loss in (losses.margin, losses.dlr, losses.log_odds, losses.confidence, losses.cross_entropy):
+            got = loss(logits, labels)
+            assert got.dtype == np.float32
+            np.testing.assert_array_equal(got, loss(logits.astype(np.float32), labels))
+        assert losses.dlr_targeted(logits, labels, targets).dtype == np.float32
+        assert losses.accuracy(logits, labels).dtype == np.float32
 
 
 def test_accuracy_of_a_batch_has_a_mean(batch):

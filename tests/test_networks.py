@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from mnist_jax import losses, networks
+from mnist_jax import Classifier, attack, losses, networks
 from mnist_jax.errors import InputError
-from mnist_jax.networks import NETWORKS
+from mnist_jax.networks import MLP, NETWORKS
 
 REFERENCE = Path(__file__).parents[2] / "shared/reference/seed_networks"
 
@@ -289,3 +289,11 @@ def test_by_an_unknown_name(name, guess):
     assert start.startswith(f"unknown network {name!r}: " + (f"did you mean {guess}" if guess else ""))
     assert ("did you mean" in start) == (guess is not None)
     assert end == "MLP, MLP_d, MLP_bn, CNN, CNN_d, CNN_bn"
+
+
+@pytest.mark.parametrize("shape", [(3, 784), (3, 28, 28), (3, 1, 28, 28), (3, 32, 32, 1), (3, 28, 28, 3)])
+def test_images_of_another_shape_are_refused_by_name(shape):
+    weights = MLP.initialize(jax.random.key(0))
+    for run in (MLP.apply, lambda w, x: attack.nearest(Classifier(MLP.apply, w), x)):
+        with pytest.raises(ValueError, match=r"MLP takes images \[B, 28, 28, 1\], not \[\d, "):
+            run(weights, np.zeros(shape, np.float32))

@@ -1,6 +1,7 @@
-"""The attacks by their names, and what options each takes, by its signature."""
+"""The attacks by their names: what each takes, and what is said of it (`METHOD`, beside its code)."""
 
 import inspect
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mnist_jax import attack
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.classifier import Classifier
 from mnist_jax.errors import InputError, unknown
@@ -28,6 +30,11 @@ OPTIONS = {
     "targets": "targets",
     "seed": "key",
 }
+
+
+def about(method: str) -> Method:
+    """What stands beside the attack's code."""
+    return sys.modules[METHODS[method].__module__].METHOD
 
 
 def parameters(method: str) -> dict[str, inspect.Parameter]:
@@ -63,25 +70,33 @@ def prepare(method: str, norm: float | None, given: dict[str, Any]) -> tuple[Cal
     return partial(METHODS[method], **how), norm
 
 
-class _Reached(Exception):
-    """An attack has begun to ask its classifier."""
-
-
-def _reach(params: Any, images: Any) -> Any:
-    raise _Reached
-
-
 def objection(method: str, norm: float, **how: Any) -> str:
-    """What the attack says against these arguments, or nothing. Only it knows, and it looks at them first of all: so
-    it is called, but comes no farther than to the classifier."""
+    """What the attack says against these arguments, or nothing.
+
+    An attack on no images only looks at its arguments.
+    """
     radius = {"radius": 1.0} if "radius" in parameters(method) else {}
     try:
-        METHODS[method](Classifier(_reach, ()), np.zeros((1, 1)), np.zeros(1, int), norm=norm, **radius | how)
-    except _Reached:
-        return ""
+        about(method).check_norm(norm)
+        METHODS[method](Classifier(_nothing, ()), np.zeros((0, 1)), [], norm=norm, **radius | how)
     except ValueError as error:
         return str(error)
-    raise AssertionError(f"{method} does not ask its classifier")
+    return ""
+
+
+def _nothing(params: Any, images: Any) -> Any:
+    raise AssertionError("an attack on no images asks nothing")
+
+
+def table(*, at_a_radius: bool) -> str:
+    """The attacks at a radius, or those of minimal norm, as a table in Markdown."""
+    lines = ["| attack | norms | paper, and what it does |", "|:--|:--|:--|"]
+    for name in METHODS:
+        if ("radius" in parameters(name)) == at_a_radius:
+            said = about(name)
+            paper = f"{said.paper}: " if said.paper else ""
+            lines.append(f"| `{name}` | {said.norms_in_words()} | {paper}{said.what} |")
+    return "\n".join(lines)
 
 
 def _elsewhere(option: str, method: str, others: list[str]) -> InputError:

@@ -11,16 +11,30 @@ from jax.typing import ArrayLike
 from mnist_jax.geometry.rows import radii_of, rows_of, sum_of_rows
 
 INF = float("inf")
+AS_INF = 1e7  # the norms of a million numbers differ by a factor of 1e6^(1/p) at most: 1 + 1.4e-6
 
 
 def check_norm(p: float, allowed: tuple[float, ...] | None = None) -> float:
-    """`p` as a float. Raises `ValueError` unless it is one of those allowed, or, where none are named, in [1, inf]."""
-    p = float(p)
-    if allowed is None and not p >= 1:
-        raise ValueError(f"norm must be a number in [1, inf], not {p:g}")
-    if allowed is not None and p not in allowed:
-        raise ValueError(f"norm must be {' or '.join(f'{q:g}' for q in allowed)}, not {p:g}")
-    return p
+    """`p` as a float, which may be given as text, such as "inf".
+
+    A p so large that the p-norm of any image is its inf-norm, to single precision, counts as inf.
+
+    Raises:
+      ValueError: it is not one of those allowed, or, where none are named, not in [1, inf].
+    """
+    try:
+        exponent = math.nan if isinstance(p, bool) else float(p)
+    except (TypeError, ValueError):
+        exponent = math.nan
+    if allowed is None and not exponent >= 1:
+        raise ValueError(f"norm must be a number in [1, inf], not {_text(p)}")
+    if allowed is not None and exponent not in allowed:
+        raise ValueError(f"norm must be {' or '.join(f'{q:g}' for q in allowed)}, not {_text(p)}")
+    return INF if exponent >= AS_INF else exponent
+
+
+def _text(p: object) -> str:
+    return f"{p:g}" if isinstance(p, int | float) and not isinstance(p, bool) else repr(p)
 
 
 def dual(p: float) -> float:

@@ -17,9 +17,14 @@ MOST = 10**9  # of what is counted: more gradients than that take years, and cou
 def counts(*, least: int = 1, **arguments: Any) -> None:
     """Raises unless the arguments, those that are not None, are whole numbers from `least` to a billion."""
     for name, value in arguments.items():
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if value is not None and not (whole and least <= value <= MOST):
-            raise ValueError(f"{name} must be a whole number from {least} to {MOST:,}, not {value!r}")
+        if value is None:
+            continue
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise ValueError(f"{name} must be a whole number, not {value!r}")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")
+        if value > MOST:
+            raise ValueError(f"{name} must be at most {MOST:,}, not {value:,}")
 
 
 def numbers(low: float, high: float = math.inf, *, above: bool = False, below: bool = False, **arguments: Any) -> None:
@@ -31,16 +36,16 @@ def numbers(low: float, high: float = math.inf, *, above: bool = False, below: b
         if value is None or traced(value):
             continue
         number = real(value)
-        enough = number > low if above else number >= low
-        if not (enough and (number < high if below else number <= high) and math.isfinite(number)):
-            limits = f"{'above' if above else 'of at least'} {low:g}"
-            if math.isfinite(high):
-                limits += f" and {'below' if below else 'at most'} {high:g}"
-            raise ValueError(f"{name} must be a number {limits}, not {value!r}")
+        if not math.isfinite(number):
+            raise ValueError(f"{name} must be a finite number, not {value!r}")
+        if number < low or (above and number == low):
+            raise ValueError(f"{name} must be {'above' if above else 'at least'} {low:g}, not {number:g}")
+        if number > high or (below and number == high):
+            raise ValueError(f"{name} must be {'below' if below else 'at most'} {high:g}, not {number:g}")
 
 
 def real(value: Any) -> float:
     """The value of a real number of any library; NaN where it is none."""
     array = np.asarray(value)
-    is_number = (array.ndim == 0 and array.dtype.kind in "iuf") or str(array.dtype) in ("bfloat16", "float16")
+    is_number = array.dtype.kind in "iuf" or str(array.dtype) == "bfloat16"
     return float(array) if is_number and array.ndim == 0 else math.nan

@@ -152,7 +152,7 @@ def _images(classifier: Classifier, images: ArrayLike) -> jax.Array:
     """The images in the type that the classifier computes in: double precision only where its weights are."""
     images = images if isinstance(images, jax.Array) else np.asarray(images)
     if images.ndim < 2 or not (jnp.issubdtype(images.dtype, jnp.floating) or images.dtype.kind in "iub"):
-        raise ValueError(f"images must be numbers [B, *shape], not {images.dtype} {list(images.shape)}")
+        raise ValueError(f"images must be an array [B, *shape] of numbers, not {images.dtype} {list(images.shape)}")
     if not _all(images, lambda x: (x >= 0) & (x <= 1)):
         raise ValueError("images must be numbers in [0, 1]; divide bytes by 255")
     weights = [jnp.result_type(leaf) for leaf in jax.tree.leaves(classifier.params)]
@@ -165,9 +165,7 @@ def classes_of(name: str, given: ArrayLike, count: int, classes: int | None) -> 
     """Classes `[B]` as int32. Raises `ValueError` unless they are `count` whole numbers below `classes`."""
     given = given if isinstance(given, jax.Array) else np.asarray(given)
     if given.shape != (count,) or (count and given.dtype.kind not in "iu"):
-        raise ValueError(
-            f"{name} must be {count} whole numbers, one for each image, not {given.dtype} {list(given.shape)}"
-        )
+        raise ValueError(f"{name} must be {count} integers, one for each image, not {given.dtype} {list(given.shape)}")
     if classes is not None and not _all(given, lambda c: (c >= 0) & (c < classes)):
         wrong = int(np.flatnonzero((np.asarray(given) < 0) | (np.asarray(given) >= classes))[0])
         raise ValueError(f"{name} must be classes from 0 to {classes - 1}, but number {wrong} is {given[wrong]}")

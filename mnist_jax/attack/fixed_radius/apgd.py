@@ -10,10 +10,17 @@ from mnist_jax import geometry, losses
 from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import CAREFUL, Asked, Loss, Problem, loss_function
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import fixed, normal, random_start, restarted
 from mnist_jax.classifier import Classifier
+
+METHOD = Method(
+    (1, 2, geometry.INF),
+    "momentum, and a step that halves itself",
+    "Croce & Hein 2020 and, for the 1-norm, 2021",
+)
 
 ALPHA = 0.75  # weight of the step; the rest is momentum
 RHO = 0.75  # share of the steps between two checkpoints that have to bring the loss down
@@ -88,7 +95,7 @@ def apgd(
 
 def check(norm: float, steps: int, restarts: int, large_radius: bool) -> float:
     """The norm as a float. Raises `ValueError` where one of these is out of its range."""
-    norm = geometry.check_norm(norm, (1, 2, geometry.INF))
+    norm = METHOD.check_norm(norm)
     arguments.counts(least=len(STAGES) if large_radius else 1, steps=steps)
     arguments.counts(restarts=restarts)
     if large_radius and norm != 1:

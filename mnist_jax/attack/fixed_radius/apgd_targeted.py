@@ -8,11 +8,18 @@ from jax.typing import ArrayLike
 from mnist_jax import geometry, losses
 from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import Asked, Problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import fixed, restarted
 from mnist_jax.attack.fixed_radius.apgd import apgd, check, descend, start_of
 from mnist_jax.classifier import Classifier
+
+METHOD = Method(
+    (1, 2, geometry.INF),
+    "the same towards one class after another",
+    "Croce & Hein 2020",
+)
 
 
 def apgd_targeted(

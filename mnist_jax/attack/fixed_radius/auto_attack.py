@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry, unstable
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import Asked, problem, radii
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import fixed, keys_of
@@ -18,6 +19,12 @@ from mnist_jax.attack.fixed_radius.apgd_targeted import apgd_targeted
 from mnist_jax.attack.fixed_radius.square import LENGTH, square
 from mnist_jax.attack.minimal_norm.fab import fab
 from mnist_jax.classifier import Classifier
+
+METHOD = Method(
+    (1, 2, geometry.INF),
+    "`apgd`, `apgd_targeted`, `fab` and `square`, for robust accuracy",
+    "Croce & Hein 2020 and 2021",
+)
 
 ROUNDING = 1e-5  # by which, of the radius, a float32 sum of image and perturbation may exceed it
 
@@ -55,7 +62,7 @@ def auto_attack(
     Raises:
       ValueError: an argument is out of its range.
     """
-    norm = geometry.check_norm(norm, (1, 2, geometry.INF))
+    norm = METHOD.check_norm(norm)
     given = problem(Asked(classifier, images, labels, targets, key))
     arrays = (given, radii(radius, given.images), keys_of(fixed(key), len(given.images)))
     traced = unstable.traced((classifier, arrays))

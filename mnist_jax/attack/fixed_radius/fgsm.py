@@ -6,9 +6,16 @@ from jax.typing import ArrayLike
 from mnist_jax import geometry
 from mnist_jax.attack.engine import driver
 from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import Asked, Loss, Problem, loss_function
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.classifier import Classifier
+
+METHOD = Method(
+    (1, 2, geometry.INF),
+    "one step as far as the radius allows",
+    "Goodfellow et al. 2015",
+)
 
 
 def fgsm(
@@ -42,7 +49,7 @@ def fgsm(
       ValueError: an argument is out of its range.
     """
     del key
-    norm = geometry.check_norm(norm, (1, 2, geometry.INF))
+    norm = METHOD.check_norm(norm)
     asked = Asked(classifier, images, labels, targets, None)
     return driver.run(kernel, asked, norm=norm, each={"radius": radius}, loss=loss_function(loss))
 

@@ -11,10 +11,16 @@ from mnist_jax import geometry
 from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import Asked, Loss, Problem, loss_function
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import disturb
 from mnist_jax.classifier import Classifier
+
+METHOD = Method(
+    None,
+    "Adam on the pixels of a perturbation that has exactly that norm and stays in the box",
+)
 
 DECAYS = (0.9, 0.99)  # of Adam's moments: shorter than usual, for runs of some tens of steps
 
@@ -64,7 +70,7 @@ def fixed_norm(
     Raises:
       ValueError: an argument is out of its range.
     """
-    norm = geometry.check_norm(norm)
+    norm = METHOD.check_norm(norm)
     arguments.counts(steps=steps)
     asked = Asked(classifier, images, labels, targets, key)
     each = {"radius": radius, "learning_rate": learning_rate}

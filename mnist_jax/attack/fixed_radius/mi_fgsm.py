@@ -8,10 +8,17 @@ from mnist_jax import geometry
 from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import CAREFUL, Asked, Loss, Problem, loss_function
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import random_start
 from mnist_jax.classifier import Classifier
+
+METHOD = Method(
+    (2, geometry.INF),
+    "steps along a sum of gradients",
+    "Dong et al. 2018",
+)
 
 
 def mi_fgsm(
@@ -51,7 +58,7 @@ def mi_fgsm(
     Raises:
       ValueError: an argument is out of its range.
     """
-    norm = geometry.check_norm(norm, (2, geometry.INF))
+    norm = METHOD.check_norm(norm)
     arguments.counts(steps=steps)
     arguments.numbers(0, momentum=momentum)
     asked = Asked(classifier, images, labels, targets, key)

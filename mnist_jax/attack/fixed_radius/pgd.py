@@ -10,10 +10,17 @@ from mnist_jax import geometry
 from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import CAREFUL, Asked, Loss, Problem, loss_function
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import fixed, random_start, restarted
 from mnist_jax.classifier import Classifier
+
+METHOD = Method(
+    (1, 2, geometry.INF),
+    "steps of a fixed length, each projected onto ball and box",
+    "Madry et al. 2018",
+)
 
 
 def pgd(
@@ -64,7 +71,7 @@ def pgd(
     Raises:
       ValueError: an argument is out of its range.
     """
-    norm = geometry.check_norm(norm, (1, 2, geometry.INF))
+    norm = METHOD.check_norm(norm)
     arguments.counts(steps=steps, restarts=restarts)
     arguments.numbers(0, 1, above=True, share=share)
     asked = Asked(classifier, images, labels, targets, fixed(key))

@@ -12,10 +12,17 @@ from jax.typing import ArrayLike
 from mnist_jax import geometry, losses
 from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import fixed
 from mnist_jax.classifier import Classifier
+
+METHOD = Method(
+    (1, 2, geometry.INF),
+    "a random search that asks for logits only",
+    "Andriushchenko et al. 2020",
+)
 
 # Of so many queries, after which the share of the pixels in a window is halved.
 LENGTH = 10_000
@@ -64,7 +71,7 @@ def square(
     Raises:
       ValueError: an argument is out of its range.
     """
-    norm = geometry.check_norm(norm, (1, 2, geometry.INF))
+    norm = METHOD.check_norm(norm)
     arguments.counts(queries=queries, schedule=schedule)
     arguments.numbers(0, 1, above=True, share=share)
     asked = Asked(classifier, images, labels, targets, fixed(key))

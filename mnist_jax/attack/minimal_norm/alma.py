@@ -10,10 +10,17 @@ from mnist_jax import geometry, losses
 from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
 from mnist_jax.classifier import Classifier
+
+METHOD = Method(
+    (1, 2),
+    "an augmented Lagrangian, whose multiplier is found on the way",
+    "Rony et al. 2021",
+)
 
 CHECK = 10  # steps between two looks at whether the constraint improves
 IMPROVED = 0.95  # τ: it does where it falls below this share
@@ -83,7 +90,7 @@ def alma(
     Raises:
       ValueError: an argument is out of its range.
     """
-    norm = geometry.check_norm(norm, (1, 2))
+    norm = METHOD.check_norm(norm)
     arguments.counts(steps=steps)
     arguments.numbers(0, above=True, learning_rate=learning_rate, first_step=first_step)
     memory = max(1 - 0.1 * (1000 / steps) ** 0.7, 0.0) if memory is None else memory

@@ -13,10 +13,16 @@ from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.chunks import in_chunks
 from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem, problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import keys_of, small_start
 from mnist_jax.classifier import Classifier
+
+METHOD = Method(
+    None,
+    "one descent on a loss that turns from confidence to norm, by thresholds",
+)
 
 DECAYS = (0.9, 0.99)  # of Adam's moments: the loss changes on the way, and long memories would be of another one
 
@@ -88,7 +94,7 @@ def _checked(norm, steps, learning_rate, thresholds) -> tuple[float, dict[str, f
     if not 1 >= thresholds[0] >= thresholds[1] >= 0:
         raise ValueError(f"thresholds must fall, from at most 1 to at least 0, not {thresholds}")
     numbers = {"learning_rate": learning_rate, "upper": thresholds[0], "lower": thresholds[1]}
-    return geometry.check_norm(norm), numbers
+    return METHOD.check_norm(norm), numbers
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -10,10 +10,17 @@ from mnist_jax import geometry, losses
 from mnist_jax.attack.engine import arguments, boundary, driver
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
 from mnist_jax.classifier import Classifier
+
+METHOD = Method(
+    (1, 2, geometry.INF),
+    "along the boundary, by the step that shortens the perturbation the most",
+    "Brendel et al. 2019",
+)
 
 OVERSHOOT = 1.1  # of the way to the boundary, from the wrong side; from the right one, 2 less that
 MOMENTUM = 0.8  # of the boundary's normal
@@ -62,7 +69,7 @@ def brendel_bethge(
     Raises:
       ValueError: an argument is out of its range.
     """
-    norm = geometry.check_norm(norm, (1, 2, geometry.INF))
+    norm = METHOD.check_norm(norm)
     arguments.counts(steps=steps)
     arguments.numbers(0, above=True, region=region)
     asked = Asked(classifier, images, labels, targets, key)

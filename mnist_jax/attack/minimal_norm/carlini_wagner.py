@@ -10,11 +10,18 @@ from jax.typing import ArrayLike
 from mnist_jax import geometry, losses
 from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
 from mnist_jax.attack.engine.tradeoff import Attempt, found_by, search
 from mnist_jax.classifier import Classifier
+
+METHOD = Method(
+    (2,),
+    "distance and margin in one loss, whose weight is searched for",
+    "Carlini & Wagner 2017",
+)
 
 INSIDE = 1 - 1e-6  # the images in [-1, 1] are drawn in by this much, or those in a corner would be infinitely far away
 
@@ -62,7 +69,7 @@ def carlini_wagner(
 
     Carlini & Wagner, "Towards evaluating the robustness of neural networks", 2017, section VI A, with f6 as the loss.
     """
-    geometry.check_norm(norm, (2,))
+    METHOD.check_norm(norm)
     arguments.counts(steps=steps, searches=searches)
     arguments.numbers(0, confidence=confidence)
     arguments.numbers(0, above=True, learning_rate=learning_rate, weight=weight)

@@ -8,10 +8,17 @@ from mnist_jax import geometry, losses
 from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
 from mnist_jax.classifier import Classifier
+
+METHOD = Method(
+    (2,),
+    "the direction by the gradient, the norm by success or failure",
+    "Rony et al. 2019",
+)
 
 RATES = (1.0, 0.01)  # α, the length of a gradient step: the first, and the last of the cosine
 
@@ -58,7 +65,7 @@ def ddn(
     Rony, Hafemann, Oliveira, Ben Ayed, Sabourin & Granger, "Decoupling direction and norm for efficient gradient-based
     L2 adversarial attacks and defenses", 2019, algorithm 1.
     """
-    geometry.check_norm(norm, (2,))
+    METHOD.check_norm(norm)
     arguments.counts(steps=steps)
     arguments.numbers(0, 1, above=True, below=True, gamma=gamma)
     asked = Asked(classifier, images, labels, targets, key)

@@ -10,10 +10,17 @@ from mnist_jax import geometry
 from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.boundary import margins
 from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
 from mnist_jax.classifier import Classifier
+
+METHOD = Method(
+    None,
+    "to the nearest of the linearized boundaries, again and again",
+    "Moosavi-Dezfooli et al. 2016",
+)
 
 
 def deepfool(
@@ -55,7 +62,7 @@ def deepfool(
     Moosavi-Dezfooli, Fawzi & Frossard, "DeepFool: a simple and accurate method to fool deep neural networks", 2016,
     algorithm 2; section 3.3 for other norms.
     """
-    norm = geometry.check_norm(norm)
+    norm = METHOD.check_norm(norm)
     arguments.counts(steps=steps)
     arguments.counts(least=2, classes=classes)
     arguments.numbers(0, overshoot=overshoot)

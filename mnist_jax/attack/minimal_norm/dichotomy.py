@@ -15,11 +15,17 @@ from mnist_jax.attack.engine import arguments, bisection, descents, driver
 from mnist_jax.attack.engine.bisection import ROUNDS, STEPS, State, attempt, begin, divide, keep, rate
 from mnist_jax.attack.engine.chunks import in_chunks, until_done
 from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import Asked, Problem, loss_function
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.fixed_radius.fixed_norm import fixed_norm
 from mnist_jax.attack.fixed_radius.fixed_norm import search as on_sphere
 from mnist_jax.classifier import Classifier
+
+METHOD = Method(
+    None,
+    "bisects the radius of `fixed_norm`, or of any other attack at a radius, for each image",
+)
 
 AT_ONCE = 2  # rounds of one program, after which the images that are done leave the batch
 BEFORE = 320  # gradients at most go into the runs before
@@ -74,7 +80,7 @@ def dichotomy(
     Raises:
       ValueError: an argument is out of its range.
     """
-    norm = geometry.check_norm(norm)
+    norm = METHOD.check_norm(norm)
     arguments.numbers(0, 1, above=True, below=True, tolerance=tolerance)
     if search_first is None:
         search_first = attack is fixed_norm

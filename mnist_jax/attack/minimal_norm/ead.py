@@ -9,11 +9,18 @@ from jax.typing import ArrayLike
 from mnist_jax import geometry, losses
 from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
 from mnist_jax.attack.engine.tradeoff import Attempt, found_by, search
 from mnist_jax.classifier import Classifier
+
+METHOD = Method(
+    (1,),
+    "Carlini & Wagner's loss with the 1-norm beside the 2-norm",
+    "Chen et al. 2018",
+)
 
 RULES = ("en", "l1")
 
@@ -67,7 +74,7 @@ def ead(
     Chen, Sharma, Zhang, Yi & Hsieh, "EAD: elastic-net attacks to deep neural networks via adversarial examples", 2018,
     algorithm 1.
     """
-    geometry.check_norm(norm, (1,))
+    METHOD.check_norm(norm)
     if rule not in RULES:
         raise ValueError(f"rule must be {' or '.join(RULES)}, not {rule!r}")
     arguments.counts(steps=steps, searches=searches)

@@ -10,10 +10,17 @@ from mnist_jax import geometry, losses
 from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import fixed
 from mnist_jax.classifier import Classifier
+
+METHOD = Method(
+    (1, 2, geometry.INF),
+    "along the nearest linearized boundary, and towards the image",
+    "Croce & Hein 2020",
+)
 
 α_MAX = 0.1  # the largest weight of the step from the image itself
 β = 0.9  # what is left of a perturbation that is misclassified, where the next step begins
@@ -60,7 +67,7 @@ def fab(
     Raises:
       ValueError: an argument is out of its range.
     """
-    norm = geometry.check_norm(norm, (1, 2, geometry.INF))
+    norm = METHOD.check_norm(norm)
     arguments.counts(steps=steps, restarts=restarts, classes=classes)
     asked = Asked(classifier, images, labels, targets, fixed(key))
     return driver.run(kernel, asked, norm=norm, steps=steps, restarts=restarts, classes=classes)

@@ -8,10 +8,17 @@ from mnist_jax import geometry, losses
 from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
 from mnist_jax.classifier import Classifier
+
+METHOD = Method(
+    (0, 1, 2, geometry.INF),
+    "gradient steps in a ball whose radius follows the boundary",
+    "Pintor et al. 2021",
+)
 
 LAST_GAMMA = 0.001  # of the cosine
 
@@ -62,7 +69,7 @@ def fmn(
     Pintor, Roli, Brendel & Biggio, "Fast minimum-norm adversarial attacks through adaptive norm constraints", 2021,
     algorithm 1.
     """
-    norm = geometry.check_norm(norm, (0, 1, 2, geometry.INF))
+    norm = METHOD.check_norm(norm)
     arguments.counts(steps=steps)
     arguments.numbers(0, above=True, learning_rate=learning_rate)
     arguments.numbers(0, 1, above=True, below=True, gamma=gamma)

@@ -5,12 +5,17 @@ from functools import partial
 import jax
 from jax.typing import ArrayLike
 
-from mnist_jax import geometry
 from mnist_jax.attack.engine import arguments, descents, driver
 from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import Asked, Problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.classifier import Classifier
+
+METHOD = Method(
+    None,
+    "along averaged linearizations of the boundary, from one start after another (`--effort`)",
+)
 
 EFFORTS = {"fast": 100, "standard": 350, "thorough": 4000}  # gradients for each image
 EFFORTS_FOR_1 = {"fast": 200, "standard": 600, "thorough": 8000}  # where many runs come to nothing
@@ -57,7 +62,7 @@ def nearest(
     Raises:
       ValueError: an argument is out of its range.
     """
-    norm = geometry.check_norm(norm)
+    norm = METHOD.check_norm(norm)
     if isinstance(effort, str) and effort not in EFFORTS:
         raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, or a number of gradients, not {effort!r}")
     budget = (EFFORTS_FOR_1 if norm == 1 else EFFORTS)[effort] if isinstance(effort, str) else effort

@@ -11,10 +11,17 @@ from mnist_jax import geometry, losses
 from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
 from mnist_jax.classifier import Classifier
+
+METHOD = Method(
+    None,
+    "proximal steps on the norm, and a dual variable for the loss",
+    "Matyasko & Chau 2021",
+)
 
 β1, β2 = 0.9, 0.999  # of Adam
 DECREASE = 0.01  # of the learning rate, to the end
@@ -72,7 +79,7 @@ def pdpgd(
     Raises:
       ValueError: an argument is out of its range.
     """
-    norm = geometry.check_norm(norm)
+    norm = METHOD.check_norm(norm)
     arguments.counts(steps=steps)
     arguments.numbers(0, above=True, learning_rate=learning_rate)
     asked = Asked(classifier, images, labels, targets, key)

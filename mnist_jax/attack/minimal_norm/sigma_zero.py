@@ -9,10 +9,17 @@ from mnist_jax import geometry, losses
 from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
 from mnist_jax.classifier import Classifier
+
+METHOD = Method(
+    (0,),
+    "a smooth count of changed pixels, and a threshold that follows success",
+    "Cinà et al. 2025",
+)
 
 
 def sigma_zero(
@@ -58,7 +65,7 @@ def sigma_zero(
     Cinà, Villani, Pintor, Schönherr, Biggio & Pelillo, "σ-zero: gradient-based optimization of l0-norm adversarial
     examples", 2025, algorithm 1.
     """
-    geometry.check_norm(norm, (0,))
+    METHOD.check_norm(norm)
     arguments.counts(steps=steps)
     arguments.numbers(0, above=True, learning_rate=learning_rate, sigma=sigma)
     arguments.numbers(0, 1, threshold=threshold)
