@@ -1,6 +1,7 @@
 """What attacks are given: warnings of classifiers that they can't be trusted on, and radii."""
 
 import warnings
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from linear import apply, random_problem
 
-from mnist_jax import Classifier, attack
+from mnist_jax import Classifier, attack, losses
 from mnist_jax.attack import ClassifierWarning
 from mnist_jax.attack.engine.problem import radii
 
@@ -119,3 +120,31 @@ def test_radii_are_of_the_type_of_the_images(radius):
 def test_bad_radii_are_refused(radius):
     with pytest.raises(ValueError, match="radius must be"):
         radii(radius, jnp.zeros((3, 2)))
+
+
+def weighted(logits, labels):
+    return losses.margin(logits, labels) * jnp.asarray([1.0, 2, 3, 4, 5])[labels]
+
+
+@pytest.mark.parametrize("run", [attack.fgsm, attack.fixed_norm])
+def test_a_loss_of_the_wrong_sign_is_refused(run):
+    give = partial(run, Classifier(apply, PARAMS), IMAGES, LABELS, 0.5, norm=2)
+    with pytest.raises(ValueError, match="must not fall where the label's logit grows"):
+        give(loss=losses.cross_entropy)
+    with pytest.raises(ValueError, match="must not fall where the label's logit grows"):
+        jax.jit(lambda images: run(Classifier(apply, PARAMS), images, LABELS, 0.5, norm=2, loss=minus_margin))(
+            jnp.asarray(IMAGES, jnp.float32)
+        )
+    with pytest.raises(ValueError, match="a number for each image"):
+        give(loss=lambda logits, labels: losses.margin(logits, labels).sum())
+    assert give(loss=weighted).distance.shape == (5,)
+
+
+def minus_margin(logits, labels):
+    return -losses.margin(logits, labels)
+
+
+def test_a_bisected_loss_has_its_direction_too():
+    for search_first in (True, False):
+        with pytest.raises(ValueError, match="must not fall where the label's logit grows"):
+            attack.dichotomy(Classifier(apply, PARAMS), IMAGES, LABELS, loss=minus_margin, search_first=search_first)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax.attack.engine.chunks import in_chunks
-from mnist_jax.attack.engine.problem import Asked, Problem, problem, radii
+from mnist_jax.attack.engine.problem import Asked, Problem, check_direction, problem, radii
 from mnist_jax.attack.engine.result import AttackResult, finish
 from mnist_jax.attack.engine.starts import keys_of
 from mnist_jax.classifier import Classifier
@@ -71,6 +71,8 @@ def run(
         absent = dict.fromkeys({*(each or ()), *(arrays or ()), *(numbers or ())} - own.keys() - traced.keys())
         if not len(x):
             return _nothing(given)
+        if "loss" in how:
+            check_direction(how["loss"], asked.classifier, x)
         program = partial(_run, kernel, norm, tuple(sorted((how | absent).items())))
         return in_chunks(program, (given, keys, own), asked.classifier, traced)
 

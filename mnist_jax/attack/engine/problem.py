@@ -1,5 +1,6 @@
 """What an attack is asked for: images, labels or targets, a loss, radii; checked in one place."""
 
+import functools
 import warnings
 import weakref
 from collections.abc import Callable
@@ -36,6 +37,7 @@ UNITS_OF_HALF = 4
 CANCELLED = 100
 CAREFUL = 1.3  # times that, for what an attack keeps, so that it holds when it is checked again
 
+TRIED = 16  # rows of logits on which a loss of the caller's is tried
 LOOKED_AT = 4  # images on which a classifier is looked at before it is attacked
 DIFFERENT = 1e-3  # of a logit: more than a matrix product of low precision explains
 
@@ -239,6 +241,29 @@ def loss_function(loss: str | Loss) -> Loss:
     if loss not in LOSSES:
         raise ValueError(f"loss must be a function or one of {', '.join(LOSSES)}, not {loss!r}")
     return LOSSES[loss]
+
+
+def check_direction(loss: Loss, classifier: Classifier, images: jax.Array) -> None:
+    """Raises `ValueError` where a loss of the caller's falls as the label's logit grows: minimized, it would make the
+    image stronger, without a word."""
+    if loss not in LOSSES.values():
+        _check_direction(loss, _predictions.eval_shape(classifier, images[:1])[0].shape[1])
+
+
+@functools.lru_cache
+def _check_direction(loss: Loss, classes: int) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(TRIED) % classes
+    with jax.ensure_compile_time_eval():
+        logits = jnp.asarray(rng.normal(scale=3, size=(TRIED, classes)), jnp.float32)
+        values, pull_back = jax.vjp(lambda logits: loss(logits, jnp.asarray(labels)), logits)
+        if values.shape != (TRIED,):
+            raise ValueError(f"loss must give a number for each image, [{TRIED}], not {list(values.shape)}")
+        slopes = np.asarray(pull_back(jnp.ones_like(values))[0])[np.arange(TRIED), labels]
+    if slopes.min() < -1e-6 * np.abs(slopes).max():
+        raise ValueError(
+            "loss must not fall where the label's logit grows: attacks minimize it, so give minus that of training"
+        )
 
 
 def radii(radius: ArrayLike, images: jax.Array, name: str = "radius") -> jax.Array:

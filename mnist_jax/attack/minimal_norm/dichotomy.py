@@ -16,7 +16,7 @@ from mnist_jax.attack.engine.bisection import ROUNDS, STEPS, State, attempt, beg
 from mnist_jax.attack.engine.chunks import in_chunks, until_done
 from mnist_jax.attack.engine.driver import Found
 from mnist_jax.attack.engine.method import Method
-from mnist_jax.attack.engine.problem import Asked, Problem, loss_function
+from mnist_jax.attack.engine.problem import Asked, Problem, check_direction, loss_function
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.fixed_radius.fixed_norm import fixed_norm
 from mnist_jax.attack.fixed_radius.fixed_norm import search as on_sphere
@@ -145,6 +145,8 @@ def _plain(classifier, given: Problem, key, *, norm, low, high, tolerance, attac
 def _searched(classifier, given: Problem, key, *, norm, low, high, tolerance, attack, options) -> Found:
     """Bisection that begins at what runs along the boundary find."""
     low, high = _limits(given, norm, low, high)
+    if attack is fixed_norm:
+        check_direction(loss_function(dict(options).get("loss", "margin")), classifier, given.images)
     takes_start = "start" in inspect.signature(attack).parameters
     how = {"norm": norm, "shortest": FINER * tolerance, "attack": attack, "takes_start": takes_start}
     begun = descents.search(classifier, given, key, norm=norm, budget=BEFORE)
