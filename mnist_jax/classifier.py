@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -28,5 +29,24 @@ class Classifier:
     params: Any
 
     def __call__(self, images: jax.Array | np.ndarray) -> jax.Array:
-        """Logits `[B, C]` of images `[B, *shape]`."""
-        return self.apply(self.params, images)
+        """Logits `[B, C]` of images `[B, *shape]`.
+
+        Raises:
+          ValueError: what the function gives is not that: floating, a row for each image, two classes or more.
+        """
+        logits = self.apply(self.params, images)
+        shape, dtype = getattr(logits, "shape", None), getattr(logits, "dtype", None)
+        if (
+            shape is None
+            or dtype is None
+            or len(shape) != 2
+            or shape[0] != len(images)
+            or shape[1] < 2
+            or not jnp.issubdtype(dtype, jnp.floating)
+        ):
+            given = type(logits).__name__ if shape is None or dtype is None else f"{dtype} {list(shape)}"
+            raise ValueError(
+                f"the classifier's function must give floating logits [{len(images)}, C], with C of at least 2 (two "
+                f"classes are two logits), for {len(images)} images, not {given}"
+            )
+        return logits

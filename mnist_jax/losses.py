@@ -1,14 +1,31 @@
-"""Losses: functions of logits `[B, C]` and integer labels `[B]`, one number `[B]` for each image."""
+"""Losses: functions of logits `[B, C]` and integer labels `[B]`, one number `[B]` for each image.
+
+Logits of half precision are taken to single precision first, in which the losses are then. A logit of -inf, or far
+below all others, is that of a class which is not in use.
+"""
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+UNUSED = 1e6  # times the two largest logits: so far below the largest is a class that is not in use
+
+
+def wide(logits: ArrayLike) -> jax.Array:
+    """The logits in single precision at least: half precision would round sums and differences of them again."""
+    logits = jnp.asarray(logits)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def broken(logits: ArrayLike) -> jax.Array:
+    """Whether a row of logits says nothing `[B]`: it has a NaN, or its largest logit is infinite."""
+    return ~jnp.isfinite(jnp.asarray(logits).max(-1))
+
 
 def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Cross-entropy of the softmax of the logits: `logsumexp(logits) - logits[label]`."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return optax.softmax_cross_entropy_with_integer_labels(wide(logits), jnp.asarray(labels))
 
 
 def cross_entropy_of_softmax(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -17,13 +34,13 @@ def cross_entropy_of_softmax(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     The original project trains with it: its networks end in a softmax, and PyTorch's cross-entropy has one of its own.
     It cannot fall below `log(1 + (C - 1) / e)`, 1.46 for ten classes, and it forgives a confident mistake.
     """
-    return cross_entropy(jax.nn.softmax(logits), labels)
+    return cross_entropy(jax.nn.softmax(wide(logits)), labels)
 
 
 def accuracy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """1 where the largest logit is the label's, else 0. A row that is not finite counts as wrong."""
-    logits = jnp.asarray(logits)
-    return ((logits.argmax(-1) == labels) & jnp.isfinite(logits).all(-1)).astype(logits.dtype)
+    """1 where the largest logit is the label's, else 0. A row with a NaN, or of infinite logits, counts as wrong."""
+    logits = wide(logits)
+    return ((logits.argmax(-1) == jnp.asarray(labels)) & ~broken(logits)).astype(logits.dtype)
 
 
 def margin(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -38,7 +55,7 @@ def margin(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
 
 def lead(logits: ArrayLike, labels: ArrayLike, others: ArrayLike) -> jax.Array:
     """The label's logit less that of another class, `others [B]`."""
-    logits = jnp.asarray(logits)
+    logits = wide(logits)
     label, other = (jnp.arange(logits.shape[-1])[None] == jnp.asarray(c)[:, None] for c in (labels, others))
     return (jnp.where(label, logits, 0) - jnp.where(other, logits, 0)).sum(-1)
 
@@ -54,12 +71,20 @@ def dlr(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
 
 def spread(logits: ArrayLike) -> jax.Array:
     """What `dlr` divides the margin by."""
-    logits = jnp.asarray(logits)
+    logits = wide(logits)
     if logits.shape[-1] < 3:
         return jnp.ones_like(logits[..., 0])
-    top = jax.lax.top_k(logits, 3)[0]
+    top, used = _top(logits, 3)
     difference = top[..., 0] - top[..., 2]
-    return jnp.where(difference > 0, difference, 1)
+    return jnp.where(used[..., 2] & (difference > 0), difference, 1)
+
+
+def _top(logits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The largest logits, and whether they are of classes in use; those that aren't are replaced by the least used."""
+    top = jax.lax.top_k(logits, count)[0]
+    used = top >= top[..., :1] - UNUSED * jnp.abs(top[..., :2]).max(-1, keepdims=True)
+    least = jnp.where(used, top, jnp.inf).min(-1, keepdims=True)
+    return jnp.where(used, top, least), used
 
 
 def dlr_targeted(logits: ArrayLike, labels: ArrayLike, targets: ArrayLike) -> jax.Array:
@@ -69,13 +94,13 @@ def dlr_targeted(logits: ArrayLike, labels: ArrayLike, targets: ArrayLike) -> ja
     two, where nothing would be left of the ratio but its sign, it is the difference itself. (The public implementation
     stops with an error for fewer than four.)
     """
-    logits = jnp.asarray(logits)
+    logits = wide(logits)
     difference = lead(logits, labels, targets)
     if logits.shape[-1] < 3:
         return difference
-    top = jax.lax.top_k(logits, min(logits.shape[-1], 4))[0]
+    top, used = _top(logits, min(logits.shape[-1], 4))
     scale = top[..., 0] - top[..., -2:].mean(-1)
-    return difference / jnp.where(scale > 0, scale, 1)
+    return difference / jnp.where(used[..., 2] & (scale > 0), scale, 1)
 
 
 def log_odds(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -86,11 +111,11 @@ def log_odds(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
 
 def confidence(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     """The softmax probability of the label."""
-    return jnp.take_along_axis(jax.nn.softmax(logits), jnp.asarray(labels)[:, None], -1)[:, 0]
+    return jnp.take_along_axis(jax.nn.softmax(wide(logits)), jnp.asarray(labels)[:, None], -1)[:, 0]
 
 
 def label_and_others(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """The label's logit `[B]`, and the logits `[B, C]` with -inf in its place."""
-    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    logits, labels = wide(logits), jnp.asarray(labels)
     its = jnp.arange(logits.shape[-1])[None] == labels[:, None]
     return jnp.where(its, logits, 0).sum(-1), jnp.where(its, -jnp.inf, logits)

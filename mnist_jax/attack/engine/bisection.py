@@ -1,5 +1,6 @@
 """The search for the smallest radius at which a fixed-radius attack succeeds: its state, and one division of it."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from mnist_jax import geometry, losses
 from mnist_jax.attack.engine import boundary
 from mnist_jax.attack.engine.problem import CAREFUL, Loss, Problem
+from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.fixed_radius.fixed_norm import search
 
 ROUNDS = 24  # at most; most images take about 12
@@ -114,3 +116,52 @@ def _next(low, high, estimate, found, failures):
     middle = jnp.where(found & (failures > 0), (low + high) / 2, 0)
     edge = EDGE * (high - low)
     return jnp.clip(jnp.maximum(above, middle), low, high - edge)
+
+
+class Halving(NamedTuple):
+    """Bisection and nothing else, of every image: `[B]`, or like the images."""
+
+    low: jax.Array  # the largest radius that failed
+    high: jax.Array  # the distance of the best, or the limit
+    best: jax.Array  # the nearest adversarial perturbation, or the last attempt
+    found: jax.Array
+    done: jax.Array
+    rounds: jax.Array
+    gradients: jax.Array
+    forwards: jax.Array
+
+
+def halve_from(given: Problem, low: jax.Array, high: jax.Array) -> Halving:
+    """The state when all that is known are the limits `[B]`."""
+    zero = jnp.zeros(len(low), jnp.int32)
+    return Halving(low, high, jnp.zeros_like(given.images), zero > 0, high <= 0, zero, zero, zero)
+
+
+@jax.jit
+def middle(state: Halving) -> jax.Array:
+    """The radii `[B]` to try."""
+    return (state.low + state.high) / 2
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def halved(given: Problem, state: Halving, result: AttackResult, norm: float, tolerance: float) -> Halving:
+    """The state after the attack at the middle had that result."""
+    r = result.images - given.images
+    better = result.success & (result.distance <= state.high)
+    high = jnp.where(better, geometry.norm(r, norm), state.high)
+    low = jnp.where(result.success, jnp.minimum(state.low, high), middle(state))
+    new = Halving(
+        low=low,
+        high=high,
+        best=given.where(better | ~state.found, r, state.best),
+        found=state.found | better,
+        done=(high - low <= tolerance * high) | (state.rounds + 1 >= ROUNDS),
+        rounds=state.rounds + 1,
+        gradients=state.gradients + result.gradients,
+        forwards=state.forwards + result.forwards,
+    )
+    return jax.tree.map(partial(_unless, state.done), state, new)
+
+
+def _unless(condition: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.where(condition.reshape(-1, *[1] * (b.ndim - 1)), a, b)

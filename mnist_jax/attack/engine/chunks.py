@@ -22,6 +22,7 @@ SETTINGS: dict[str, Any] = {
     "jax_default_matmul_precision": jax.default_matmul_precision,
     "jax_default_device": jax.default_device,
     "jax_numpy_rank_promotion": jax.numpy_rank_promotion,
+    "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
     "jax_disable_jit": jax.disable_jit,
     "jax_debug_nans": jax.debug_nans,
 }
@@ -33,10 +34,10 @@ def in_chunks(program: Callable, arrays: Any, *before: Any, size: int | None = N
     On a CPU as many chunks are worked on at once as there are cores: a program by itself keeps only one or two of them
     busy. Where there are several devices, every chunk is sharded over all of them. The last chunk is filled up with
     copies of its last entry, to a power of two at least, so that few shapes are ever compiled. Under a
-    transformation of the caller's, where there are no values yet, all is done at once.
+    transformation of the caller's, of any of the arguments, all is done at once.
     """
     count = len(jax.tree.leaves(arrays)[0])
-    if unstable.traced(arrays):
+    if unstable.traced((before, arrays)):
         return program(*before, *arrays)
     if not count:
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), arrays)
@@ -61,14 +62,25 @@ def in_chunks(program: Callable, arrays: Any, *before: Any, size: int | None = N
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[:count]), *parts)
 
 
-def until_done(program: Callable, arrays: Any, state: Any) -> Any:
-    """`state = program(arrays, state)`, in chunks, again and again for those of its entries that are not `done`."""
+def until_done(program: Callable, arrays: Any, state: Any, *before: Any, at_once: int, most: int) -> Any:
+    """`state = program(*before, arrays, state, rounds)`, in chunks, as long as some of its entries are not `done`.
+
+    Those that are done leave the batch after every `at_once` rounds. Under a transformation of the caller's nobody can
+    leave: then it is called once, for the `most` rounds there can be.
+    """
+    if unstable.traced((before, arrays, state)):
+        return program(*before, arrays, state, most)
     arrays, state = jax.tree.map(np.asarray, arrays), jax.tree.map(np.array, state)
     size = chunk_size(len(state.done))
+
+    def some_rounds(*arguments: Any) -> Any:
+        return program(*arguments, at_once)
+
     while len(active := np.flatnonzero(~state.done)):
         part = jax.tree.map(lambda a, active=active: a[active], (arrays, state))
-        for ours, new in zip(*map(jax.tree.leaves, (state, in_chunks(program, part, size=size))), strict=True):
-            ours[active] = np.asarray(new)
+        new = in_chunks(some_rounds, part, *before, size=size)
+        for ours, theirs in zip(*map(jax.tree.leaves, (state, new)), strict=True):
+            ours[active] = np.asarray(theirs)
     return state
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
 
-from mnist_jax import geometry, unstable
+from mnist_jax import geometry
 from mnist_jax.attack.engine import blocks, boundary
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.chunks import in_chunks, until_done
@@ -108,10 +108,8 @@ def one_more(
 
 def _until_done(classifier, arrays, state: Search, *, norm: float, budget: int) -> Search:
     most = max(budget // boundary.RUN, 1)
-    runs = partial(_runs, classifier, norm=norm, tries_blocks=most > plan(norm).before_blocks)
-    if unstable.traced(arrays[0].images):  # there are no values yet to leave by
-        return runs(arrays, state, count=most)
-    return until_done(partial(runs, count=AT_ONCE), arrays, state)
+    program = partial(_runs, norm=norm, tries_blocks=most > plan(norm).before_blocks)
+    return until_done(program, arrays, state, classifier, at_once=AT_ONCE, most=most)
 
 
 @partial(jax.jit, static_argnames="norm")
@@ -122,6 +120,8 @@ def _begin(classifier, given: Problem, budget, *, norm) -> Search:
     smooth = max(norm, SMOOTH)
     logits, classes, tries, gradients, forwards = boundary.approach(classifier, given, smooth)
     distances = jax.vmap(partial(geometry.norm, p=norm))(tries)
+    # No step leads to a class that is not in use: it comes last.
+    distances = jnp.where(distances > 0, distances, jnp.inf)
     order = distances[:-1].argsort(0)
     order = jnp.insert(order, min(SPARSE, len(order)), len(order), axis=0)
     classes, tries, distances = (boundary.pick(array, order) for array in (classes, tries, distances))
@@ -146,8 +146,8 @@ def _begin(classifier, given: Problem, budget, *, norm) -> Search:
     )
 
 
-@partial(jax.jit, static_argnames=("norm", "count", "tries_blocks"))
-def _runs(classifier, arrays, state: Search, *, norm, count, tries_blocks) -> Search:
+@partial(jax.jit, static_argnums=3, static_argnames=("norm", "tries_blocks"))
+def _runs(classifier, arrays, state: Search, count, *, norm, tries_blocks) -> Search:
     given, seed = arrays
     state = jax.tree.map(jnp.asarray, state)  # NumPy's, where jit is disabled
 

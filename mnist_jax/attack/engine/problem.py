@@ -26,18 +26,30 @@ LOSSES: dict[str, Loss] = {
     "dlr": losses.dlr,
 }
 
-# Logits differ in their last bits with the shape of the batch: a success has to hold by more, of the largest logit.
-ROUNDING = 1e-5
+# Logits differ in their last bits with the shape of the batch. A success has to hold by more: by so many units in the
+# last place of the larger of the two logits that are compared. Sums of single and double precision are of that many
+# terms; logits of half precision are rounded from sums of a wider type, after as many layers as a network has.
+UNITS, UNITS_OF_HALF = 84, 4
 CAREFUL = 1.3  # times that, for what an attack keeps, so that it holds when it is checked again
 
 LOOKED_AT = 4  # images on which a classifier is looked at before it is attacked
-DIFFERENT = 1e-3  # of the largest logit: more than a matrix product of low precision explains
+DIFFERENT = 1e-3  # of a logit: more than a matrix product of low precision explains
 
 _known: "weakref.WeakSet[Classifier]" = weakref.WeakSet()  # classifiers that were looked at
 
 
 class ClassifierWarning(UserWarning):
     """The classifier is one on which attacks can't be trusted to find what there is."""
+
+
+class Asked(NamedTuple):
+    """What every attack is asked: arguments as they were given, before anybody looked at them."""
+
+    classifier: Classifier
+    images: ArrayLike
+    labels: ArrayLike | None
+    targets: ArrayLike | None
+    key: jax.Array | None
 
 
 class Problem(NamedTuple):
@@ -55,15 +67,31 @@ class Problem(NamedTuple):
 
     def objective(self, logits: jax.Array, loss: Loss = losses.margin) -> jax.Array:
         """What the attack minimizes `[B]`: the loss of the labels, or minus that of the targets."""
-        return loss(logits, self.labels) if self.targets is None else -loss(logits, self.targets)
+        logits = losses.wide(logits)
+        value = loss(logits, self.labels) if self.targets is None else -loss(logits, self.targets)
+        return value.astype(self.images.dtype)
 
     def solved(self, logits: jax.Array, care: float = 1.0) -> jax.Array:
-        """Whether these logits `[B, C]` are a success, by `care` times what rounding can undo."""
-        return self.objective(logits) < -care * ROUNDING * jnp.abs(logits).max(1)
+        """Whether these logits `[B, C]` are a success, by `care` times what rounding can undo.
+
+        Logits that say nothing are wrong, so that they are a success unless a target is asked for.
+        """
+        broken = losses.broken(logits)
+        reached = self.objective(logits) < -care * self._rounding(logits)
+        return reached | broken if self.targets is None else reached & ~broken
 
     def rounding(self, logits: jax.Array) -> jax.Array:
         """How far below zero the objective has to be, with some room to spare."""
-        return 1.05 * CAREFUL * ROUNDING * jnp.abs(logits).max(1)
+        return 1.05 * CAREFUL * self._rounding(logits)
+
+    def _rounding(self, logits: jax.Array) -> jax.Array:
+        """What rounding can undo: of the two logits that are compared, the label's (or target's) and the largest
+        other, by the precision of their type."""
+        one, others = losses.label_and_others(logits, self.labels if self.targets is None else self.targets)
+        size = jnp.stack([jnp.abs(one), jnp.abs(others.max(1))])
+        size = jnp.where(jnp.isfinite(size), size, 0).max(0)
+        units = UNITS_OF_HALF if jnp.finfo(logits.dtype).bits < 32 else UNITS
+        return (units * float(jnp.finfo(logits.dtype).eps) * size).astype(self.images.dtype)
 
     def per_image(self, values: jax.Array) -> jax.Array:
         """Values `[B]` in a shape that multiplies images."""
@@ -90,29 +118,53 @@ class Problem(NamedTuple):
         return jax.lax.optimization_barrier((logits, objective, gradient))
 
 
-def problem(classifier: Classifier, images: ArrayLike, labels: ArrayLike | None, targets: ArrayLike | None) -> Problem:
+def problem(asked: Asked) -> Problem:
     """Checks what the caller gave; labels that are not given are the classifier's own predictions.
 
     Raises:
-      ValueError: an array is not of the right shape, or an image is not in [0, 1].
+      ValueError: an array is not of the right shape, an image is not in [0, 1], a label or target is not a class, or
+        what the classifier gives is not logits.
 
     Warns:
       ClassifierWarning: see `_look_at`.
     """
-    images = jnp.asarray(images, jnp.result_type(float))
-    if images.ndim < 2:
-        raise ValueError(f"images must be an array [B, *shape], not {list(images.shape)}")
-    count = len(images)
-    if not _all(images, lambda x: (x >= 0) & (x <= 1)):
-        raise ValueError("images must be numbers in [0, 1]; divide bytes by 255")
+    classifier, images, labels, targets, _ = asked
+    images = _images(classifier, images)
+    classes = _predictions.eval_shape(classifier, images[:1])[0].shape[1] if len(images) else None
     _look_at(classifier, images)
     if labels is None:
-        labels = in_chunks(_predictions, (images,), classifier)
-    given = {"labels": labels} | ({} if targets is None else {"targets": targets})
-    for name, classes in given.items():
-        if jnp.shape(classes) != (count,) or not jnp.issubdtype(jnp.asarray(classes).dtype, jnp.integer):
-            raise ValueError(f"{name} must be {count} integers, one for each image")
-    return Problem(images, jnp.asarray(labels, jnp.int32), None if targets is None else jnp.asarray(targets, jnp.int32))
+        labels = in_chunks(_predictions, (images,), classifier)[1]
+    return Problem(
+        images,
+        classes_of("labels", labels, len(images), classes),
+        None if targets is None else classes_of("targets", targets, len(images), classes),
+    )
+
+
+def _images(classifier: Classifier, images: ArrayLike) -> jax.Array:
+    """The images in the type that the classifier computes in: double precision only where its weights are."""
+    images = images if isinstance(images, jax.Array) else np.asarray(images)
+    if images.ndim < 2 or not (jnp.issubdtype(images.dtype, jnp.floating) or images.dtype.kind in "iub"):
+        raise ValueError(f"images must be numbers [B, *shape], not {images.dtype} {list(images.shape)}")
+    if not _all(images, lambda x: (x >= 0) & (x <= 1)):
+        raise ValueError("images must be numbers in [0, 1]; divide bytes by 255")
+    weights = [jnp.result_type(leaf) for leaf in jax.tree.leaves(classifier.params)]
+    floating = [kind for kind in weights if jnp.issubdtype(kind, jnp.floating)] or [images.dtype]
+    double = jax.dtypes.canonicalize_dtype(float) == np.float64 and np.float64 in floating
+    return jnp.asarray(images, np.float64 if double else np.float32)
+
+
+def classes_of(name: str, given: ArrayLike, count: int, classes: int | None) -> jax.Array:
+    """Classes `[B]` as int32. Raises `ValueError` unless they are `count` whole numbers below `classes`."""
+    given = given if isinstance(given, jax.Array) else np.asarray(given)
+    if given.shape != (count,) or (count and given.dtype.kind not in "iu"):
+        raise ValueError(
+            f"{name} must be {count} whole numbers, one for each image, not {given.dtype} {list(given.shape)}"
+        )
+    if classes is not None and not _all(given, lambda c: (c >= 0) & (c < classes)):
+        wrong = int(np.flatnonzero((np.asarray(given) < 0) | (np.asarray(given) >= classes))[0])
+        raise ValueError(f"{name} must be classes from 0 to {classes - 1}, but number {wrong} is {given[wrong]}")
+    return jnp.asarray(given, jnp.int32)
 
 
 def _all(array: jax.Array | np.ndarray, holds: Callable[[np.ndarray], np.ndarray]) -> bool:
@@ -121,8 +173,10 @@ def _all(array: jax.Array | np.ndarray, holds: Callable[[np.ndarray], np.ndarray
 
 
 @jax.jit
-def _predictions(classifier: Classifier, images: jax.Array) -> jax.Array:
-    return classifier(images).argmax(1)
+def _predictions(classifier: Classifier, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Logits, and the classes that they predict."""
+    logits = classifier(images)
+    return logits, logits.argmax(1).astype(jnp.int32)
 
 
 def _look_at(classifier: Classifier, images: jax.Array) -> None:
@@ -156,14 +210,16 @@ def _looks(classifier: Classifier, images: jax.Array) -> tuple[jax.Array, jax.Ar
     # The second batch has the first image as its last, among others. One after another, by the same code.
     others = jnp.concatenate([1 - images[:0:-1], images[:1]])
     (gradient, _), (logits, again) = jax.lax.map(look, jnp.stack([images, others]))
-    scale = jnp.abs(logits).max()
+    logits, again = losses.wide(logits), losses.wide(again)
+    scale = jnp.abs(jax.lax.top_k(logits, 2)[0]).max()  # not of classes that are not in use
     # By at most that much could the margin change over the whole box, if it were linear: not more than by rounding.
     reach = jnp.abs(gradient).reshape(len(images), -1).sum(1).max()
     sums, between = logits.sum(1), (logits >= 0) & (logits <= 1)
+    differences = jnp.abs(logits[0] - again[-1]) > DIFFERENT * jnp.maximum(scale, jnp.abs(logits[0]))
     return (
         reach <= jnp.finfo(logits.dtype).eps * scale,
         between.all() & (jnp.abs(sums - 1) < 1e-4).all(),
-        (jnp.abs(logits[0] - again[-1]) > DIFFERENT * scale).any(),
+        differences.any(),
     )
 
 
@@ -181,10 +237,12 @@ def loss_function(loss: str | Loss) -> Loss:
 
 
 def radii(radius: ArrayLike, images: jax.Array, name: str = "radius") -> jax.Array:
-    """The radius as `[B]`. Raises `ValueError` unless it is a number of at least 0, or `[B]` of them."""
-    radius = radius.astype(images.dtype) if isinstance(radius, jax.Array) else np.asarray(radius, images.dtype)
+    """The radius as `[B]`. Raises `ValueError` unless it is a finite number of at least 0, or `[B]` of them."""
+    radius = radius if isinstance(radius, jax.Array) else np.asarray(radius)
+    if radius.dtype.kind not in "iuf" and not jnp.issubdtype(radius.dtype, jnp.floating):
+        raise ValueError(f"{name} must be a number, or one for each image, not {radius!r}")
     if radius.shape not in ((), (len(images),)):
         raise ValueError(f"{name} must be a number, or one for each of the {len(images)} images")
-    if not _all(radius, lambda x: x >= 0):
-        raise ValueError(f"{name} must be at least 0")
-    return jnp.broadcast_to(radius, (len(images),))
+    if not _all(radius, lambda x: (x >= 0) & (x < np.inf)):
+        raise ValueError(f"{name} must be at least 0, and finite")
+    return jnp.broadcast_to(jnp.asarray(radius, images.dtype), (len(images),))

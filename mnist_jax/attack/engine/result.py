@@ -18,7 +18,7 @@ class AttackResult(NamedTuple):
       images: `[B, *shape]` in [0, 1], adversarial where `success`; elsewhere the last attempt.
       distance: `[B]`, the p-norm of the images less the originals; inf where it failed.
       success: `[B]`, whether the classifier gives these images another class than the label (or the target, where one
-        was given), by more than rounding can undo: 1e-5 of the largest logit.
+        was given), by more than rounding can undo (see `Problem.solved`). Logits that say nothing are wrong.
       gradients: `[B]`, how many gradients of the classifier were used for each image.
       forwards: `[B]`, how many evaluations without a gradient.
     """
@@ -42,6 +42,7 @@ def finish(
 
     `gradients` and `forwards` are what the attack used, a number or `[B]`; the evaluations here are added.
     """
+    found = jnp.where(jnp.isnan(found), problem.images, found)
     with jax.default_matmul_precision("highest"):
         before = problem.solved(classifier(problem.images))
         images = problem.where(before, problem.images, jnp.clip(found, 0, 1))

@@ -10,12 +10,21 @@ from mnist_jax import geometry
 from mnist_jax.attack.engine.problem import Problem
 
 
-def keys_of(key: jax.Array | None, count: int) -> jax.Array:
-    """A key for each image `[B]`: those given, or of the one that is given, or where there is none of a fixed one.
+def fixed(key: jax.Array | None) -> jax.Array:
+    """The key, or where there is none a fixed one, for what is random in any case."""
+    return jax.random.key(0) if key is None else key
+
+
+def keys_of(key: jax.Array, count: int) -> jax.Array:
+    """A key for each image `[B]`: those given, or of the one that is given.
 
     So what is random for an image does not depend on how many others there are.
+
+    Raises:
+      ValueError: it is no key, or there are others than one for each image.
     """
-    key = jax.random.key(0) if key is None else key
+    if not _is_key(key):
+        raise ValueError(f"key must be a jax.random key, such as jax.random.key(0), not {key!r}")
     if not _several(key):
         return jax.random.split(key, count)
     if len(key) != count:
@@ -23,19 +32,31 @@ def keys_of(key: jax.Array | None, count: int) -> jax.Array:
     return key
 
 
+def _is_key(key: jax.Array) -> bool:
+    """Whether it is a key, or an array `[B]` of keys: new-style ones, or old ones, two numbers each."""
+    if not isinstance(key, jax.Array):
+        return False
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key.ndim <= 1
+    return key.dtype == jnp.uint32 and key.ndim in (1, 2)
+
+
 def _several(key: jax.Array) -> bool:
     return jnp.ndim(key) > (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1)
 
 
-@partial(jax.jit, static_argnums=1)
 def seeds(key: jax.Array | None, count: int) -> jax.Array:
     """A number for each image `[B]`, of its key; the same for all where there is one key or none.
 
     So what is random for an image does not even depend on where it stands.
     """
-    one = key is None or not _several(key)
-    numbers = jax.vmap(jax.random.bits)(keys_of(key, 1 if one else count))
-    return jnp.broadcast_to(numbers, (count,))
+    one = key is None or not (_is_key(key) and _several(key))
+    return _numbers(keys_of(fixed(key), 1 if one else count), count)
+
+
+@partial(jax.jit, static_argnums=1)
+def _numbers(keys: jax.Array, count: int) -> jax.Array:
+    return jnp.broadcast_to(jax.vmap(jax.random.bits)(keys), (count,))
 
 
 def normal(given: Problem, keys: jax.Array) -> jax.Array:
@@ -44,11 +65,11 @@ def normal(given: Problem, keys: jax.Array) -> jax.Array:
     return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
 
 
-def small_start(given: Problem, key: jax.Array | None, size: float = 0.01) -> jax.Array:
-    """Perturbations `[B, *shape]` inside the box: normal with that deviation, or zero without a key."""
-    if key is None:
+def small_start(given: Problem, keys: jax.Array | None, size: float = 0.01) -> jax.Array:
+    """Perturbations `[B, *shape]` inside the box: normal with that deviation, or zero without keys."""
+    if keys is None:
         return jnp.zeros_like(given.images)
-    noise = normal(given, keys_of(key, len(given.images)))
+    noise = normal(given, keys)
     return jnp.clip(given.images + size * noise, 0, 1) - given.images
 
 

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax.attack.engine.best import Best
+from mnist_jax.attack.engine.driver import Found
 from mnist_jax.attack.engine.problem import Problem
-from mnist_jax.attack.engine.result import AttackResult, finish
-from mnist_jax.classifier import Classifier
 
 CHECKS = 10  # in a descent: where the loss fell by less than this share since the last one, the image is done
 ENOUGH = 1e-4
@@ -44,7 +43,7 @@ def search(
     *,
     steps: int,
     rounds: int,
-    weight: float,
+    weight: ArrayLike,
     stop_early: bool,
 ) -> Search:
     """Descends in `rounds`, at weights that are ten times larger until one succeeds, and then bisected.
@@ -85,7 +84,7 @@ def search(
     return jax.lax.fori_loop(0, rounds, descend, none)
 
 
-def result_of(classifier: Classifier, given: Problem, found: Search, norm: float, forwards: ArrayLike) -> AttackResult:
+def found_by(given: Problem, found: Search, forwards: ArrayLike) -> Found:
     """The best of a search; a failure where there is none, even if the last attempt is misclassified by too little."""
     r = given.where(found.best.found, found.best.r, found.last)
-    return finish(classifier, given, given.images + r, norm, found.gradients, forwards).only(found.best.found)
+    return Found(r, found.gradients, forwards, allowed=found.best.found)

@@ -1,19 +1,18 @@
 """Auto-PGD: projected gradient descent with momentum that halves its own step size."""
 
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry, losses
-from mnist_jax.attack.engine.arguments import at_least
+from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
-from mnist_jax.attack.engine.chunks import in_chunks
-from mnist_jax.attack.engine.problem import CAREFUL, Loss, Problem, loss_function, problem, radii
-from mnist_jax.attack.engine.result import AttackResult, finish
-from mnist_jax.attack.engine.starts import keys_of, normal, random_start, restarted
+from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.problem import CAREFUL, Asked, Loss, Problem, loss_function
+from mnist_jax.attack.engine.result import AttackResult
+from mnist_jax.attack.engine.starts import fixed, normal, random_start, restarted
 from mnist_jax.classifier import Classifier
 
 ALPHA = 0.75  # weight of the step; the rest is momentum
@@ -82,24 +81,22 @@ def apgd(
       ValueError: an argument is out of its range.
     """
     norm = check(norm, steps, restarts, large_radius)
-    given = problem(classifier, images, labels, targets)
-    how = {"norm": norm, "steps": steps, "restarts": restarts, "large_radius": large_radius, "at_image": key is None}
-    arrays = (given, radii(radius, given.images), keys_of(key, len(given.images)))
-    return in_chunks(partial(_run, **how, loss=loss_function(loss)), arrays, classifier)
+    asked = Asked(classifier, images, labels, targets, fixed(key))
+    how: dict[str, Any] = {"steps": steps, "restarts": restarts, "large_radius": large_radius, "at_image": key is None}
+    return driver.run(kernel, asked, norm=norm, each={"radius": radius}, loss=loss_function(loss), **how)
 
 
 def check(norm: float, steps: int, restarts: int, large_radius: bool) -> float:
     """The norm as a float. Raises `ValueError` where one of these is out of its range."""
     norm = geometry.check_norm(norm, (1, 2, geometry.INF))
-    at_least(len(STAGES) if large_radius else 1, steps=steps)
-    at_least(1, restarts=restarts)
+    arguments.counts(least=len(STAGES) if large_radius else 1, steps=steps)
+    arguments.counts(restarts=restarts)
     if large_radius and norm != 1:
         raise ValueError(f"large_radius is for norm 1, not {norm:g}")
     return norm
 
 
-@partial(jax.jit, static_argnames=("norm", "steps", "restarts", "loss", "large_radius", "at_image"))
-def _run(classifier, given: Problem, radius, keys, *, norm, steps, restarts, loss, large_radius, at_image):
+def kernel(classifier, given: Problem, keys, *, norm, radius, steps, restarts, loss, large_radius, at_image) -> Found:
     if loss is losses.dlr and given.targets is not None:
 
         def loss(logits, targets):  # the problem turns its sign
@@ -110,7 +107,7 @@ def _run(classifier, given: Problem, radius, keys, *, norm, steps, restarts, los
         return descend(classifier, given, start, radius, loss, norm, steps, large_radius)
 
     r, runs = restarted(given, keys, restarts, run)
-    return finish(classifier, given, jnp.clip(given.images + r, 0, 1), norm, runs * steps, runs)
+    return Found(r, gradients=runs * steps, forwards=runs)
 
 
 def start_of(given: Problem, keys, radius, norm, large_radius, at_image):

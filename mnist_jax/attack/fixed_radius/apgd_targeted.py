@@ -1,18 +1,16 @@
 """Auto-PGD towards one class after another."""
 
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry, losses
-from mnist_jax.attack.engine.arguments import at_least
-from mnist_jax.attack.engine.chunks import in_chunks
-from mnist_jax.attack.engine.problem import Problem, problem, radii
-from mnist_jax.attack.engine.result import AttackResult, finish
-from mnist_jax.attack.engine.starts import keys_of, restarted
+from mnist_jax.attack.engine import arguments, driver
+from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.problem import Asked, Problem
+from mnist_jax.attack.engine.result import AttackResult
+from mnist_jax.attack.engine.starts import fixed, restarted
 from mnist_jax.attack.fixed_radius.apgd import apgd, check, descend, start_of
 from mnist_jax.classifier import Classifier
 
@@ -49,17 +47,17 @@ def apgd_targeted(
       ValueError: an argument is out of its range.
     """
     norm = check(norm, steps, restarts, large_radius)
-    at_least(1, classes=classes)
+    arguments.counts(classes=classes)
     how: dict[str, Any] = {"norm": norm, "steps": steps, "restarts": restarts, "large_radius": large_radius}
     if targets is not None:
         return apgd(classifier, images, labels, radius, loss="dlr", targets=targets, key=key, **how)
-    given = problem(classifier, images, labels, None)
-    arrays = (given, radii(radius, given.images), keys_of(key, len(given.images)))
-    return in_chunks(partial(_run, **how, classes=classes, at_image=key is None), arrays, classifier)
+    asked = Asked(classifier, images, labels, None, fixed(key))
+    return driver.run(kernel, asked, each={"radius": radius}, classes=classes, at_image=key is None, **how)
 
 
-@partial(jax.jit, static_argnames=("norm", "steps", "restarts", "classes", "large_radius", "at_image"))
-def _run(classifier, given: Problem, radius, keys, *, norm, steps, restarts, classes, large_radius, at_image):
+def kernel(
+    classifier, given: Problem, keys, *, norm, radius, steps, restarts, classes, large_radius, at_image
+) -> Found:
     others = losses.label_and_others(classifier(given.images), given.labels)[1]
     classes = min(classes, others.shape[1] - 1)
     towards = jax.lax.top_k(others, classes)[1]
@@ -74,4 +72,4 @@ def _run(classifier, given: Problem, radius, keys, *, norm, steps, restarts, cla
         return descend(classifier, given, start, radius, loss, norm, steps, large_radius)
 
     r, runs = restarted(given, keys, classes * restarts, run)
-    return finish(classifier, given, jnp.clip(given.images + r, 0, 1), norm, runs * steps, runs + 1)
+    return Found(r, gradients=runs * steps, forwards=runs + 1)

@@ -10,9 +10,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry, unstable
-from mnist_jax.attack.engine.problem import problem, radii
+from mnist_jax.attack.engine.problem import Asked, problem, radii
 from mnist_jax.attack.engine.result import AttackResult
-from mnist_jax.attack.engine.starts import keys_of
+from mnist_jax.attack.engine.starts import fixed, keys_of
 from mnist_jax.attack.fixed_radius.apgd import apgd
 from mnist_jax.attack.fixed_radius.apgd_targeted import apgd_targeted
 from mnist_jax.attack.fixed_radius.square import LENGTH, square
@@ -56,8 +56,8 @@ def auto_attack(
       ValueError: an argument is out of its range.
     """
     norm = geometry.check_norm(norm, (1, 2, geometry.INF))
-    given = problem(classifier, images, labels, targets)
-    arrays = (given, radii(radius, given.images), keys_of(key, len(given.images)))
+    given = problem(Asked(classifier, images, labels, targets, key))
+    arrays = (given, radii(radius, given.images), keys_of(fixed(key), len(given.images)))
     traced = unstable.traced((classifier, arrays))
     zeros = jnp.zeros(len(given.labels), jnp.int32)
     result = AttackResult(given.images, jnp.full(len(zeros), jnp.inf, given.images.dtype), zeros > 0, zeros, zeros)

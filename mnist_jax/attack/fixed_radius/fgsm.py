@@ -1,15 +1,13 @@
 """The fast gradient sign method: one step as far as the radius allows."""
 
-from functools import partial
-
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry
-from mnist_jax.attack.engine.chunks import in_chunks
-from mnist_jax.attack.engine.problem import Loss, Problem, loss_function, problem, radii
-from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine import driver
+from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.problem import Asked, Loss, Problem, loss_function
+from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.classifier import Classifier
 
 
@@ -45,15 +43,14 @@ def fgsm(
     """
     del key
     norm = geometry.check_norm(norm, (1, 2, geometry.INF))
-    given = problem(classifier, images, labels, targets)
-    arrays = (given, radii(radius, given.images))
-    return in_chunks(partial(_run, norm=norm, loss=loss_function(loss)), arrays, classifier)
+    asked = Asked(classifier, images, labels, targets, None)
+    return driver.run(kernel, asked, norm=norm, each={"radius": radius}, loss=loss_function(loss))
 
 
-@partial(jax.jit, static_argnames=("norm", "loss"))
-def _run(classifier, given: Problem, radius, *, norm, loss) -> AttackResult:
+def kernel(classifier, given: Problem, keys, *, norm, radius, loss) -> Found:
+    del keys
     x = given.images
     gradient = given.gradient(classifier, x, loss)[2]
     step = given.per_image(radius) * geometry.dual_direction(gradient, norm)
     r = geometry.project_ball_in_box(-step, x, radius, norm)
-    return finish(classifier, given, jnp.clip(x + r, 0, 1), norm, 1, 0)
+    return Found(r, gradients=1, forwards=0)

@@ -1,6 +1,6 @@
 """Method A of the original project: a perturbation of a given norm, by Adam on its pixels."""
 
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,12 @@ import optax
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry
-from mnist_jax.attack.engine.arguments import at_least
+from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
-from mnist_jax.attack.engine.chunks import in_chunks
-from mnist_jax.attack.engine.problem import Loss, Problem, loss_function, problem, radii
-from mnist_jax.attack.engine.result import AttackResult, finish
-from mnist_jax.attack.engine.starts import disturb, keys_of
+from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.problem import Asked, Loss, Problem, loss_function
+from mnist_jax.attack.engine.result import AttackResult
+from mnist_jax.attack.engine.starts import disturb
 from mnist_jax.classifier import Classifier
 
 DECAYS = (0.9, 0.99)  # of Adam's moments: shorter than usual, for runs of some tens of steps
@@ -65,22 +65,22 @@ def fixed_norm(
       ValueError: an argument is out of its range.
     """
     norm = geometry.check_norm(norm)
-    at_least(1, steps=steps)
-    given = problem(classifier, images, labels, targets)
-    start = jnp.zeros_like(given.images) if start is None else jnp.asarray(start, given.images.dtype)
-    if key is not None:
-        start = disturb(given, start, keys_of(key, len(start)), 0.1 * radii(radius, start), norm)
-    arrays = (given, radii(radius, start), radii(learning_rate, start, "learning_rate"), start)
-    return in_chunks(partial(_run, norm=norm, steps=steps, loss=loss_function(loss)), arrays, classifier)
+    arguments.counts(steps=steps)
+    asked = Asked(classifier, images, labels, targets, key)
+    each = {"radius": radius, "learning_rate": learning_rate}
+    how: dict[str, Any] = {"steps": steps, "loss": loss_function(loss)}
+    return driver.run(kernel, asked, norm=norm, each=each, arrays={"start": start}, **how)
 
 
-@partial(jax.jit, static_argnames=("norm", "steps", "loss"))
-def _run(classifier, given: Problem, radius, learning_rate, start, *, norm, steps, loss) -> AttackResult:
+def kernel(classifier, given: Problem, keys, *, norm, radius, learning_rate, start, steps, loss) -> Found:
     x = given.images
+    start = jnp.zeros_like(x) if start is None else start
+    if keys is not None:
+        start = disturb(given, start, keys, 0.1 * radius, norm)
     best = search(classifier, given, radius, learning_rate, start, norm=norm, steps=steps, loss=loss)
-    result = finish(classifier, given, x + best.r, norm, steps, 1)
     # A radius out of reach was cut down to the largest there is.
-    return result.only(radius <= geometry.largest(x, norm) * (1 + 1e-6))
+    within_reach = radius <= geometry.largest(x, norm) * (1 + 1e-6)
+    return Found(best.r, gradients=steps, forwards=1, allowed=within_reach)
 
 
 def search(classifier, given: Problem, radius, learning_rate, start, *, norm, steps, loss) -> Best:

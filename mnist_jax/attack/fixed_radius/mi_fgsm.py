@@ -1,18 +1,16 @@
 """The momentum iterative fast gradient sign method."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry
-from mnist_jax.attack.engine.arguments import at_least
+from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
-from mnist_jax.attack.engine.chunks import in_chunks
-from mnist_jax.attack.engine.problem import CAREFUL, Loss, Problem, loss_function, problem, radii
-from mnist_jax.attack.engine.result import AttackResult, finish
-from mnist_jax.attack.engine.starts import keys_of, random_start
+from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.problem import CAREFUL, Asked, Loss, Problem, loss_function
+from mnist_jax.attack.engine.result import AttackResult
+from mnist_jax.attack.engine.starts import random_start
 from mnist_jax.classifier import Classifier
 
 
@@ -54,19 +52,16 @@ def mi_fgsm(
       ValueError: an argument is out of its range.
     """
     norm = geometry.check_norm(norm, (2, geometry.INF))
-    at_least(1, steps=steps)
-    at_least(0, momentum=momentum)
-    given = problem(classifier, images, labels, targets)
-    radius = radii(radius, given.images)
-    size = radius / steps if step_size is None else radii(step_size, given.images, "step_size")
-    keys = None if key is None else keys_of(key, len(given.images))
-    run = partial(_run, norm=norm, steps=steps, loss=loss_function(loss))
-    return in_chunks(run, (given, radius, size, keys), classifier, jnp.asarray(momentum, given.images.dtype))
+    arguments.counts(steps=steps)
+    arguments.numbers(0, momentum=momentum)
+    asked = Asked(classifier, images, labels, targets, key)
+    each, numbers = {"radius": radius, "step_size": step_size}, {"momentum": momentum}
+    return driver.run(kernel, asked, norm=norm, each=each, numbers=numbers, steps=steps, loss=loss_function(loss))
 
 
-@partial(jax.jit, static_argnames=("norm", "steps", "loss"))
-def _run(classifier, momentum, given: Problem, radius, size, keys, *, norm, steps, loss) -> AttackResult:
+def kernel(classifier, given: Problem, keys, *, norm, radius, step_size, momentum, steps, loss) -> Found:
     x = given.images
+    size = radius / steps if step_size is None else step_size
 
     def advance(_, state):
         r, total, best = state
@@ -84,5 +79,4 @@ def _run(classifier, momentum, given: Problem, radius, size, keys, *, norm, step
     r, _, best = jax.lax.fori_loop(0, steps, advance, (start, nothing, Best.none(x)))
     logits = classifier(jnp.clip(x + r, 0, 1))
     best = best.keep(given, r, given.objective(logits, loss), given.solved(logits, CAREFUL))
-    found = jnp.clip(x + given.where(best.found, best.r, r), 0, 1)
-    return finish(classifier, given, found, norm, steps, 1)
+    return Found(given.where(best.found, best.r, r), gradients=steps, forwards=1)

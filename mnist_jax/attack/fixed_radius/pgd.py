@@ -1,18 +1,18 @@
 """Projected gradient descent on the loss, inside the ball and the box."""
 
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry
-from mnist_jax.attack.engine import arguments
+from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
-from mnist_jax.attack.engine.chunks import in_chunks
-from mnist_jax.attack.engine.problem import CAREFUL, Loss, Problem, loss_function, problem, radii
-from mnist_jax.attack.engine.result import AttackResult, finish
-from mnist_jax.attack.engine.starts import keys_of, random_start, restarted
+from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.problem import CAREFUL, Asked, Loss, Problem, loss_function
+from mnist_jax.attack.engine.result import AttackResult
+from mnist_jax.attack.engine.starts import fixed, random_start, restarted
 from mnist_jax.classifier import Classifier
 
 
@@ -65,19 +65,19 @@ def pgd(
       ValueError: an argument is out of its range.
     """
     norm = geometry.check_norm(norm, (1, 2, geometry.INF))
-    arguments.at_least(1, steps=steps, restarts=restarts)
-    arguments.share(share=share)
-    given = problem(classifier, images, labels, targets)
-    radius = radii(radius, given.images)
-    size = 2.5 * radius / steps if step_size is None else radii(step_size, given.images, "step_size")
-    how = {"norm": norm, "steps": steps, "restarts": restarts, "share": share, "at_image": key is None}
-    arrays = (given, radius, size, keys_of(key, len(given.images)))
-    return in_chunks(partial(_run, **how, loss=loss_function(loss)), arrays, classifier)
+    arguments.counts(steps=steps, restarts=restarts)
+    arguments.numbers(0, 1, above=True, share=share)
+    asked = Asked(classifier, images, labels, targets, fixed(key))
+    each, numbers = {"radius": radius, "step_size": step_size}, {"share": share}
+    how: dict[str, Any] = {"steps": steps, "restarts": restarts, "at_image": key is None, "loss": loss_function(loss)}
+    return driver.run(kernel, asked, norm=norm, each=each, numbers=numbers, **how)
 
 
-@partial(jax.jit, static_argnames=("norm", "steps", "restarts", "loss", "share", "at_image"))
-def _run(classifier, given: Problem, radius, size, keys, *, norm, steps, restarts, loss, share, at_image):
+def kernel(
+    classifier, given: Problem, keys, *, norm, radius, step_size, steps, restarts, loss, share, at_image
+) -> Found:
     x = given.images
+    size = 2.5 * radius / steps if step_size is None else step_size
 
     def advance(_, state):
         r, best = state
@@ -97,7 +97,7 @@ def _run(classifier, given: Problem, radius, size, keys, *, norm, steps, restart
         return given.where(best.found, best.r, r), best.found
 
     r, runs = restarted(given, keys, restarts, run)
-    return finish(classifier, given, jnp.clip(x + r, 0, 1), norm, runs * steps, runs)
+    return Found(r, gradients=runs * steps, forwards=runs)
 
 
 def _direction(gradient, images, norm, share):

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry, losses
-from mnist_jax.attack.engine import arguments
-from mnist_jax.attack.engine.chunks import in_chunks
-from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem, radii
-from mnist_jax.attack.engine.result import AttackResult, finish
-from mnist_jax.attack.engine.starts import keys_of
+from mnist_jax.attack.engine import arguments, driver
+from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
+from mnist_jax.attack.engine.result import AttackResult
+from mnist_jax.attack.engine.starts import fixed
 from mnist_jax.classifier import Classifier
 
 # Of so many queries, after which the share of the pixels in a window is halved.
@@ -64,21 +65,20 @@ def square(
       ValueError: an argument is out of its range.
     """
     norm = geometry.check_norm(norm, (1, 2, geometry.INF))
-    arguments.at_least(1, queries=queries, schedule=schedule)
-    arguments.share(share=share)
-    given = problem(classifier, images, labels, targets)
-    run = partial(_run, norm=norm, queries=queries, share=share, schedule=schedule or queries)
-    return in_chunks(run, (given, radii(radius, given.images), keys_of(key, len(given.images))), classifier)
+    arguments.counts(queries=queries, schedule=schedule)
+    arguments.numbers(0, 1, above=True, share=share)
+    asked = Asked(classifier, images, labels, targets, fixed(key))
+    how: dict[str, Any] = {"queries": queries, "share": float(share), "schedule": schedule or queries}
+    return driver.run(kernel, asked, norm=norm, each={"radius": radius}, **how)
 
 
-@partial(jax.jit, static_argnames=("norm", "queries", "share", "schedule"))
-def _run(classifier, given: Problem, radius, keys, *, norm, queries, share, schedule) -> AttackResult:
+def kernel(classifier, given: Problem, keys, *, norm, radius, queries, share, schedule) -> Found:
     x = given.images
     plane = _plane(x.shape[1:])
     loss = losses.margin if given.targets is None else losses.log_odds
     start, change = (_stripes, _paint) if norm == geometry.INF else (partial(_tiles, norm), partial(_move, norm))
     onto = geometry.scale_to_sphere_in_box if norm == 2 else geometry.project_ball_in_box
-    windows = _windows(plane, norm, queries, share, schedule)
+    windows = _windows(plane, norm, share, schedule)
 
     def ask(r):
         logits = classifier(jnp.clip(x + r, 0, 1))
@@ -98,7 +98,7 @@ def _run(classifier, given: Problem, radius, keys, *, norm, queries, share, sche
     r = onto(first.reshape(x.shape).astype(x.dtype), x, radius, norm)
     state = (jnp.int32(1), r, *ask(r), jnp.ones(len(radius), jnp.int32))
     _, r, _, _, used = jax.lax.while_loop(lambda state: (state[0] < queries) & ~state[3].all(), attempt, state)
-    return finish(classifier, given, jnp.clip(x + r, 0, 1), norm, 0, used)
+    return Found(r, gradients=0, forwards=used)
 
 
 def _plane(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -107,19 +107,23 @@ def _plane(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return height, width, math.prod(shape[2:])
 
 
-def _windows(plane, norm, queries, share, schedule):
-    """For every query the number of its size; of every size height and width; for p < inf its bumps `[sizes, 2, H, W]`,
-    as they are and with the axes exchanged."""
+def _windows(plane, norm, share, schedule):
+    """From which queries on the next size is used; of every size height and width; for p < inf its bumps
+    `[sizes, 2, H, W]`, as they are and with the axes exchanged."""
     height, width, _ = plane
-    late = np.arange(queries) * LENGTH // schedule
-    which = np.searchsorted(HALVED, late)  # how often it was halved
+    starts = [-(-(late + 1) * schedule // LENGTH) for late in HALVED]
     sizes = [_size(height, width, share / 2**n, norm) for n in range(len(HALVED) + 1)]
     if norm == geometry.INF:
-        return jnp.array(which), jnp.array(sizes), None
+        return jnp.array(starts), jnp.array(sizes), None
     bumps = np.zeros((len(sizes), 2, height, width))
     for place, (h, w) in zip(bumps, sizes, strict=True):
         place[0, :h, :w], place[1, :h, :w] = _bumps(h, w, norm), _bumps(w, h, norm).T
-    return jnp.array(which), jnp.array(sizes), jnp.array(bumps, jnp.result_type(float))
+    return jnp.array(starts), jnp.array(sizes), jnp.array(bumps, jnp.result_type(float))
+
+
+def _which(starts, i):
+    """The number of the size that query i uses."""
+    return (i >= starts).sum()
 
 
 def _size(height: int, width: int, share: float, norm: float) -> tuple[int, int]:
@@ -176,18 +180,19 @@ def _place(key, plane, size):
 
 def _paint(windows, i, key, r, radius):
     """p = inf."""
-    which, sizes, _ = windows
+    starts, sizes, _ = windows
     where, sign = jax.random.split(key)
-    _, window = _place(where, r.shape, sizes[which[i]])
+    _, window = _place(where, r.shape, sizes[_which(starts, i)])
     return jnp.where(window, radius * jax.random.rademacher(sign, (1, 1, r.shape[2]), r.dtype), r)
 
 
 def _move(norm, windows, i, key, r, radius):
     """p = 1 and 2."""
-    which, sizes, bumps = windows
+    starts, sizes, bumps = windows
+    now = _which(starts, i)
     to, source, turn, sign = jax.random.split(key, 4)
-    corner, window = _place(to, r.shape, sizes[which[i]])
-    _, emptied = _place(source, r.shape, sizes[which[i]])
+    corner, window = _place(to, r.shape, sizes[now])
+    _, emptied = _place(source, r.shape, sizes[now])
 
     def power(a):  # of each channel
         return (jnp.abs(a) ** norm).sum((0, 1), keepdims=True)
@@ -196,7 +201,7 @@ def _move(norm, windows, i, key, r, radius):
         size = power(a) ** (1 / norm)
         return a / jnp.where(size > 0, size, 1)
 
-    bump = jnp.roll(bumps[which[i], jax.random.bernoulli(turn).astype(int)], corner, (0, 1))[..., None]
+    bump = jnp.roll(bumps[now, jax.random.bernoulli(turn).astype(int)], corner, (0, 1))[..., None]
     signs = jax.random.rademacher(sign, (1, 1, r.shape[2]), r.dtype)
     new = unit(bump.astype(r.dtype) * signs + unit(jnp.where(window, r, 0)))
     left = jnp.maximum(radius**norm - power(r).sum(), 0) / r.shape[2]

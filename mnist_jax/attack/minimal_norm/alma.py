@@ -1,6 +1,5 @@
 """ALMA: an augmented Lagrangian, whose multiplier is found on the way."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -8,11 +7,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry, losses
-from mnist_jax.attack.engine.arguments import at_least
+from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
-from mnist_jax.attack.engine.chunks import in_chunks
-from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem
-from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
+from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
 from mnist_jax.classifier import Classifier
 
@@ -21,7 +20,7 @@ IMPROVED = 0.95  # τ: it does where it falls below this share
 GROWTH = 1.2  # γ, of the penalty parameter where it doesn't
 REDUCTION = 0.01  # of the learning rate, from the first success to the end
 MULTIPLIERS = (1e-6, 1e12)
-FIRST_STEP = {1: 20.0}  # norm of the first step, unless it is given
+FIRST_STEP: dict[float, float] = {1: 20.0}  # norm of the first step, unless it is given
 
 
 class State(NamedTuple):
@@ -85,20 +84,18 @@ def alma(
       ValueError: an argument is out of its range.
     """
     norm = geometry.check_norm(norm, (1, 2))
-    at_least(1, steps=steps)
+    arguments.counts(steps=steps)
+    arguments.numbers(0, above=True, learning_rate=learning_rate, first_step=first_step)
     memory = max(1 - 0.1 * (1000 / steps) ** 0.7, 0.0) if memory is None else memory
-    if not 0 <= memory < 1:
-        raise ValueError(f"memory must be from 0 to less than 1, not {memory:g}")
-    given = problem(classifier, images, labels, targets)
-    start = small_start(given, key)
-    first_step = FIRST_STEP.get(int(norm)) if first_step is None else first_step
-    run = partial(_run, norm=norm, steps=steps, memory=memory, first_step=first_step)
-    return in_chunks(lambda *arrays: run(classifier, jnp.asarray(learning_rate), *arrays), (given, start))
+    arguments.numbers(0, 1, below=True, memory=memory)
+    first_step = FIRST_STEP.get(norm) if first_step is None else first_step
+    numbers = {"learning_rate": learning_rate, "memory": memory, "first_step": first_step}
+    asked = Asked(classifier, images, labels, targets, key)
+    return driver.run(kernel, asked, norm=norm, numbers=numbers, steps=steps)
 
 
-@partial(jax.jit, static_argnames=("norm", "steps", "memory", "first_step"))
-def _run(classifier, learning_rate, given: Problem, start, *, norm, steps, memory, first_step) -> AttackResult:
-    x = given.images
+def kernel(classifier, given: Problem, keys, *, norm, learning_rate, memory, first_step, steps) -> Found:
+    x, start = given.images, small_start(given, keys)
     slope = jax.grad(lambda r: geometry.norm(r, norm).sum())
 
     def advance(i, s: State) -> State:
@@ -125,8 +122,7 @@ def _run(classifier, learning_rate, given: Problem, start, *, norm, steps, memor
     one = jnp.ones(len(x), x.dtype)
     state = State(start, jnp.ones_like(x), 0 * x, learning_rate * one, one, one, one, steps + 0 * one, Best.none(x))
     state = jax.lax.fori_loop(0, steps, advance, state)
-    found = x + given.where(state.best.found, state.best.r, state.r)
-    return finish(classifier, given, found, norm, steps, 0)
+    return Found(given.where(state.best.found, state.best.r, state.r), gradients=steps, forwards=0)
 
 
 def penalty_slope(y, ρ, μ):

@@ -9,12 +9,13 @@ import optax
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry, losses
-from mnist_jax.attack.engine.arguments import at_least
+from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.chunks import in_chunks
-from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem
-from mnist_jax.attack.engine.result import AttackResult, finish
-from mnist_jax.attack.engine.starts import small_start
+from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem, problem
+from mnist_jax.attack.engine.result import AttackResult
+from mnist_jax.attack.engine.starts import keys_of, small_start
 from mnist_jax.classifier import Classifier
 
 DECAYS = (0.9, 0.99)  # of Adam's moments: the loss changes on the way, and long memories would be of another one
@@ -64,31 +65,44 @@ def automatic(
     Raises:
       ValueError: an argument is out of its range.
     """
-    return _descend(classifier, images, labels, norm, steps, learning_rate, thresholds, targets, key)[0]
+    norm, numbers = _checked(norm, steps, learning_rate, thresholds)
+    asked = Asked(classifier, images, labels, targets, key)
+    return driver.run(kernel, asked, norm=norm, numbers=numbers, steps=steps)
 
 
 def history(
     classifier: Classifier, images: ArrayLike, labels: ArrayLike | None = None, **options: Any
 ) -> tuple[AttackResult, History]:
     """`automatic` with these options, and the confidence and the norm at every step of its way."""
-    return _descend(classifier, images, labels, **((automatic.__kwdefaults__ or {}) | options))
+    how = (automatic.__kwdefaults__ or {}) | options
+    norm, numbers = _checked(how["norm"], how["steps"], how["learning_rate"], how["thresholds"])
+    given = problem(Asked(classifier, images, labels, how["targets"], how["key"]))
+    keys = None if how["key"] is None else keys_of(how["key"], len(given.images))
+    return in_chunks(partial(_with_history, norm, how["steps"]), (given, keys), classifier, numbers)
 
 
-def _descend(classifier, images, labels, norm, steps, learning_rate, thresholds, targets, key):
-    norm = geometry.check_norm(norm)
-    at_least(1, steps=steps)
+def _checked(norm, steps, learning_rate, thresholds) -> tuple[float, dict[str, float]]:
+    """The norm and the numbers, in their ranges."""
+    arguments.counts(steps=steps)
+    arguments.numbers(0, above=True, learning_rate=learning_rate)
     if not 1 >= thresholds[0] >= thresholds[1] >= 0:
         raise ValueError(f"thresholds must fall, from at most 1 to at least 0, not {thresholds}")
-    given = problem(classifier, images, labels, targets)
-    run = partial(_run, norm=norm, steps=steps, thresholds=tuple(thresholds))
-    return in_chunks(
-        lambda *arrays: run(classifier, jnp.asarray(learning_rate), *arrays), (given, small_start(given, key))
-    )
+    numbers = {"learning_rate": learning_rate, "upper": thresholds[0], "lower": thresholds[1]}
+    return geometry.check_norm(norm), numbers
 
 
-@partial(jax.jit, static_argnames=("norm", "steps", "thresholds"))
-def _run(classifier, learning_rate, given: Problem, start, *, norm, steps, thresholds) -> tuple[AttackResult, History]:
-    x = given.images
+@partial(jax.jit, static_argnums=(0, 1))
+def _with_history(norm, steps, classifier, numbers, given: Problem, keys) -> tuple[AttackResult, History]:
+    found, way = descend(classifier, given, keys, norm=norm, steps=steps, **numbers)
+    return driver.judge(classifier, given, found, norm), way
+
+
+def kernel(classifier, given: Problem, keys, **settings) -> Found:
+    return descend(classifier, given, keys, **settings)[0]
+
+
+def descend(classifier, given: Problem, keys, *, norm, learning_rate, upper, lower, steps) -> tuple[Found, History]:
+    x, start = given.images, small_start(given, keys)
     adam = optax.scale_by_adam(*DECAYS)
     slope = jax.grad(lambda r: geometry.norm(r, norm).sum())
 
@@ -100,7 +114,7 @@ def _run(classifier, learning_rate, given: Problem, start, *, norm, steps, thres
         solved = given.solved(logits, CAREFUL)
         best = best.keep(given, r, size, solved)
         length = jnp.maximum(geometry.norm(gradient, 2), jnp.finfo(r.dtype).tiny)
-        alone, only_norm = confidence > thresholds[0], (confidence <= thresholds[1]) & solved
+        alone, only_norm = confidence > upper, (confidence <= lower) & solved
         # The derivative of the confidence by the log-odds is c (1 - c).
         weight = jnp.where(alone, 1 / length, jnp.where(only_norm, 0, confidence * (1 - confidence)))
         direction = given.per_image(weight) * gradient + given.where(alone, jnp.zeros_like(r), shrinking)
@@ -109,5 +123,5 @@ def _run(classifier, learning_rate, given: Problem, start, *, norm, steps, thres
         return (moved, moments, best), History(confidence, size)
 
     (last, _, best), way = jax.lax.scan(advance, (start, adam.init(start), Best.none(x)), length=steps)
-    found = x + given.where(best.found, best.r, last)
-    return finish(classifier, given, found, norm, steps, 0), jax.tree.map(jnp.transpose, way)
+    found = Found(given.where(best.found, best.r, last), gradients=steps, forwards=0)
+    return found, jax.tree.map(jnp.transpose, way)

@@ -7,12 +7,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry, losses
-from mnist_jax.attack.engine import boundary
-from mnist_jax.attack.engine.arguments import at_least
+from mnist_jax.attack.engine import arguments, boundary, driver
 from mnist_jax.attack.engine.best import Best
-from mnist_jax.attack.engine.chunks import in_chunks
-from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem
-from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
+from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
 from mnist_jax.classifier import Classifier
 
@@ -64,20 +63,19 @@ def brendel_bethge(
       ValueError: an argument is out of its range.
     """
     norm = geometry.check_norm(norm, (1, 2, geometry.INF))
-    at_least(1, steps=steps)
-    given = problem(classifier, images, labels, targets)
-    if start is not None and jnp.shape(start) != given.images.shape:
-        raise ValueError(f"start must be images {list(given.images.shape)}, not {list(jnp.shape(start))}")
-    first = small_start(given, key) if start is None else jnp.asarray(start, given.images.dtype) - given.images
-    run = partial(_run, norm=norm, steps=steps, searching=start is None)
-    return in_chunks(lambda *arrays: run(classifier, jnp.asarray(region), *arrays), (given, first))
+    arguments.counts(steps=steps)
+    arguments.numbers(0, above=True, region=region)
+    asked = Asked(classifier, images, labels, targets, key)
+    numbers, arrays = {"region": region}, {"start": start}
+    return driver.run(kernel, asked, norm=norm, numbers=numbers, arrays=arrays, steps=steps)
 
 
-@partial(jax.jit, static_argnames=("norm", "steps", "searching"))
-def _run(classifier, region, given: Problem, r, *, norm, steps, searching) -> AttackResult:
+def kernel(classifier, given: Problem, keys, *, norm, region, start, steps) -> Found:
     x = given.images
-    if searching:
-        r = jax.lax.fori_loop(0, STARTING, partial(_cross, classifier, given), r)
+    if start is None:
+        r = jax.lax.fori_loop(0, STARTING, partial(_cross, classifier, given), small_start(given, keys))
+    else:
+        r = start - x
     r = jnp.clip(x + r, 0, 1) - x
     one = jnp.ones(len(r), r.dtype)
     r = given.per_image(boundary.line(classifier, given, r, 0 * one, one, LINE)) * r
@@ -96,8 +94,8 @@ def _run(classifier, region, given: Problem, r, *, norm, steps, searching) -> At
 
     r, _, best = jax.lax.fori_loop(0, steps, advance, (r, jnp.zeros_like(x), Best.none(x)))
     best = best.keep(given, r, geometry.norm(r, norm), given.solved(classifier(x + r), CAREFUL))
-    gradients = steps + (STARTING if searching else 0)
-    return finish(classifier, given, x + given.where(best.found, best.r, r), norm, gradients, LINE + 1)
+    gradients = steps + (STARTING if start is None else 0)
+    return Found(given.where(best.found, best.r, r), gradients, forwards=LINE + 1)
 
 
 def _cross(classifier, given: Problem, i, r):

@@ -1,6 +1,6 @@
 """Carlini & Wagner's attack for the 2-norm: distance and margin in one loss, in a space where the box is no limit."""
 
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,12 @@ import optax
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry, losses
-from mnist_jax.attack.engine.arguments import at_least, positive
-from mnist_jax.attack.engine.chunks import in_chunks
-from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem
+from mnist_jax.attack.engine import arguments, driver
+from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
-from mnist_jax.attack.engine.tradeoff import Attempt, result_of, search
+from mnist_jax.attack.engine.tradeoff import Attempt, found_by, search
 from mnist_jax.classifier import Classifier
 
 INSIDE = 1 - 1e-6  # the images in [-1, 1] are drawn in by this much, or those in a corner would be infinitely far away
@@ -63,18 +63,18 @@ def carlini_wagner(
     Carlini & Wagner, "Towards evaluating the robustness of neural networks", 2017, section VI A, with f6 as the loss.
     """
     geometry.check_norm(norm, (2,))
-    at_least(1, steps=steps, searches=searches)
-    at_least(0, confidence=confidence)
-    positive(learning_rate=learning_rate, weight=weight)
-    given = problem(classifier, images, labels, targets)
-    how = {"steps": steps, "rounds": searches, "weight": weight, "stop_early": stop_early}
-    run = partial(_run, learning_rate=learning_rate, confidence=confidence, how=tuple(how.items()))
-    return in_chunks(run, (given, small_start(given, key)), classifier)
+    arguments.counts(steps=steps, searches=searches)
+    arguments.numbers(0, confidence=confidence)
+    arguments.numbers(0, above=True, learning_rate=learning_rate, weight=weight)
+    numbers = {"learning_rate": learning_rate, "confidence": confidence, "weight": weight}
+    asked = Asked(classifier, images, labels, targets, key)
+    how: dict[str, Any] = {"steps": steps, "rounds": searches, "stop_early": bool(stop_early)}
+    return driver.run(kernel, asked, norm=2, numbers=numbers, **how)
 
 
-@partial(jax.jit, static_argnames=("learning_rate", "confidence", "how"))
-def _run(classifier, given: Problem, start, *, learning_rate, confidence, how) -> AttackResult:
-    x = given.images
+def kernel(classifier, given: Problem, keys, *, norm, learning_rate, confidence, weight, **how) -> Found:
+    del norm
+    x, start = given.images, small_start(given, keys)
     adam = optax.scale_by_adam()
 
     def step(i, state, c):
@@ -92,5 +92,4 @@ def _run(classifier, given: Problem, start, *, learning_rate, confidence, how) -
 
     w = jnp.arctanh(INSIDE * (2 * (x + start) - 1))
     zero = jnp.zeros_like(x)
-    found = search(given, step, (w, zero, zero), **dict(how))
-    return result_of(classifier, given, found, 2, 0)
+    return found_by(given, search(given, step, (w, zero, zero), weight=weight, **how), 0)

@@ -1,17 +1,15 @@
 """DDN: the direction by the gradient, the norm by success or failure."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry, losses
-from mnist_jax.attack.engine.arguments import at_least, between
+from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
-from mnist_jax.attack.engine.chunks import in_chunks
-from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem, radii
-from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
+from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
 from mnist_jax.classifier import Classifier
 
@@ -61,16 +59,15 @@ def ddn(
     L2 adversarial attacks and defenses", 2019, algorithm 1.
     """
     geometry.check_norm(norm, (2,))
-    at_least(1, steps=steps)
-    between(gamma=gamma)
-    given = problem(classifier, images, labels, targets)
-    arrays = (given, small_start(given, key), radii(initial, given.images, "initial"))
-    return in_chunks(partial(_run, gamma=gamma, steps=steps), arrays, classifier)
+    arguments.counts(steps=steps)
+    arguments.numbers(0, 1, above=True, below=True, gamma=gamma)
+    asked = Asked(classifier, images, labels, targets, key)
+    return driver.run(kernel, asked, norm=2, each={"initial": initial}, numbers={"gamma": gamma}, steps=steps)
 
 
-@partial(jax.jit, static_argnames=("gamma", "steps"))
-def _run(classifier, given: Problem, start, initial, *, gamma, steps) -> AttackResult:
-    x, farthest = given.images, geometry.largest(given.images, 2)
+def kernel(classifier, given: Problem, keys, *, norm, initial, gamma, steps) -> Found:
+    del norm
+    x, farthest, start = given.images, geometry.largest(given.images, 2), small_start(given, keys)
 
     def advance(step, state):
         r, ε, best = state
@@ -86,4 +83,4 @@ def _run(classifier, given: Problem, start, initial, *, gamma, steps) -> AttackR
 
     r, _, best = jax.lax.fori_loop(0, steps, advance, (start, initial, Best.none(x)))
     best = best.keep(given, r, geometry.norm(r, 2), given.solved(classifier(x + r), CAREFUL))
-    return finish(classifier, given, x + given.where(best.found, best.r, r), 2, steps, 1)
+    return Found(given.where(best.found, best.r, r), gradients=steps, forwards=1)

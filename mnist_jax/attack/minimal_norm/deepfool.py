@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry
-from mnist_jax.attack.engine.arguments import at_least
+from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.boundary import margins
-from mnist_jax.attack.engine.chunks import in_chunks
-from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem
-from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
+from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
 from mnist_jax.classifier import Classifier
 
@@ -56,16 +56,17 @@ def deepfool(
     algorithm 2; section 3.3 for other norms.
     """
     norm = geometry.check_norm(norm)
-    at_least(1, steps=steps)
-    at_least(0, overshoot=overshoot)
-    at_least(2, classes=classes)
-    given = problem(classifier, images, labels, targets)
-    run = partial(_run, norm=norm, steps=steps, overshoot=overshoot, others=classes - 1)
-    return in_chunks(run, (given, small_start(given, key)), classifier)
+    arguments.counts(steps=steps)
+    arguments.counts(least=2, classes=classes)
+    arguments.numbers(0, overshoot=overshoot)
+    asked = Asked(classifier, images, labels, targets, key)
+    numbers = {"overshoot": overshoot}
+    return driver.run(kernel, asked, norm=norm, numbers=numbers, steps=steps, others=classes - 1)
 
 
-@partial(jax.jit, static_argnames=("norm", "steps", "overshoot", "others"))
-def _run(classifier, given: Problem, start, *, norm, steps, overshoot, others) -> AttackResult:
+def kernel(classifier, given: Problem, keys, *, norm, overshoot, steps, others) -> Found:
+    start = small_start(given, keys)
+
     def at(r):
         return jnp.clip(given.images + (1 + overshoot) * r, 0, 1)
 
@@ -83,7 +84,7 @@ def _run(classifier, given: Problem, start, *, norm, steps, overshoot, others) -
 
     none = jnp.zeros(len(start), bool)
     _, r, solved, gradients = jax.lax.while_loop(goes_on, advance, (0, start, none, none.astype(jnp.int32)))
-    return finish(classifier, given, at(r), norm, gradients, jnp.where(solved, 1, 0))
+    return Found((1 + overshoot) * r, gradients, forwards=jnp.where(solved, 1, 0))
 
 
 def _to_nearest(images, falls, slopes, norm):

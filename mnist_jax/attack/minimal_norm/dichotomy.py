@@ -7,15 +7,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry, losses, unstable
-from mnist_jax.attack.engine import descents
-from mnist_jax.attack.engine.arguments import between
+from mnist_jax.attack.engine import arguments, bisection, descents, driver
 from mnist_jax.attack.engine.bisection import ROUNDS, STEPS, State, attempt, begin, divide, keep, rate
 from mnist_jax.attack.engine.chunks import in_chunks, until_done
-from mnist_jax.attack.engine.problem import Problem, loss_function, problem, radii
-from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.problem import Asked, Problem, loss_function
+from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.fixed_radius.fixed_norm import fixed_norm
 from mnist_jax.attack.fixed_radius.fixed_norm import search as on_sphere
 from mnist_jax.classifier import Classifier
@@ -36,17 +37,22 @@ def dichotomy(
     high: ArrayLike | None = None,
     tolerance: float = 5e-4,
     attack: Callable[..., AttackResult] = fixed_norm,
+    search_first: bool | None = None,
     targets: ArrayLike | None = None,
     key: jax.Array | None = None,
     **options: Any,
 ) -> AttackResult:
     """Bisects the radius of a fixed-radius attack, separately for every image.
 
-    An interval [low, high], with failure at its lower end and success at its upper end, is divided until it is a good
-    deal shorter than `tolerance * high`: just below the best, and after a failure there in the middle. After a success
-    `high` falls at once to where the line from the image to what was found crosses the boundary. The search begins at
-    what some runs along the averaged boundary find (`descents.search`; see `nearest`). An attack that takes a `start`,
-    as `fixed_norm` does, gets the nearest point of the linearized boundary, so that none begins anew.
+    An interval [low, high], with failure at its lower end and success at its upper end, is halved by an attack in its
+    middle until it is shorter than `tolerance * high`. After a success `high` falls to the distance of what was found.
+    An attack that always fails finds nothing.
+
+    With `search_first`, as is usual for the original's own attack `fixed_norm`, the search begins at what some runs
+    along the averaged boundary find (`descents.search`; see `nearest`), and divides smaller intervals: just below the
+    best, and after a failure there in the middle. After a success `high` falls at once to where the line from the image
+    to what was found crosses the boundary. An attack that takes a `start` gets the nearest point of the linearized
+    boundary, so that none begins anew. It then measures what those runs find, improved by the attack.
 
     Args:
       classifier, images, labels, norm, targets: see `fixed_norm`.
@@ -55,9 +61,12 @@ def dichotomy(
         the image.
       tolerance: relative length of the last interval.
       attack: any fixed-radius attack, `attack(classifier, images, labels, radius, *, norm, targets) -> AttackResult`.
-      key: a `jax.random` key for the disturbances of those runs, or one for each image; None means a fixed one.
-      options: passed to the attack. For `fixed_norm` and unless they are given, `steps` is 10, and `learning_rate` is
-        the radius over D^(1/p), for images of D pixels (for p = 1, an eighth of it), and less in every round.
+      search_first: see above; None means True for `fixed_norm`, and False for others.
+      key: a `jax.random` key, or one for each image: for the disturbances of the runs, of which None means a fixed one,
+        or without them for an attack that takes one, anew in every round.
+      options: passed to the attack. For `fixed_norm` with `search_first`, and unless they are given, `steps` is 10, and
+        `learning_rate` is the radius over D^(1/p), for images of D pixels (for p = 1, an eighth of it), and less in
+        every round.
 
     Returns:
       An `AttackResult` with the nearest adversarial image found.
@@ -66,26 +75,80 @@ def dichotomy(
       ValueError: an argument is out of its range.
     """
     norm = geometry.check_norm(norm)
-    between(tolerance=tolerance)
-    given = problem(classifier, images, labels, targets)
-    low, high = radii(low, given.images, "low"), radii(jnp.inf if high is None else high, given.images, "high")
-    takes = tuple(inspect.signature(attack).parameters)
+    arguments.numbers(0, 1, above=True, below=True, tolerance=tolerance)
+    if search_first is None:
+        search_first = attack is fixed_norm
+    asked = Asked(classifier, images, labels, targets, key)
     how: dict[str, Any] = {
         "norm": norm,
-        "shortest": FINER * tolerance,
+        "tolerance": tolerance,
         "attack": attack,
-        "takes_start": "start" in takes,
+        "options": tuple(sorted(options.items())),
     }
-    rounds = partial(_rounds, classifier, **how, options=tuple(sorted(options.items())))
+    limits = {"low": low, "high": None if high is None or _no_limit(high) else high}
+    return driver.in_stages(partial(_searched if search_first else _plain, **how), asked, norm=norm, each=limits)
+
+
+def _no_limit(high: ArrayLike) -> bool:
+    return not unstable.traced(high) and np.ndim(high) == 0 and bool(np.isposinf(arguments.real(high)))
+
+
+def _limits(given: Problem, norm: float, low: jax.Array, high: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """The limits of the radius. Raises `ValueError` where they are the wrong way round."""
+    if high is not None and not unstable.traced((low, high)) and bool((np.asarray(low) > np.asarray(high)).any()):
+        raise ValueError("low must not be above high")
+    largest = geometry.largest(given.images, norm)
+    return low, largest if high is None else jnp.minimum(high, largest)
+
+
+def _plain(classifier, given: Problem, key, *, norm, low, high, tolerance, attack, options) -> Found:
+    """Bisection and nothing else."""
+    known = inspect.signature(attack).parameters
+    takes_key = key is not None and ("key" in known or any(p.kind is p.VAR_KEYWORD for p in known.values()))
+    keys = driver.keys_of(key, len(given.images)) if takes_key else None
+    state = bisection.halve_from(given, *_limits(given, norm, low, high))
+
+    def halvings(classifier, arrays, state, rounds):
+        given, keys = arrays
+
+        def halve(number, state):
+            more = dict(options)
+            if keys is not None:
+                more["key"] = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+            result = attack(
+                classifier,
+                given.images,
+                given.labels,
+                bisection.middle(state),
+                norm=norm,
+                targets=given.targets,
+                **more,
+            )
+            return bisection.halved(given, state, result, norm, tolerance)
+
+        if unstable.traced((classifier, arrays, state)):
+            return jax.lax.fori_loop(0, rounds, halve, state)
+        for _ in range(rounds):
+            state = halve(state.rounds.max(), state)
+        return state
+
+    state = until_done(halvings, (given, keys), state, classifier, at_once=1, most=ROUNDS)
+    return Found(state.best, state.gradients, state.forwards, allowed=state.found)
+
+
+def _searched(classifier, given: Problem, key, *, norm, low, high, tolerance, attack, options) -> Found:
+    """Bisection that begins at what runs along the boundary find."""
+    low, high = _limits(given, norm, low, high)
+    takes_start = "start" in inspect.signature(attack).parameters
+    how = {"norm": norm, "shortest": FINER * tolerance, "attack": attack, "takes_start": takes_start}
     begun = descents.search(classifier, given, key, norm=norm, budget=BEFORE)
     alone = in_chunks(partial(_alone, norm=norm), (given, begun), classifier)
     begun = descents.one_more(classifier, given, begun, alone, norm=norm, budget=BEFORE)
     state = in_chunks(partial(_first, norm=norm), (given, low, high, begun))
-    if unstable.traced(given.images):  # there are no values yet to leave by
-        state = rounds(given, state, count=ROUNDS)
-    else:
-        state = until_done(partial(rounds, count=AT_ONCE), given, state)
-    return in_chunks(partial(_finish, norm=norm), (given, state), classifier)
+    rounds = partial(_rounds, **how, options=options)
+    state = until_done(rounds, given, state, classifier, at_once=AT_ONCE, most=ROUNDS)
+    r = given.where(jnp.asarray(state.found), state.best, state.last)
+    return Found(r, state.gradients, state.forwards, allowed=state.found)
 
 
 @partial(jax.jit, static_argnames="norm")
@@ -101,13 +164,12 @@ def _alone(classifier, given: Problem, begun: descents.Search, *, norm) -> jax.A
 
 @partial(jax.jit, static_argnames="norm")
 def _first(given: Problem, low, high, begun: descents.Search, *, norm) -> State:
-    high = jnp.minimum(high, geometry.largest(given.images, norm))
     state = begin(given, low, high, begun.r, begun.solved | (high <= 0), norm)
     return state._replace(gradients=begun.gradients + ALONE, forwards=begun.forwards + 1)
 
 
-@partial(jax.jit, static_argnames=("norm", "shortest", "attack", "takes_start", "options", "count"))
-def _rounds(classifier, given, state, *, norm, shortest, attack, takes_start, options, count) -> State:
+@partial(jax.jit, static_argnums=3, static_argnames=("norm", "shortest", "attack", "takes_start", "options"))
+def _rounds(classifier, given, state, count, *, norm, shortest, attack, takes_start, options) -> State:
     def tried(state) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Perturbations, and the gradients and evaluations that were made with these."""
         more = dict(options)
@@ -128,9 +190,3 @@ def _rounds(classifier, given, state, *, norm, shortest, attack, takes_start, op
         return keep(given, state.done, state, new)
 
     return jax.lax.fori_loop(0, count, body, state)
-
-
-@partial(jax.jit, static_argnames="norm")
-def _finish(classifier, given: Problem, state: State, *, norm) -> AttackResult:
-    r = given.where(state.found, state.best, state.last)
-    return finish(classifier, given, given.images + r, norm, state.gradients, state.forwards).only(state.found)

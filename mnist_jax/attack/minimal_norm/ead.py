@@ -1,18 +1,18 @@
 """EAD: Carlini & Wagner's loss with the 1-norm beside the 2-norm, by iterated shrinkage."""
 
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry, losses
-from mnist_jax.attack.engine.arguments import at_least, positive
-from mnist_jax.attack.engine.chunks import in_chunks
-from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem
+from mnist_jax.attack.engine import arguments, driver
+from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
-from mnist_jax.attack.engine.tradeoff import Attempt, result_of, search
+from mnist_jax.attack.engine.tradeoff import Attempt, found_by, search
 from mnist_jax.classifier import Classifier
 
 RULES = ("en", "l1")
@@ -70,18 +70,19 @@ def ead(
     geometry.check_norm(norm, (1,))
     if rule not in RULES:
         raise ValueError(f"rule must be {' or '.join(RULES)}, not {rule!r}")
-    at_least(1, steps=steps, searches=searches)
-    at_least(0, confidence=confidence)
-    positive(learning_rate=learning_rate, weight=weight, beta=beta)
-    given = problem(classifier, images, labels, targets)
-    how = {"steps": steps, "rounds": searches, "weight": weight, "stop_early": stop_early}
-    more = {"learning_rate": learning_rate, "beta": beta, "confidence": confidence, "rule": rule}
-    return in_chunks(partial(_run, **more, how=tuple(how.items())), (given, small_start(given, key)), classifier)
+    arguments.counts(steps=steps, searches=searches)
+    arguments.numbers(0, confidence=confidence)
+    arguments.numbers(0, above=True, learning_rate=learning_rate, weight=weight, beta=beta)
+    numbers = {"learning_rate": learning_rate, "beta": beta, "confidence": confidence, "weight": weight}
+    asked = Asked(classifier, images, labels, targets, key)
+    how: dict[str, Any] = {"steps": steps, "rounds": searches, "stop_early": bool(stop_early)}
+    return driver.run(kernel, asked, norm=1, numbers=numbers, rule=rule, **how)
 
 
-@partial(jax.jit, static_argnames=("learning_rate", "beta", "confidence", "rule", "how"))
-def _run(classifier, given: Problem, start, *, learning_rate, beta, confidence, rule, how) -> AttackResult:
-    x, steps = given.images, dict(how)["steps"]
+def kernel(classifier, given: Problem, keys, *, norm, learning_rate, beta, confidence, weight, rule, **how) -> Found:
+    del norm
+    steps = how["steps"]
+    x, start = given.images, small_start(given, keys)
 
     def step(i, state, c):
         before, s = state
@@ -98,5 +99,5 @@ def _run(classifier, given: Problem, start, *, learning_rate, beta, confidence, 
         attempt = Attempt(r, one if rule == "l1" else net, solved, c * jnp.maximum(lacking, 0) + net)
         return (r, r + i / (i + 3) * (r - before)), attempt
 
-    found = search(given, step, (start, start), **dict(how))
-    return result_of(classifier, given, found, 1, found.gradients)
+    found = search(given, step, (start, start), weight=weight, **how)
+    return found_by(given, found, found.gradients)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry, losses
-from mnist_jax.attack.engine.arguments import at_least
+from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
-from mnist_jax.attack.engine.chunks import in_chunks
-from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem
-from mnist_jax.attack.engine.result import AttackResult, finish
-from mnist_jax.attack.engine.starts import keys_of
+from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
+from mnist_jax.attack.engine.result import AttackResult
+from mnist_jax.attack.engine.starts import fixed
 from mnist_jax.classifier import Classifier
 
 α_MAX = 0.1  # the largest weight of the step from the image itself
@@ -61,14 +61,12 @@ def fab(
       ValueError: an argument is out of its range.
     """
     norm = geometry.check_norm(norm, (1, 2, geometry.INF))
-    at_least(1, steps=steps, restarts=restarts, classes=classes)
-    given = problem(classifier, images, labels, targets)
-    run = partial(_run, norm=norm, steps=steps, restarts=restarts, classes=classes)
-    return in_chunks(run, (given, keys_of(key, len(given.images))), classifier)
+    arguments.counts(steps=steps, restarts=restarts, classes=classes)
+    asked = Asked(classifier, images, labels, targets, fixed(key))
+    return driver.run(kernel, asked, norm=norm, steps=steps, restarts=restarts, classes=classes)
 
 
-@partial(jax.jit, static_argnames=("norm", "steps", "restarts", "classes"))
-def _run(classifier, given: Problem, keys, *, norm, steps, restarts, classes) -> AttackResult:
+def kernel(classifier, given: Problem, keys, *, norm, steps, restarts, classes) -> Found:
     x = given.images
     logits = classifier(x)
     ranked = jax.lax.top_k(losses.label_and_others(logits, given.labels)[1], logits.shape[1] - 1)[1]
@@ -94,9 +92,9 @@ def _run(classifier, given: Problem, keys, *, norm, steps, restarts, classes) ->
         return jax.lax.fori_loop(0, steps, step, (best, x + start))
 
     best, last = jax.lax.fori_loop(0, restarts * goals, run, (Best.none(x), x))
-    found = x + given.where(best.found, given.per_image(_shorten(classifier, given, best.r, logits)) * best.r, last - x)
+    r = given.where(best.found, given.per_image(_shorten(classifier, given, best.r, logits)) * best.r, last - x)
     runs = restarts * goals * steps
-    return finish(classifier, given, found, norm, runs * among, runs + FINAL + 2)
+    return Found(r, gradients=runs * among, forwards=runs + FINAL + 2)
 
 
 def _random(given: Problem, keys, best: Best, norm):
@@ -140,9 +138,10 @@ def _nearest_boundary(classifier, given: Problem, y, others, norm):
 
     values, pull_back = jax.vjp(margins, y)
 
-    def look(best, one):
+    def look(best, inputs):
         nearest, value, gradient = best
-        new, new_gradient = values @ one, pull_back(jnp.broadcast_to(one, values.shape))[0]
+        one, new = inputs
+        new_gradient = pull_back(jnp.broadcast_to(one, values.shape))[0]
         slope = geometry.norm(new_gradient, geometry.dual(norm))
         distance = jnp.abs(new) / jnp.maximum(slope, jnp.finfo(y.dtype).tiny)
         nearer = distance < nearest
@@ -150,7 +149,8 @@ def _nearest_boundary(classifier, given: Problem, y, others, norm):
         return (*better, given.where(nearer, new_gradient, gradient)), None
 
     none = jnp.full(len(y), jnp.inf, y.dtype)
-    return jax.lax.scan(look, (none, values[:, 0], jnp.zeros_like(y)), jnp.eye(values.shape[1], dtype=y.dtype))[0][1:]
+    each = jnp.eye(values.shape[1], dtype=values.dtype), values.T
+    return jax.lax.scan(look, (none, values[:, 0], jnp.zeros_like(y)), each)[0][1:]
 
 
 def _shorten(classifier, given: Problem, r, logits):

@@ -1,17 +1,15 @@
 """FMN: a gradient step, then onto the ball, whose radius follows the boundary."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry, losses
-from mnist_jax.attack.engine.arguments import at_least, between, positive
+from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
-from mnist_jax.attack.engine.chunks import in_chunks
-from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem
-from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
+from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
 from mnist_jax.classifier import Classifier
 
@@ -65,17 +63,16 @@ def fmn(
     algorithm 1.
     """
     norm = geometry.check_norm(norm, (0, 1, 2, geometry.INF))
-    at_least(1, steps=steps)
-    positive(learning_rate=learning_rate)
-    between(gamma=gamma)
-    given = problem(classifier, images, labels, targets)
-    run = partial(_run, norm=norm, steps=steps, learning_rate=learning_rate, gamma=gamma)
-    return in_chunks(run, (given, small_start(given, key)), classifier)
+    arguments.counts(steps=steps)
+    arguments.numbers(0, above=True, learning_rate=learning_rate)
+    arguments.numbers(0, 1, above=True, below=True, gamma=gamma)
+    numbers = {"learning_rate": learning_rate, "gamma": gamma}
+    asked = Asked(classifier, images, labels, targets, key)
+    return driver.run(kernel, asked, norm=norm, numbers=numbers, steps=steps)
 
 
-@partial(jax.jit, static_argnames=("norm", "steps", "learning_rate", "gamma"))
-def _run(classifier, given: Problem, start, *, norm, steps, learning_rate, gamma) -> AttackResult:
-    x, farthest = given.images, geometry.largest(given.images, norm)
+def kernel(classifier, given: Problem, keys, *, norm, learning_rate, gamma, steps) -> Found:
+    x, farthest, start = given.images, geometry.largest(given.images, norm), small_start(given, keys)
 
     def advance(step, state):
         r, ε, best = state
@@ -100,4 +97,4 @@ def _run(classifier, given: Problem, start, *, norm, steps, learning_rate, gamma
     ε = jnp.full(len(x), 1 if norm == 0 else jnp.inf, x.dtype)
     r, _, best = jax.lax.fori_loop(0, steps, advance, (start, ε, Best.none(x)))
     best = best.keep(given, r, geometry.norm(r, norm), given.solved(classifier(x + r), CAREFUL))
-    return finish(classifier, given, x + given.where(best.found, best.r, r), norm, steps, 1)
+    return Found(given.where(best.found, best.r, r), gradients=steps, forwards=1)

@@ -6,11 +6,10 @@ import jax
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry
-from mnist_jax.attack.engine import descents
-from mnist_jax.attack.engine.arguments import at_least
-from mnist_jax.attack.engine.chunks import in_chunks
-from mnist_jax.attack.engine.problem import Problem, problem
-from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine import arguments, descents, driver
+from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.problem import Asked, Problem
+from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.classifier import Classifier
 
 EFFORTS = {"fast": 100, "standard": 350, "thorough": 4000}  # gradients for each image
@@ -62,13 +61,11 @@ def nearest(
     if isinstance(effort, str) and effort not in EFFORTS:
         raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, or a number of gradients, not {effort!r}")
     budget = (EFFORTS_FOR_1 if norm == 1 else EFFORTS)[effort] if isinstance(effort, str) else effort
-    at_least(1, effort=budget)
-    given = problem(classifier, images, labels, targets)
+    arguments.counts(effort=budget)
+    asked = Asked(classifier, images, labels, targets, key)
+    return driver.in_stages(partial(_search, norm=norm, budget=budget), asked, norm=norm)
+
+
+def _search(classifier: Classifier, given: Problem, key: jax.Array | None, *, norm: float, budget: int) -> Found:
     found = descents.search(classifier, given, key, norm=norm, budget=budget)
-    return in_chunks(partial(_finish, norm=norm), (given, found), classifier)
-
-
-@partial(jax.jit, static_argnames="norm")
-def _finish(classifier, given: Problem, found: descents.Search, *, norm) -> AttackResult:
-    result = finish(classifier, given, given.images + found.r, norm, found.gradients, found.forwards)
-    return result.only(found.best.found)
+    return Found(found.r, found.gradients, found.forwards, allowed=found.best.found)

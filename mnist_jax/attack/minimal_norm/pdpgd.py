@@ -1,7 +1,6 @@
 """PDPGD: proximal steps on the norm, gradient steps on the loss, and a dual variable that weighs the two."""
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,11 +8,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry, losses
-from mnist_jax.attack.engine.arguments import at_least
+from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
-from mnist_jax.attack.engine.chunks import in_chunks
-from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem
-from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
+from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
 from mnist_jax.classifier import Classifier
 
@@ -74,16 +73,14 @@ def pdpgd(
       ValueError: an argument is out of its range.
     """
     norm = geometry.check_norm(norm)
-    at_least(1, steps=steps)
-    given = problem(classifier, images, labels, targets)
-    run = partial(_run, norm=norm, steps=steps)
-    arrays = (given, small_start(given, key))
-    return in_chunks(lambda *arrays: run(classifier, jnp.asarray(learning_rate), *arrays), arrays)
+    arguments.counts(steps=steps)
+    arguments.numbers(0, above=True, learning_rate=learning_rate)
+    asked = Asked(classifier, images, labels, targets, key)
+    return driver.run(kernel, asked, norm=norm, numbers={"learning_rate": learning_rate}, steps=steps)
 
 
-@partial(jax.jit, static_argnames=("norm", "steps"))
-def _run(classifier, learning_rate, given: Problem, start, *, norm, steps) -> AttackResult:
-    x = given.images
+def kernel(classifier, given: Problem, keys, *, norm, learning_rate, steps) -> Found:
+    x, start = given.images, small_start(given, keys)
 
     def advance(i, s: State) -> State:
         logits, margin, gradient = given.gradient(classifier, x + s.r, losses.margin)
@@ -104,8 +101,7 @@ def _run(classifier, learning_rate, given: Problem, start, *, norm, steps) -> At
     nothing, λ = jnp.zeros_like(x), jnp.full(len(x), -math.log(RATIO), x.dtype)
     state = State(start, nothing, nothing, λ, jax.nn.sigmoid(λ), Best.none(x))
     state = jax.lax.fori_loop(0, steps, advance, state)
-    found = x + given.where(state.best.found, state.best.r, state.r)
-    return finish(classifier, given, found, norm, steps, 0)
+    return Found(given.where(state.best.found, state.best.r, state.r), gradients=steps, forwards=0)
 
 
 def proximal_step(v, metric, weight, images, p):

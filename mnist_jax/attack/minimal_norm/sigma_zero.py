@@ -1,18 +1,16 @@
 """Sigma-zero: as few pixels as possible, by a smooth count of them and a threshold that follows success."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry, losses
-from mnist_jax.attack.engine.arguments import at_least, positive
+from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
-from mnist_jax.attack.engine.chunks import in_chunks
-from mnist_jax.attack.engine.problem import CAREFUL, Problem, problem
-from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.driver import Found
+from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
+from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
 from mnist_jax.classifier import Classifier
 
@@ -61,18 +59,18 @@ def sigma_zero(
     examples", 2025, algorithm 1.
     """
     geometry.check_norm(norm, (0,))
-    at_least(1, steps=steps)
-    positive(learning_rate=learning_rate, sigma=sigma)
-    if not 0 <= threshold <= 1 or threshold_rate < 0:
-        raise ValueError(f"threshold must be in [0, 1] and its rate at least 0, not {threshold:g}, {threshold_rate:g}")
-    given = problem(classifier, images, labels, targets)
-    how = {"learning_rate": learning_rate, "sigma": sigma, "threshold": threshold, "threshold_rate": threshold_rate}
-    return in_chunks(partial(_run, steps=steps, **how), (given, small_start(given, key)), classifier)
+    arguments.counts(steps=steps)
+    arguments.numbers(0, above=True, learning_rate=learning_rate, sigma=sigma)
+    arguments.numbers(0, 1, threshold=threshold)
+    arguments.numbers(0, threshold_rate=threshold_rate)
+    numbers = {"learning_rate": learning_rate, "sigma": sigma, "threshold": threshold, "threshold_rate": threshold_rate}
+    asked = Asked(classifier, images, labels, targets, key)
+    return driver.run(kernel, asked, norm=0, numbers=numbers, steps=steps)
 
 
-@partial(jax.jit, static_argnames=("steps", "learning_rate", "sigma", "threshold", "threshold_rate"))
-def _run(classifier, given: Problem, start, *, steps, learning_rate, sigma, threshold, threshold_rate) -> AttackResult:
-    x = given.images
+def kernel(classifier, given: Problem, keys, *, norm, learning_rate, sigma, threshold, threshold_rate, steps) -> Found:
+    del norm
+    x, start = given.images, small_start(given, keys)
     adam = optax.scale_by_adam()
 
     def advance(step, state):
@@ -93,4 +91,4 @@ def _run(classifier, given: Problem, start, *, steps, learning_rate, sigma, thre
     τ = jnp.full(len(x), threshold, x.dtype)
     r, _, _, best = jax.lax.fori_loop(0, steps, advance, (start, adam.init(start), τ, Best.none(x)))
     best = best.keep(given, r, geometry.norm(r, 0), given.solved(classifier(x + r), CAREFUL))
-    return finish(classifier, given, x + given.where(best.found, best.r, r), 0, steps, 1)
+    return Found(given.where(best.found, best.r, r), gradients=steps, forwards=1)

@@ -1,0 +1,128 @@
+"""The driver: what is around every attack's kernel. It checks, cuts into chunks, compiles, and judges.
+
+A kernel is a pure function of a classifier, a `Problem`, keys (one for each image, or None) and settings by name, that
+gives a `Found`. It runs inside any transformation, so that training can call it in its own step, and
+`run(kernel, ...)` is the attack that people call.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from mnist_jax.attack.engine.chunks import in_chunks
+from mnist_jax.attack.engine.problem import Asked, Problem, problem, radii
+from mnist_jax.attack.engine.result import AttackResult, finish
+from mnist_jax.attack.engine.starts import keys_of
+from mnist_jax.classifier import Classifier
+
+
+class Found(NamedTuple):
+    """What a kernel found.
+
+    Attributes:
+      r: perturbations `[B, *shape]`, adversarial or the last attempts.
+      gradients, forwards: how many were used, a number or `[B]`.
+      allowed: `[B]`, False where `r` is no success even if the image is misclassified: out of limits, or by too little.
+    """
+
+    r: jax.Array
+    gradients: ArrayLike
+    forwards: ArrayLike
+    allowed: ArrayLike = True
+
+
+Settings = Mapping[str, ArrayLike | None]
+
+
+def run(
+    kernel: Callable[..., Found],
+    asked: Asked,
+    *,
+    norm: float,
+    each: Settings | None = None,
+    arrays: Settings | None = None,
+    numbers: Settings | None = None,
+    **how: Any,
+) -> AttackResult:
+    """Runs a kernel on any number of images, and judges what it found.
+
+    Args:
+      kernel: called with the settings below by their names, `norm` among them.
+      asked: what every attack is given; without a key, the kernel gets no keys.
+      norm: p; an exponent that the attack allows.
+      each: settings that may differ from image to image, numbers of at least 0 or `[B]`.
+      arrays: settings like the images, `[B, *shape]`.
+      numbers: settings that are traced: another value compiles nothing anew.
+      how: settings that the compiled program depends on; hashable, as is None in place of any of the others.
+
+    Raises:
+      ValueError: see `problem.problem`, `radii` and `keys_of`.
+    """
+    with jax.numpy_dtype_promotion("standard"):  # whatever the caller has set for code of his own
+        given, keys = _checked(asked)
+        x = given.images
+        own = {name: radii(value, x, name) for name, value in _present(each)}
+        own |= {name: _like(x, value, name) for name, value in _present(arrays)}
+        traced = {name: jnp.asarray(value, x.dtype) for name, value in _present(numbers)}
+        absent = dict.fromkeys({*(each or ()), *(arrays or ()), *(numbers or ())} - own.keys() - traced.keys())
+        if not len(x):
+            return _nothing(given)
+        program = partial(_run, kernel, norm, tuple(sorted((how | absent).items())))
+        return in_chunks(program, (given, keys, own), asked.classifier, traced)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _run(kernel, norm, how, classifier, numbers, given: Problem, keys, own) -> AttackResult:
+    found = kernel(classifier, given, keys, norm=norm, **own, **numbers, **dict(how))
+    return judge(classifier, given, found, norm)
+
+
+def in_stages(search: Callable[..., Found], asked: Asked, *, norm: float, each: Settings | None = None) -> AttackResult:
+    """As `run`, for a search that is several programs, between which images that are done leave the batch.
+
+    `search(classifier, given, key, **each)` makes its own chunks, and gets the key as it was given.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        given, _ = _checked(asked)
+        if not len(given.images):
+            return _nothing(given)
+        own = {name: None if v is None else radii(v, given.images, name) for name, v in (each or {}).items()}
+        found = search(asked.classifier, given, asked.key, **own)
+        return in_chunks(partial(_judge, norm), (given, found), asked.classifier)
+
+
+@partial(jax.jit, static_argnums=0)
+def _judge(norm, classifier, given: Problem, found: Found) -> AttackResult:
+    return judge(classifier, given, found, norm)
+
+
+def judge(classifier: Classifier, given: Problem, found: Found, norm: float) -> AttackResult:
+    """The result that a kernel's find amounts to."""
+    result = finish(classifier, given, given.images + found.r, norm, found.gradients, found.forwards)
+    return result.only(jnp.asarray(found.allowed))
+
+
+def _checked(asked: Asked) -> tuple[Problem, jax.Array | None]:
+    given = problem(asked)
+    return given, None if asked.key is None else keys_of(asked.key, len(given.images))
+
+
+def _present(settings: Settings | None) -> list[tuple[str, ArrayLike]]:
+    return [(name, value) for name, value in (settings or {}).items() if value is not None]
+
+
+def _like(images: jax.Array, value: ArrayLike, name: str) -> jax.Array:
+    """The value as an array like the images. Raises `ValueError` where it is of another shape."""
+    if jnp.shape(value) != images.shape:
+        raise ValueError(f"{name} must be an array {list(images.shape)} like the images, not {list(jnp.shape(value))}")
+    return jnp.asarray(value, images.dtype)
+
+
+def _nothing(given: Problem) -> AttackResult:
+    """The result for no images: an attack on none only checks its arguments."""
+    zeros = jnp.zeros(0, jnp.int32)
+    return AttackResult(given.images, jnp.zeros(0, given.images.dtype), zeros > 0, zeros, zeros)
