@@ -8,8 +8,6 @@ from linear import classifier, nearest, random_problem
 from mnist_jax import Classifier, attack, data, load_classifier
 from mnist_jax.attack.minimal_norm.automatic import history
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 @pytest.mark.parametrize("p", [1, 2, 5, np.inf])
 def test_fools_a_linear_classifier_not_far_from_the_boundary(p):

@@ -10,8 +10,6 @@ from linear import classifier, nearest, random_problem
 
 from mnist_jax import attack, data, geometry, load_classifier
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 @pytest.mark.parametrize("free", [False, True], ids=["box", "free"])
 @pytest.mark.parametrize("p", [1, 1.5, 2, 10, np.inf])

@@ -9,9 +9,6 @@ import pytest
 from linear import classifier, random_problem
 
 from mnist_jax import Classifier, attack
-from mnist_jax.attack.fixed_radius import square
-
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def test_the_papers_sizes_of_windows():
@@ -84,4 +81,4 @@ def test_bad_arguments_are_named():
     w, b, images, labels = random_problem(np.random.default_rng(8), batch=4)
     for wrong in ({"queries": 0}, {"share": 0.0}, {"norm": 3}, {"schedule": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            square(classifier(w, b), images, labels, 0.1, **wrong)
+            attack.square(classifier(w, b), images, labels, 0.1, **wrong)

@@ -83,7 +83,6 @@ each_attack = pytest.mark.parametrize("row", ATTACKS, ids=[row.name for row in A
 each_norm = pytest.mark.parametrize(
     ("row", "p"), [pytest.param(row, p, id=f"{row.name}-l{p:g}") for row in ATTACKS for p in row.ratios]
 )
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def test_every_attack_has_a_row():

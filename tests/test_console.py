@@ -61,3 +61,10 @@ def test_report(capsys):
     assert json.loads(capsys.readouterr().out) == {"a": 1}
     console.report({"a": 1}, "text", as_json=False)
     assert capsys.readouterr().out == "text\n"
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate", "attack"])
+def test_a_process_that_refuses_its_input_says_so_in_one_line(run, tmp_path, module):
+    status, out, err = run(module, "--nonsense", cwd=tmp_path)
+    assert (status, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith("error: ")
