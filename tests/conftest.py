@@ -50,9 +50,9 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Groups of tests that share programs: of an attack, or of a file. Commands are processes of their own."""
+    """Groups of tests that share programs: of an attack, of a file, or as they say. Commands are processes anyway."""
     for item in items:
-        if "command" not in item.fixturenames:
+        if "command" not in item.fixturenames and not item.get_closest_marker("xdist_group"):
             row = item.callspec.params.get("row") if hasattr(item, "callspec") else None
             item.add_marker(pytest.mark.xdist_group(row.name if row else item.path.stem))
 
