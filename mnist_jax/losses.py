@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-UNUSED = 1e6  # times the two largest logits: so far below the largest is a class that is not in use
+UNUSED = 1e6  # times the size of the logits that matter: a class so far below them is not in use
 
 
 def wide(logits: ArrayLike) -> jax.Array:

@@ -26,10 +26,14 @@ LOSSES: dict[str, Loss] = {
     "dlr": losses.dlr,
 }
 
-# Logits differ in their last bits with the shape of the batch. A success has to hold by more: by so many units in the
-# last place of the larger of the two logits that are compared. Sums of single and double precision are of that many
-# terms; logits of half precision are rounded from sums of a wider type, after as many layers as a network has.
-UNITS, UNITS_OF_HALF = 84, 4
+# Logits differ in their last bits with the shape of the batch. A success has to hold by more, of the logits that are
+# compared: by 1e-5 in single precision, as many units in the last place in double, and a few of them in half precision,
+# where logits are rounded from sums of a wider type.
+ROUNDING = 1e-5
+UNITS_OF_HALF = 4
+# Two logits may be small by cancellation, and no less rounded for that: then the largest logit counts, of the classes
+# in use, but as no more than so many times the two.
+CANCELLED = 100
 CAREFUL = 1.3  # times that, for what an attack keeps, so that it holds when it is checked again
 
 LOOKED_AT = 4  # images on which a classifier is looked at before it is attacked
@@ -85,13 +89,16 @@ class Problem(NamedTuple):
         return 1.05 * CAREFUL * self._rounding(logits)
 
     def _rounding(self, logits: jax.Array) -> jax.Array:
-        """What rounding can undo: of the two logits that are compared, the label's (or target's) and the largest
-        other, by the precision of their type."""
+        """What rounding can undo `[B]`, by the two logits that are compared and the precision of their type."""
+        precision, logits = jnp.finfo(logits.dtype), losses.wide(logits)
         one, others = losses.label_and_others(logits, self.labels if self.targets is None else self.targets)
-        size = jnp.stack([jnp.abs(one), jnp.abs(others.max(1))])
-        size = jnp.where(jnp.isfinite(size), size, 0).max(0)
-        units = UNITS_OF_HALF if jnp.finfo(logits.dtype).bits < 32 else UNITS
-        return (units * float(jnp.finfo(logits.dtype).eps) * size).astype(self.images.dtype)
+        compared = jnp.stack([one, others.max(1)])
+        compared = jnp.where(jnp.isfinite(compared), jnp.abs(compared), 0).max(0)
+        in_use = logits > -losses.UNUSED * compared[:, None]
+        largest = jnp.where(in_use, jnp.abs(logits), 0).max(1)
+        share = ROUNDING * float(precision.eps / jnp.finfo(jnp.float32).eps)
+        share = UNITS_OF_HALF * float(precision.eps) if precision.bits < 32 else share
+        return (share * jnp.minimum(largest, CANCELLED * compared)).astype(self.images.dtype)
 
     def per_image(self, values: jax.Array) -> jax.Array:
         """Values `[B]` in a shape that multiplies images."""
