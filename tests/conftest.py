@@ -11,6 +11,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # these hold for the commands tha
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import gc
 import importlib
 import shutil
 import signal
@@ -27,6 +28,7 @@ from mnist_jax.commands import console
 from mnist_jax.unstable import QUICKLY_COMPILED, compile_quickly
 
 compile_quickly()
+gc.set_threshold(50_000)  # tracing makes so much that stays that looking for garbage in it takes a tenth of the time
 # The commands that tests run have no flags but the user's; those of pytest-xdist's workers are inherited.
 ENVIRONMENT = os.environ | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "").replace(QUICKLY_COMPILED, "").strip()}
 
