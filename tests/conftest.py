@@ -1,9 +1,20 @@
-"""Strict settings for every test, and what tests share: a small dataset on disk and the real commands."""
+"""Strict settings for every test, and what tests share: a small dataset on disk and the real commands.
+
+Most of the suite's time is compiling, or tracing what is compiled. Programs are compiled with hardly an optimization,
+as most of them run for milliseconds, and kept in pytest's cache for the next run. Tests that share programs run in one
+process, as a group.
+"""
 
 import os
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # also for the commands that tests run
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # these hold for the commands that tests run, too
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import gc
+import importlib
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,45 +24,56 @@ import numpy as np
 import pytest
 
 from mnist_jax import data
+from mnist_jax.commands import console
 from mnist_jax.unstable import QUICKLY_COMPILED, compile_quickly
 
-compile_quickly()  # most of the suite's time is compiling
-# The commands that tests run are compiled as they are for users; the flags of pytest-xdist's workers are inherited.
+compile_quickly()
+gc.set_threshold(50_000)  # tracing makes so much that stays that looking for garbage in it takes a tenth of the time
+# The commands that tests run have no flags but the user's; those of pytest-xdist's workers are inherited.
 ENVIRONMENT = os.environ | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "").replace(QUICKLY_COMPILED, "").strip()}
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "seed_networks"
+MOST_KEPT = 2**30  # bytes of compiled programs; a run makes less than half of that
+MOST_MAPPED = 8000  # pieces of memory; they and what belongs to them take about 1.2 GB
+
+
+def pytest_configure(config):
+    """Where compiled programs are kept, unless the user says where. JAX knows them by all that they depend on."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # in a worker of pytest-xdist, it is what its parent has set
+        return
+    folder = config.cache.mkdir("programs")
+    if sum(path.stat().st_size for path in folder.iterdir()) > MOST_KEPT:
+        shutil.rmtree(folder)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = ENVIRONMENT["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Groups of tests that share programs: of an attack, of a file, or as they say. Commands are processes anyway."""
+    for item in items:
+        if "command" not in item.fixturenames and not item.get_closest_marker("xdist_group"):
+            row = item.callspec.params.get("row") if hasattr(item, "callspec") else None
+            item.add_marker(pytest.mark.xdist_group(row.name if row else item.path.stem))
 
 
 @pytest.fixture(autouse=True)
 def few_programs():
-    """Every compiled program is mapped into memory by itself, and Linux allows a process 65,530 mappings."""
+    """Every compiled program is mapped into memory by itself: that says how many of them are held."""
     yield
     maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPPED:
         jax.clear_caches()
 
 
 @pytest.fixture
-def quickly_compiled():
-    """For programs that run for milliseconds: half the time of compiling them is for nothing."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def optimized():
+    """For programs that run longer than it takes to compile them well."""
     jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(scope="session")
-def programs(tmp_path_factory) -> Path:
-    """A folder for compiled programs, one for all workers of pytest-xdist, whose own folders lie side by side."""
-    return tmp_path_factory.getbasetemp().parent / "programs"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compiled_once(programs):
-    """Most of the suite's time is compiling, and the workers share what parametrized tests compile."""
-    jax.config.update("jax_compilation_cache_dir", str(programs))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")
@@ -75,9 +97,9 @@ def few_digits(mnist, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def command(programs):
+def command():
     """Starts `python -m mnist_jax.MODULE ARGUMENTS` in a folder; gives the process, its output still to be read."""
-    environment = ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": str(programs), "PYTHONUNBUFFERED": "1"}
+    environment = ENVIRONMENT | {"PYTHONUNBUFFERED": "1"}
 
     def start(module, *arguments, cwd, prefix=(), env=None):
         line = [*prefix, sys.executable, "-W", "error", "-m", f"mnist_jax.{module}", *map(str, arguments)]
@@ -99,18 +121,27 @@ def run(command):
     return finish
 
 
-@pytest.fixture(scope="session")
-def refused(run):
-    """Runs a command that must refuse its input with status 2; gives its one line."""
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Runs a command, in this process, that must refuse its input with status 2; gives its one line."""
 
-    def finish(module, *arguments, cwd, **options):
-        status, out, err = run(module, *arguments, cwd=cwd, **options)
+    def finish(module, *arguments, cwd):
+        main = importlib.import_module(f"mnist_jax.commands.{module}").main
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        with monkeypatch.context() as patch:
+            patch.chdir(cwd)
+            patch.setattr(sys, "argv", [module, *map(str, arguments)])
+            with pytest.raises(SystemExit) as end:
+                console.run(main)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        out, err = capsys.readouterr()
         errors = [
             line
             for line in err.splitlines()
             if not line.startswith(("device: ", "training ", "evaluating ", "attacking ", "verifying "))
         ]
-        assert (status, out, len(errors)) == (2, "", 1), (status, out, err)
+        assert (end.value.code, out, len(errors)) == (2, "", 1), (end.value.code, out, err)
         assert errors[0].startswith("error: ")
         return errors[0]
 

@@ -9,8 +9,6 @@ from linear import classifier, nearest, random_problem
 from mnist_jax import Classifier, attack
 from mnist_jax.attack.minimal_norm.alma import penalty_slope, rate_of
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 def penalty(y, ρ, μ):
     return jnp.where(y >= 0, μ * y + μ * ρ * y**2 + ρ**2 * y**3 / 6, μ * y / (1 - ρ * jnp.minimum(y, 0)))

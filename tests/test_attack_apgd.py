@@ -11,8 +11,6 @@ from linear import classifier, nearest, random_problem
 from mnist_jax import Classifier, attack
 from mnist_jax.attack.fixed_radius.apgd import checkpoints
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 CENTER, RATES = np.array([0.1, 0.9, 0.45, 0.7]), np.array([1.0, 3.0, 5.0, 20.0])
 
 

@@ -8,8 +8,6 @@ from linear import classifier, nearest, random_problem
 from mnist_jax import Classifier, attack, data, load_classifier
 from mnist_jax.attack.minimal_norm.automatic import history
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 @pytest.mark.parametrize("p", [1, 2, 5, np.inf])
 def test_fools_a_linear_classifier_not_far_from_the_boundary(p):
@@ -30,7 +28,7 @@ def test_does_not_stand_still_where_the_confidence_is_one():
 
 def test_fools_what_the_dichotomy_fools():
     c, split = load_classifier("MLP-original"), data.load().val
-    images, labels = np.asarray(data.normalize(split.images[:32])), split.labels[:32]
+    images, labels = np.asarray(data.normalize(split.images[:16])), split.labels[:16]
     ours, best = attack.automatic(c, images, labels), attack.dichotomy(c, images, labels)
     assert ours.success.all()
     assert (np.asarray(c(ours.images)).argmax(1) != labels).all()

@@ -12,8 +12,6 @@ from mnist_jax import geometry
 from mnist_jax.attack.engine import boundary
 from mnist_jax.attack.engine.problem import Problem
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 def some_problem(seed=0, **options):
     w, b, images, labels = random_problem(np.random.default_rng(seed), **({"batch": 16} | options))

@@ -6,8 +6,6 @@ from linear import classifier, nearest, random_problem
 
 from mnist_jax import attack
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 @pytest.mark.parametrize("p", [1, 2, np.inf])
 def test_near_the_exact_distance(p):

@@ -6,8 +6,6 @@ from linear import classifier, nearest, random_problem
 
 from mnist_jax import attack
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 def test_comes_close_to_the_nearest_point_of_a_linear_boundary():
     w, b, images, labels = random_problem(np.random.default_rng(0), batch=8, classes=2, free=True)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mnist_jax import unstable
 from mnist_jax.attack.engine import chunks
 from mnist_jax.attack.engine.chunks import chunk_size, fill, in_chunks
 
@@ -67,11 +68,11 @@ def test_what_the_caller_has_set_holds_in_every_chunk():
     seen = []
 
     def watched(images):
-        seen.append({name: getattr(jax.config, name) for name in chunks.SETTINGS})
+        seen.append({name: unstable.setting(name) for name in chunks.SETTINGS})
         return jnp.asarray(images) * 1.0
 
     wanted = {
-        "jax_enable_x64": not jax.config.jax_enable_x64,
+        "jax_enable_x64": not unstable.setting("jax_enable_x64"),
         "jax_default_matmul_precision": "float32",
         "jax_numpy_rank_promotion": "warn",
         "jax_debug_nans": True,

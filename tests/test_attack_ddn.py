@@ -7,8 +7,6 @@ from linear import classifier, nearest, random_problem
 
 from mnist_jax import Classifier, attack
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 def test_direction_and_norm_of_the_first_steps():
     """Two pixels far from the box: after a step the perturbation points down the gradient, of norm (1 + γ) ε."""

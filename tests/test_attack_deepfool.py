@@ -6,8 +6,6 @@ from linear import apply, classifier, nearest, random_problem
 
 from mnist_jax import Classifier, attack, geometry
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 CENTER = np.full((1, 2), 0.5, np.float32)
 W, B = np.array([[1.5, -1.5], [2.0, -2.0]]), np.array([-1.0, 1.0])  # margin 1.5, gradient (3, 4)
 

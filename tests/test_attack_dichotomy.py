@@ -10,8 +10,6 @@ from linear import classifier, nearest, random_problem
 
 from mnist_jax import attack, data, geometry, load_classifier
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 @pytest.mark.parametrize("free", [False, True], ids=["box", "free"])
 @pytest.mark.parametrize("p", [1, 1.5, 2, 10, np.inf])
@@ -45,8 +43,8 @@ def straight(classifier, images, labels, radius, *, norm, targets=None):
 
 def test_any_fixed_radius_attack_fits():
     w, b, images, labels = random_problem(np.random.default_rng(1), classes=2)
-    result = attack.dichotomy(classifier(w, b), images, labels, norm=np.inf, attack=straight)
-    distance = nearest(w, b, images, labels, np.inf)
+    result = attack.dichotomy(classifier(w, b), images, labels, attack=straight)
+    distance = nearest(w, b, images, labels, 2)
     clear = distance > 0.01
     np.testing.assert_allclose(result.distance[clear], distance[clear], rtol=2e-3)
 
@@ -101,8 +99,8 @@ def test_low_and_high_are_limits():
     assert not (np.asarray(result.success)[distance > 1.001 * high]).any()
     assert np.isinf(result.distance[~result.success]).all()
     assert np.isfinite(result.images).all()
-    huge = attack.dichotomy(c, images, labels, high=1e9, norm=np.inf)
-    np.testing.assert_array_equal(huge.distance, attack.dichotomy(c, images, labels, norm=np.inf).distance)
+    huge = attack.dichotomy(c, images, labels, high=1e9)
+    np.testing.assert_array_equal(huge.distance, attack.dichotomy(c, images, labels).distance)
 
 
 @pytest.mark.parametrize("name", ["MLP-original", "CNN-original"])
@@ -125,12 +123,10 @@ def test_real_images_are_fooled(name):
 
 def test_an_image_does_not_depend_on_its_neighbours():
     c, split = load_classifier("MLP-original"), data.load().val
-    images, labels = np.asarray(data.normalize(split.images[:8])), split.labels[:8]
+    images, labels = np.asarray(data.normalize(split.images[:16])), split.labels[:16]
     together = attack.dichotomy(c, images, labels)
-    other = np.array([0, 7, 7, 7, 7, 7, 7, 7])
+    other = np.array([0] + [7] * 15)
     np.testing.assert_array_equal(together.images[0], attack.dichotomy(c, images[other], labels[other]).images[0])
-    alone = attack.dichotomy(c, images[:1], labels[:1])
-    np.testing.assert_allclose(alone.distance[0], together.distance[0], rtol=2e-3)
 
 
 def test_more_images_than_a_chunk_and_none():
@@ -142,16 +138,17 @@ def test_more_images_than_a_chunk_and_none():
     assert attack.dichotomy(classifier(w, b), images[:0], labels[:0]).distance.shape == (0,)
 
 
-def test_inside_a_jitted_function():
-    w, b, images, labels = random_problem(np.random.default_rng(4), batch=8)
+def test_some_of_the_images_inside_a_jitted_function():
+    w, b, images, labels = random_problem(np.random.default_rng(4))
     images, labels = jnp.asarray(images, jnp.float32), jnp.asarray(labels)
     run = partial(attack.dichotomy, classifier(w, b))
-    np.testing.assert_allclose(jax.jit(run)(images, labels).distance, run(images, labels).distance, rtol=1e-3)
+    some = jax.jit(run)(images[:3], labels[:3])
+    np.testing.assert_allclose(some.distance, run(images, labels).distance[:3], rtol=1e-3)
 
 
 def test_a_key_disturbs_the_start():
     c, split = load_classifier("MLP-original"), data.load().val
-    run = partial(attack.dichotomy, c, np.asarray(data.normalize(split.images[:8])), split.labels[:8])
+    run = partial(attack.dichotomy, c, np.asarray(data.normalize(split.images[:16])), split.labels[:16])
     one, again, other = (run(key=jax.random.key(k)) for k in (1, 1, 2))
     assert one.success.all()
     np.testing.assert_array_equal(one.images, again.images)

@@ -6,8 +6,6 @@ from linear import classifier, nearest, random_problem
 
 from mnist_jax import attack
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 def test_rules():
     w, b, images, labels = random_problem(np.random.default_rng(0), batch=16, classes=3)

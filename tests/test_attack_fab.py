@@ -9,8 +9,6 @@ from linear import classifier, nearest, random_problem
 
 from mnist_jax import Classifier, attack
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 @pytest.mark.parametrize(("p", "classes"), [(1, None), (2, None), (np.inf, None), (2, 4), (np.inf, 4)])
 def test_exact_on_linear_classifiers(p, classes):

@@ -10,8 +10,6 @@ from linear import classifier, nearest, random_problem
 
 from mnist_jax import Classifier, attack, data, geometry, load_classifier
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 NORMS = (1, 1.5, 2, 3, np.inf)
 
 

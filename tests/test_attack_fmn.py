@@ -6,8 +6,6 @@ from linear import classifier, nearest, random_problem
 
 from mnist_jax import attack
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 @pytest.mark.parametrize(("p", "length"), [(1, 0.7 / 0.8), (2, 0.7), (np.inf, 0.5)])
 def test_the_first_radius_is_the_distance_of_the_linear_boundary(p, length):

@@ -6,8 +6,6 @@ import pytest
 
 from mnist_jax import Classifier, attack
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 CENTER = np.array([0.1, 0.9, 0.45, 0.7])
 
 

@@ -9,8 +9,6 @@ from linear import classifier, nearest, random_problem
 
 from mnist_jax import attack, data, load_classifier
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 @pytest.mark.parametrize("free", [False, True], ids=["box", "free"])
 @pytest.mark.parametrize("p", [1, 1.5, 2, 3, 10, np.inf])

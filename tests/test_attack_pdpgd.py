@@ -10,8 +10,6 @@ from scipy import optimize
 from mnist_jax import attack
 from mnist_jax.attack.minimal_norm.pdpgd import proximal_step
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 @pytest.mark.parametrize("p", [1, 2, np.inf])
 def test_the_proximal_step_approaches_the_minimum(p):

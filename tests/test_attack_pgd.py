@@ -10,8 +10,6 @@ from linear import classifier, nearest, random_problem
 
 from mnist_jax import Classifier, attack
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 def binary(seed=1, batch=16):
     w, b, images, labels = random_problem(np.random.default_rng(seed), batch=batch, classes=2)

@@ -6,8 +6,6 @@ from linear import classifier, random_problem
 
 from mnist_jax import attack
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 def test_changes_few_pixels():
     w, b, images, labels = random_problem(np.random.default_rng(0), classes=2)

@@ -10,8 +10,6 @@ from linear import classifier, random_problem
 
 from mnist_jax import Classifier, attack
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 def test_the_papers_sizes_of_windows():
     starts, sizes, _ = windows_of_squares(10_000)

@@ -71,7 +71,7 @@ ATTACKS = [
     Row("fixed_norm", {2: 1.2, 1: 1.5, INF: 1.2}, {"steps": 60, "learning_rate": 0.03}, ONE),
     Row("fmn", {2: 1.01, 0: 1.01, INF: 1.2}, {"steps": 100}, ONE),
     Row("mi_fgsm", {INF: 1.5, 2: 1.7}, {"steps": 20}, ONE),
-    Row("nearest", {2: 1.001, 1: 1.001, INF: 1.001}, {"effort": 100}, {"effort": 30}),
+    Row("nearest", {2: 1.001, 1: 1.001, INF: 1.001}, {"effort": 100}, {"effort": 12}),
     Row("pdpgd", {2: 1.15, 1: 1.5}, {"steps": 200}, ONE),
     Row("pgd", {INF: 1.5, 2: 1.7, 1: 2.0}, {"share": 0.05}, ONE),
     Row("sigma_zero", {0: 1.5}, {"steps": 200}, ONE),
@@ -83,7 +83,6 @@ each_attack = pytest.mark.parametrize("row", ATTACKS, ids=[row.name for row in A
 each_norm = pytest.mark.parametrize(
     ("row", "p"), [pytest.param(row, p, id=f"{row.name}-l{p:g}") for row in ATTACKS for p in row.ratios]
 )
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def test_every_attack_has_a_row():
@@ -276,10 +275,23 @@ def test_a_thousand_classes_with_targets_in_double_precision(row):
         assert result.images.dtype == result.distance.dtype == np.float64
 
 
+# What takes its steps inside of the attacks; one operation after another takes long, so there are as few as can be.
+FEW = {
+    "engine.boundary": {"RUN": 2, "PATH": 1, "LINE": 2, "EVALUATIONS": 2},
+    "engine.descents": {"AT_ONCE": 1},
+    "minimal_norm.brendel_bethge": {"STARTING": 1, "LINE": 2},
+    "minimal_norm.dichotomy": {"BEFORE": 1, "ALONE": 1, "AT_ONCE": 1},
+}
+
+
+@pytest.mark.xdist_group("operations")  # which they all share
 @each_attack
 def test_inside_and_without_compiled_functions(row, monkeypatch):
-    # One operation after another takes long: as few of them as can be.
-    monkeypatch.setattr(sys.modules["mnist_jax.attack.minimal_norm.dichotomy"], "BEFORE", 1)
+    for module, constants in FEW.items():
+        for name, value in constants.items():
+            monkeypatch.setattr(sys.modules[f"mnist_jax.attack.{module}"], name, value)
+    auto = sys.modules["mnist_jax.attack.fixed_radius.auto_attack"]
+    monkeypatch.setattr(auto, "apgd", lambda *given, steps, **options: attack.apgd(*given, steps=1, **options))
     problem = some_problem(6, batch=1, classes=2, shape=(2,))
     options = {"norm": row.norm} | row.tiny | ({"radius": 1.0} if row.fixed else {})
     function = partial(getattr(attack, row.name), problem.classifier, **options)

@@ -202,3 +202,10 @@ def test_ctrl_c_during_imports(command, tmp_path):
     assert process.returncode == 130
     assert "Traceback" not in err
     assert "interrupted" in err
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate", "attack"])
+def test_a_process_that_refuses_its_input_says_so_in_one_line(run, tmp_path, module):
+    status, out, err = run(module, "--nonsense", cwd=tmp_path)
+    assert (status, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith("error: ")

@@ -32,6 +32,7 @@ def test_wheel_has_the_data_and_every_shipped_network(installed):
     assert {path.name for path in (installed / "mnist_jax/data/mnist").iterdir()} == data
     shipped = {path.name for path in checkpoint.shipped().glob("*.safetensors")}
     assert {path.name for path in (installed / "mnist_jax/checkpoints").glob("*.safetensors")} == shipped
+    assert (installed / "mnist_jax/py.typed").exists()  # so that type checkers read the annotations
     assert not (installed / "tests").exists()
 
 
