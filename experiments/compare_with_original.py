@@ -110,14 +110,19 @@ def compare(name: str, options: argparse.Namespace, split: data.Split) -> list[d
     labels = split.labels[: len(images)]
     correct = np.flatnonzero(np.asarray(classifier(images).argmax(1)) == labels)[: options.images]
     images, labels = images[correct], labels[correct]
+    few = slice(0, options.original)
+    dichotomy = partial(attack.dichotomy, classifier, norm=options.norm, high=4.0)
+    originals = {
+        method: run_original(method, model, images[few], labels[few], options.norm)
+        for method in (original_dichotomy, original_automatic)
+    }
     rows = []
     for title, theirs, ours in (
-        ("dichotomy", original_dichotomy, partial(attack.dichotomy, classifier, norm=options.norm, high=4.0)),
+        ("dichotomy", original_dichotomy, dichotomy),
+        ("dichotomy, only bisected", original_dichotomy, partial(dichotomy, search_first=False)),
         ("automatic", original_automatic, partial(attack.automatic, classifier, norm=options.norm)),
     ):
-        few = slice(0, options.original)
-        a = run_original(theirs, model, images[few], labels[few], options.norm)
-        b = run_ours(ours, images, labels)
+        a, b = originals[theirs], run_ours(ours, images, labels)
         fooled = np.isfinite(a["distances"])
         ratio = b["distances"][few][fooled] / a["distances"][fooled]
         rows.append(
@@ -165,7 +170,7 @@ def main() -> None:
     split, rows = data.load().val, []
     for name in options.networks:
         rows += compare(name, options, split)
-        print(table(rows[-2:]), flush=True)
+        print(table(rows[-3:]), flush=True)
     print(table(rows))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
