@@ -58,7 +58,7 @@ def attempt(
 ) -> jax.Array:
     """`fixed_norm` at the radius of the state, from where it is; the learning rate falls from round to round."""
     if learning_rate is None:
-        learning_rate = rate(given, state.radius, norm) * DECAY**state.rounds
+        learning_rate = rate(given, state.radius, norm) * DECAY ** state.rounds.astype(state.radius.dtype)
     rates = jnp.broadcast_to(learning_rate, state.radius.shape)
     return search(classifier, given, state.radius, rates, state.last, norm=norm, steps=steps, loss=loss).r
 
@@ -112,7 +112,7 @@ def _next(low, high, estimate, found, failures):
     """The radius to try: most of the way from the estimate, which promises too much, to the best; after a failure, at
     least the middle of the interval. As long as there is no success, the farther above the estimate the more failed."""
     between = estimate + FROM_ESTIMATE * jnp.maximum(high - estimate, 0)
-    above = jnp.where(found, between, estimate * (1 + ABOVE * 8.0**failures))
+    above = jnp.where(found, between, estimate * (1 + ABOVE * 8.0 ** failures.astype(estimate.dtype)))
     middle = jnp.where(found & (failures > 0), (low + high) / 2, 0)
     edge = EDGE * (high - low)
     return jnp.clip(jnp.maximum(above, middle), low, high - edge)
