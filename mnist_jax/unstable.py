@@ -16,6 +16,7 @@ QUICKLY_COMPILED = (
     "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
     " --xla_disable_hlo_passes=tree_reduction_rewriter"
 )
+IN_ONE_PIECE = "--xla_cpu_parallel_codegen_split_count=1"  # a program in less memory, compiled on one core
 KNOWN_BEFORE = (0, 11)  # the version of JAX: XLA ends the process for a flag that it does not know
 
 LAYOUT = "LayoutConstraint"  # the custom call that `row_major` is
@@ -39,8 +40,9 @@ def setting(name: str) -> Any:
     return getattr(jax.config, name)
 
 
-def compile_quickly() -> None:
-    """For first answers sooner; it has to come before anything is asked of JAX. Flags of the user's own count more."""
+def compile_quickly(*more: str) -> None:
+    """For first answers sooner, with more flags perhaps; it has to come before anything is asked of JAX. Flags of the
+    user's own count more."""
     own = os.environ.get("XLA_FLAGS", "").strip()  # or the name of a file with flags
     if jax.__version_info__ < KNOWN_BEFORE and (not own or own.startswith("--")):
-        os.environ["XLA_FLAGS"] = f"{QUICKLY_COMPILED} {own}".strip()
+        os.environ["XLA_FLAGS"] = " ".join((QUICKLY_COMPILED, *more, own)).strip()

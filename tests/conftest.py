@@ -9,6 +9,7 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # these hold for the commands that tests run, too
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # else memory that was freed stays with the threads that compiled
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import gc
@@ -25,18 +26,19 @@ import pytest
 
 from mnist_jax import data
 from mnist_jax.commands import console
-from mnist_jax.unstable import QUICKLY_COMPILED, compile_quickly
+from mnist_jax.unstable import IN_ONE_PIECE, QUICKLY_COMPILED, compile_quickly
 
-compile_quickly()
+USERS_FLAGS = os.environ.get("XLA_FLAGS", "").replace(f"{QUICKLY_COMPILED} {IN_ONE_PIECE}", "").strip()
+compile_quickly(IN_ONE_PIECE)
 gc.set_threshold(50_000)  # tracing makes so much that stays that looking for garbage in it takes a tenth of the time
 # The commands that tests run have no flags but the user's; those of pytest-xdist's workers are inherited.
-ENVIRONMENT = os.environ | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "").replace(QUICKLY_COMPILED, "").strip()}
+ENVIRONMENT = os.environ | {"XLA_FLAGS": USERS_FLAGS}
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "seed_networks"
 MOST_KEPT = 2**30  # bytes of compiled programs; a run makes less than half of that
-MOST_MAPPED = 8000  # pieces of memory; they and what belongs to them take about 1.2 GB
+MOST_MAPPED = 6000  # pieces of memory; they and what belongs to them take about 1.2 GB
 
 
 def pytest_configure(config):
@@ -59,12 +61,11 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group(row.name if row else item.path.stem))
 
 
-@pytest.fixture(autouse=True)
-def few_programs():
-    """Every compiled program is mapped into memory by itself: that says how many of them are held."""
-    yield
+def pytest_runtest_teardown(item, nextitem):
+    """Bounds the programs that are held. Each is mapped into memory by itself: that says how many there are."""
+    same = nextitem is not None and item.path == nextitem.path
     maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPPED:
+    if maps.exists() and maps.read_bytes().count(b"\n") > (MOST_MAPPED if same else MOST_MAPPED / 2):
         jax.clear_caches()
 
 
