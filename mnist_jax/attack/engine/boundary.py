@@ -32,7 +32,7 @@ NEAR, MIDDLE, FAR = 0.93, 1.01, 1.2  # times a perturbation that should be at th
 def plane(classifier, given: Problem, r: jax.Array, loss: Loss) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The logits at the perturbations `r`, and the loss linearized there: by how much it has to fall from what it would
     be at the images `[B]`, and its gradient `[B, *shape]`."""
-    logits, objective, gradient = given.gradient(classifier, jnp.clip(given.images + r, 0, 1), loss)
+    logits, objective, gradient = given.gradient(classifier, given.at(r), loss)
     along = (gradient * r).reshape(len(objective), -1).sum(1)
     return logits, objective + given.rounding(logits) - along, gradient
 
@@ -53,7 +53,7 @@ def line(classifier, given: Problem, r: jax.Array, low: jax.Array, high: jax.Arr
         fails, fools = ends
         middle = (fails + fools) / 2
         middle = middle if first is None else jnp.where(k == 0, first, middle)
-        images = jnp.clip(given.images + given.per_image(middle) * r, 0, 1)
+        images = given.at(given.per_image(middle) * r)
         solved = given.solved(classifier(images), CAREFUL)
         return jnp.where(solved, fails, middle), jnp.where(solved, middle, fools)
 
@@ -72,7 +72,7 @@ def crossing(classifier, given: Problem, r: jax.Array, evaluations: int) -> tupl
         part = above / jnp.where(above > below, above - below, 1)
         between = low + (high - low) * jnp.clip(part + BEHIND, 0, 1)
         share = jnp.where(k == 0, MIDDLE, jnp.where(k == 1, jnp.where(beyond, NEAR, FAR), between))
-        logits = classifier(jnp.clip(given.images + given.per_image(share) * r, 0, 1))
+        logits = classifier(given.at(given.per_image(share) * r))
         new = given.objective(logits) + given.rounding(logits)
         # The second evaluation gives the other end.
         outer = jnp.where(k == 1, ~beyond, new < 0)
@@ -142,7 +142,7 @@ def approach(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Ar
         r = jax.lax.fori_loop(0, 1 + STEPS, advance, jnp.zeros_like(first_slope))
         nothing = jnp.zeros_like(first_fall)
         share = line(classifier, given, r, nothing, nothing + BEYOND[1], LINE, first=BEYOND[0])
-        return jnp.clip(given.images + given.per_image(share) * r, 0, 1) - given.images
+        return given.inside(given.per_image(share) * r)
 
     tries = jax.lax.map(towards, (*linear, sparse))
     return logits, linear[0], tries, len(values) + STEPS * len(tries), LINE * len(tries)
@@ -155,9 +155,9 @@ def path(classifier, given: Problem, distance: jax.Array, norm: float) -> jax.Ar
     """
 
     def advance(_, r):
-        _, _, gradient = given.gradient(classifier, jnp.clip(given.images + r, 0, 1), losses.log_odds)
+        _, _, gradient = given.gradient(classifier, given.at(r), losses.log_odds)
         along = geometry.dual_direction(gradient, norm)
-        return jnp.clip(given.images + r - given.per_image(PAST * distance / PATH) * along, 0, 1) - given.images
+        return given.inside(r - given.per_image(PAST * distance / PATH) * along)
 
     return jax.lax.fori_loop(0, PATH, advance, jnp.zeros_like(given.images))
 
@@ -188,7 +188,7 @@ def descend(
     start = (r, jnp.zeros_like(none.value), jnp.zeros_like(r), none)
     r, _, _, best = jax.lax.fori_loop(0, RUN, advance, start)
     share, found = crossing(classifier, given, r, EVALUATIONS)
-    there = jnp.clip(given.images + given.per_image(share) * r, 0, 1) - given.images
+    there = given.inside(given.per_image(share) * r)
     return best.keep(given, there, geometry.norm(there, norm), found), r
 
 

@@ -102,6 +102,14 @@ class Problem(NamedTuple):
         share = UNITS_OF_HALF * float(precision.eps) if precision.bits < 32 else share
         return (share * jnp.minimum(largest, CANCELLED * compared)).astype(self.images.dtype)
 
+    def at(self, r: jax.Array) -> jax.Array:
+        """The images at the perturbations `r`, inside the box."""
+        return jnp.clip(self.images + r, 0, 1)
+
+    def inside(self, r: jax.Array) -> jax.Array:
+        """The perturbations, clipped to the box."""
+        return self.at(r) - self.images
+
     def per_image(self, values: jax.Array) -> jax.Array:
         """Values `[B]` in a shape that multiplies images."""
         return values.reshape(-1, *[1] * (self.images.ndim - 1))

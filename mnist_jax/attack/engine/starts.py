@@ -70,7 +70,7 @@ def small_start(given: Problem, keys: jax.Array | None, size: float = 0.01) -> j
     if keys is None:
         return jnp.zeros_like(given.images)
     noise = normal(given, keys)
-    return jnp.clip(given.images + size * noise, 0, 1) - given.images
+    return given.inside(size * noise)
 
 
 def disturb(given: Problem, start: jax.Array, keys: jax.Array, size: jax.Array, norm: float) -> jax.Array:

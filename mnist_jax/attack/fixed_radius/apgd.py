@@ -156,7 +156,7 @@ def _begin(start) -> Walk:
 
 def _look(classifier, given: Problem, loss, walk: Walk) -> tuple[Walk, jax.Array, jax.Array]:
     """The walk with what is found where it is; the objective and the gradient there."""
-    images = jnp.clip(given.images + walk.r, 0, 1)
+    images = given.at(walk.r)
     logits, objective, gradient = given.gradient(classifier, images, loss)
     slope = given.where(objective < walk.best.value, gradient, walk.slope)
     return _kept(given, walk._replace(slope=slope), logits, objective), objective, gradient
@@ -170,7 +170,7 @@ def _kept(given: Problem, walk: Walk, logits, objective) -> Walk:
 
 
 def _last_look(classifier, given: Problem, loss, walk: Walk) -> Walk:
-    logits = classifier(jnp.clip(given.images + walk.r, 0, 1))
+    logits = classifier(given.at(walk.r))
     return _kept(given, walk, logits, given.objective(logits, loss))
 
 

@@ -92,7 +92,7 @@ def kernel(classifier, given: Problem, keys, *, norm, radius, learning_rate, sta
 def search(classifier, given: Problem, radius, learning_rate, start, *, norm, steps, loss) -> Best:
     """The attempt of the lowest loss. It takes as many gradients as there are steps, and one evaluation."""
     x = given.images
-    optimizer = optax.scale_by_adam(*DECAYS)
+    optimizer, schedule = optax.scale_by_adam(*DECAYS), optax.cosine_decay_schedule(1.0, steps)
     if norm == 1:
         optimizer = optax.chain(optax.trace(DECAYS[0]), optax.stateless(_largest_one))
     # The projection keeps a perturbation of small 1-norm sparse; for other norms scaling does as well and takes less.
@@ -103,7 +103,7 @@ def search(classifier, given: Problem, radius, learning_rate, start, *, norm, st
         point, moments, best = state
         straight = nowhere & (step == 0)  # at the image itself, no sphere says how far
         r = given.where(straight, start, onto(point, x, radius, norm))
-        image = jnp.clip(x + r, 0, 1)
+        image = given.at(r)
         objective, gradient = jax.lax.cond(
             step < steps,
             lambda: given.gradient(classifier, image, loss)[1:],
@@ -111,8 +111,7 @@ def search(classifier, given: Problem, radius, learning_rate, start, *, norm, st
         )
         best = best.keep(given, r, objective, ~straight)
         update, moments = optimizer.update(geometry.along_sphere(gradient, r, x, norm), moments)
-        rate = learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * step / steps))
-        moved = r - given.per_image(rate) * update
+        moved = r - given.per_image(learning_rate * schedule(step)) * update
 
         def first():
             steepest = -given.per_image(radius) * geometry.dual_direction(gradient, max(norm, 2))

@@ -72,7 +72,7 @@ def kernel(classifier, given: Problem, keys, *, norm, radius, step_size, momentu
 
     def advance(_, state):
         r, total, best = state
-        logits, objective, gradient = given.gradient(classifier, jnp.clip(x + r, 0, 1), loss)
+        logits, objective, gradient = given.gradient(classifier, given.at(r), loss)
         best = best.keep(given, r, objective, given.solved(logits, CAREFUL))
         length = geometry.norm(gradient, 1)
         total = momentum * total + gradient / given.per_image(jnp.where(length > 0, length, 1))
@@ -84,6 +84,6 @@ def kernel(classifier, given: Problem, keys, *, norm, radius, step_size, momentu
     nothing = jnp.zeros_like(x)
     start = nothing if keys is None else random_start(given, keys, radius, norm)
     r, _, best = jax.lax.fori_loop(0, steps, advance, (start, nothing, Best.none(x)))
-    logits = classifier(jnp.clip(x + r, 0, 1))
+    logits = classifier(given.at(r))
     best = best.keep(given, r, given.objective(logits, loss), given.solved(logits, CAREFUL))
     return Found(given.where(best.found, best.r, r), gradients=steps, forwards=1)

@@ -88,7 +88,7 @@ def kernel(
 
     def advance(_, state):
         r, best = state
-        at = jnp.clip(x + r, 0, 1)
+        at = given.at(r)
         logits, objective, gradient = given.gradient(classifier, at, loss)
         best = best.keep(given, r, objective, given.solved(logits, CAREFUL))
         r = r - given.per_image(size) * _direction(gradient, at, norm, share)
@@ -99,7 +99,7 @@ def kernel(
         if at_image:
             r = jnp.where(i == 0, 0, r)
         r, best = jax.lax.fori_loop(0, steps, advance, (r, Best.none(x)))
-        logits = classifier(jnp.clip(x + r, 0, 1))
+        logits = classifier(given.at(r))
         best = best.keep(given, r, given.objective(logits, loss), given.solved(logits, CAREFUL))
         return given.where(best.found, best.r, r), best.found
 

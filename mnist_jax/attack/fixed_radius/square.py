@@ -88,7 +88,7 @@ def kernel(classifier, given: Problem, keys, *, norm, radius, queries, share, sc
     windows = _windows(plane, norm, share, schedule)
 
     def ask(r):
-        logits = classifier(jnp.clip(x + r, 0, 1))
+        logits = classifier(given.at(r))
         return given.objective(logits, loss), given.solved(logits, CAREFUL)
 
     def attempt(state):

@@ -122,7 +122,7 @@ def kernel(classifier, given: Problem, keys, *, norm, learning_rate, memory, fir
         fallen = rate * REDUCTION ** (jnp.maximum(i - first, 0) / jnp.maximum(steps - first, 1))
         squares = memory * s.squares + (1 - memory) * direction**2
         momentum = memory * s.momentum + direction / (jnp.sqrt(squares) + 1e-8)
-        r = jnp.clip(x + s.r - given.per_image(fallen) * momentum, 0, 1) - x
+        r = given.inside(s.r - given.per_image(fallen) * momentum)
         earlier = jnp.where(check | (i == 0), y, s.earlier)
         return State(r, squares, momentum, rate, μ, ρ, earlier, first, best)
 

@@ -131,7 +131,7 @@ def descend(classifier, given: Problem, keys, *, norm, learning_rate, upper, low
         weight = jnp.where(alone, 1 / length, jnp.where(only_norm, 0, confidence * (1 - confidence)))
         direction = given.per_image(weight) * gradient + given.where(alone, jnp.zeros_like(r), shrinking)
         update, moments = adam.update(direction, moments)
-        moved = jnp.clip(x + r - learning_rate * update, 0, 1) - x
+        moved = given.inside(r - learning_rate * update)
         return (moved, moments, best), History(confidence, size)
 
     (last, _, best), way = jax.lax.scan(advance, (start, adam.init(start), Best.none(x)), length=steps)

@@ -83,7 +83,7 @@ def kernel(classifier, given: Problem, keys, *, norm, region, start, steps) -> F
         r = jax.lax.fori_loop(0, STARTING, partial(_cross, classifier, given), small_start(given, keys))
     else:
         r = start - x
-    r = jnp.clip(x + r, 0, 1) - x
+    r = given.inside(r)
     one = jnp.ones(len(r), r.dtype)
     r = given.per_image(boundary.line(classifier, given, r, 0 * one, one, LINE)) * r
     interval = max(1, steps // DECAYS)
@@ -97,7 +97,7 @@ def kernel(classifier, given: Problem, keys, *, norm, region, start, steps) -> F
         fall = jnp.where(margin > 0, OVERSHOOT, 2 - OVERSHOOT) * margin
         reach = region * x[0].size * 0.5 ** ((i + 2) // interval)
         r = geometry.shorten_on_plane_in_box(r, normal, fall, reach, x, norm)
-        return jnp.clip(x + r, 0, 1) - x, normal, best
+        return given.inside(r), normal, best
 
     r, _, best = jax.lax.fori_loop(0, steps, advance, (r, jnp.zeros_like(x), Best.none(x)))
     best = best.keep(given, r, geometry.norm(r, norm), given.solved(classifier(x + r), CAREFUL))
@@ -113,4 +113,4 @@ def _cross(classifier, given: Problem, i, r):
     step = geometry.nearest_on_plane_in_box(gradient, fall, x, 2)
     # Where the gradient at r leads back, the way there goes on.
     step = given.where(fall > 0, step, r)
-    return given.where(given.solved(logits, CAREFUL), r, jnp.clip(x + step, 0, 1) - x)
+    return given.where(given.solved(logits, CAREFUL), r, given.inside(step))

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry, losses
@@ -20,7 +21,7 @@ METHOD = Method(
     "Rony et al. 2019",
 )
 
-RATES = (1.0, 0.01)  # α, the length of a gradient step: the first, and the last of the cosine
+FIRST, LAST = 1.0, 0.01  # α, the length of a gradient step, at the ends of the cosine
 
 
 def ddn(
@@ -76,17 +77,18 @@ def kernel(classifier, given: Problem, keys, *, norm, initial, gamma, steps) -> 
     del norm
     x, farthest, start = given.images, geometry.largest(given.images, 2), small_start(given, keys)
 
+    rate = optax.cosine_decay_schedule(FIRST, steps, LAST / FIRST)
+
     def advance(step, state):
         r, ε, best = state
         logits, _, gradient = given.gradient(classifier, x + r, losses.log_odds)
         solved = given.solved(logits, CAREFUL)
         best = best.keep(given, r, geometry.norm(r, 2), solved)
-        α = RATES[1] + (RATES[0] - RATES[1]) * (1 + jnp.cos(jnp.pi * step / steps)) / 2
-        r = r - α * geometry.dual_direction(gradient, 2)
+        r = r - rate(step) * geometry.dual_direction(gradient, 2)
         ε = jnp.minimum(jnp.where(solved, 1 - gamma, 1 + gamma) * ε, farthest)
         length = geometry.norm(r, 2)
         r = r * given.per_image(ε / jnp.where(length > 0, length, 1))
-        return jnp.clip(x + r, 0, 1) - x, ε, best
+        return given.inside(r), ε, best
 
     r, _, best = jax.lax.fori_loop(0, steps, advance, (start, initial, Best.none(x)))
     best = best.keep(given, r, geometry.norm(r, 2), given.solved(classifier(x + r), CAREFUL))

@@ -75,14 +75,14 @@ def kernel(classifier, given: Problem, keys, *, norm, overshoot, steps, others) 
     start = small_start(given, keys)
 
     def at(r):
-        return jnp.clip(given.images + (1 + overshoot) * r, 0, 1)
+        return given.at((1 + overshoot) * r)
 
     def advance(state):
         step, r, solved, gradients = state
         logits, _, values, slopes = margins(classifier, given._replace(images=at(r)), others)
         solved |= given.solved(logits, CAREFUL)
         moved = r + _to_nearest(at(r), values + given.rounding(logits)[None], slopes, norm)
-        moved = jnp.clip(given.images + moved, 0, 1) - given.images
+        moved = given.inside(moved)
         return step + 1, given.where(solved, r, moved), solved, gradients + jnp.where(solved, 0, len(values))
 
     def goes_on(state):

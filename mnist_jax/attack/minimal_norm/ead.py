@@ -96,7 +96,7 @@ def kernel(classifier, given: Problem, keys, *, norm, learning_rate, beta, confi
         _, margin, gradient = given.gradient(classifier, x + s, losses.margin)
         pull = given.per_image(jnp.where(margin + confidence > 0, c, 0)) * gradient
         z = s - learning_rate * jnp.sqrt(1 - i / steps) * (2 * s + pull)
-        r = jnp.clip(x + jnp.sign(z) * jnp.maximum(jnp.abs(z) - beta, 0), 0, 1) - x
+        r = given.inside(jnp.sign(z) * jnp.maximum(jnp.abs(z) - beta, 0))
         # What is kept is r, and the network has only seen s.
         logits = classifier(x + r)
         lacking = given.objective(logits) + confidence

@@ -110,7 +110,7 @@ def _random(given: Problem, keys, best: Best, norm):
     draw = partial(jax.random.uniform, minval=-1, maxval=1) if norm == geometry.INF else jax.random.normal
     noise = jax.vmap(lambda key: draw(key, shape, dtype))(keys)
     length = jnp.minimum(best.value, FARTHEST[norm]) / 2
-    return jnp.clip(given.images + given.per_image(length / geometry.norm(noise, norm)) * noise, 0, 1) - given.images
+    return given.inside(given.per_image(length / geometry.norm(noise, norm)) * noise)
 
 
 def _step(classifier, given: Problem, y, others, norm):

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.typing import ArrayLike
 
 from mnist_jax import geometry, losses
@@ -81,12 +82,14 @@ def fmn(
 def kernel(classifier, given: Problem, keys, *, norm, learning_rate, gamma, steps) -> Found:
     x, farthest, start = given.images, geometry.largest(given.images, norm), small_start(given, keys)
 
+    schedule = optax.cosine_decay_schedule(1.0, steps)
+
     def advance(step, state):
         r, ε, best = state
         logits, margin, gradient = given.gradient(classifier, x + r, losses.margin)
         solved, size = given.solved(logits, CAREFUL), geometry.norm(r, norm)
         best = best.keep(given, r, size, solved)
-        cosine = (1 + jnp.cos(jnp.pi * step / steps)) / 2
+        cosine = schedule(step)
         α = learning_rate * (0.01 + 0.99 * cosine)
         γ = LAST_GAMMA + (gamma - LAST_GAMMA) * cosine
         if norm == 0:

@@ -97,7 +97,7 @@ def kernel(classifier, given: Problem, keys, *, norm, learning_rate, steps) -> F
         mean, square = β1 * s.mean + (1 - β1) * gradient, β2 * s.square + (1 - β2) * gradient**2
         metric = jnp.sqrt(square / (1 - β2 ** (i + 1.0))) + 1e-8
         rate = learning_rate * DECREASE ** (i / steps)
-        moved = jnp.clip(x + s.r - rate * mean / (1 - β1 ** (i + 1.0)) / metric, 0, 1) - x
+        moved = given.inside(s.r - rate * mean / (1 - β1 ** (i + 1.0)) / metric)
         r = proximal_step(moved, metric, rate * (1 - s.weight) / s.weight, x, norm)
         left = 1 - i / max(steps - 1, 1)
         λ = s.λ + DUAL_RATE * (DUAL_DECREASE + (1 - DUAL_DECREASE) * left) * jnp.sign(margin)

@@ -78,7 +78,7 @@ def sigma_zero(
 def kernel(classifier, given: Problem, keys, *, norm, learning_rate, sigma, threshold, threshold_rate, steps) -> Found:
     del norm
     x, start = given.images, small_start(given, keys)
-    adam = optax.scale_by_adam()
+    adam, rate = optax.scale_by_adam(), optax.cosine_decay_schedule(learning_rate, steps, 0.1)
 
     def advance(step, state):
         r, moments, τ, best = state
@@ -90,9 +90,8 @@ def kernel(classifier, given: Problem, keys, *, norm, learning_rate, sigma, thre
         slope = given.where(solved, jnp.zeros_like(r), gradient) + count
         largest = jnp.maximum(geometry.norm(slope, geometry.INF), 1e-12)
         update, moments = adam.update(slope / given.per_image(largest), moments)
-        rates = [learning_rate * (0.1 + 0.9 * (1 + jnp.cos(jnp.pi * i / steps)) / 2) for i in (step, step + 1)]
-        r = jnp.clip(x + r - rates[0] * update, 0, 1) - x
-        τ = jnp.clip(τ + threshold_rate * rates[1] * jnp.where(solved, 1, -1), 0, 1)
+        r = given.inside(r - rate(step) * update)
+        τ = jnp.clip(τ + threshold_rate * rate(step + 1) * jnp.where(solved, 1, -1), 0, 1)
         return jnp.where(jnp.abs(r) < given.per_image(τ), 0, r), moments, τ, best
 
     τ = jnp.full(len(x), threshold, x.dtype)
