@@ -1,5 +1,8 @@
 """mnist_jax: building, attacking and improving classifiers for MNIST, in JAX."""
 
+from mnist_jax import startup  # before all that takes time  # noqa: F401
+
+# isort: split
 from mnist_jax import attack, geometry, losses
 from mnist_jax.classifier import Classifier
 from mnist_jax.errors import InputError

@@ -14,3 +14,8 @@ def unknown(kind: str, name: str, names: Collection[str]) -> InputError:
     near = [lower[n] for n in difflib.get_close_matches(str(name).lower().replace("-", "_"), lower, n=2)]
     guess = f"did you mean {' or '.join(near)}? " if near else ""
     return InputError(f"unknown {kind} {name!r}: {guess}There are {', '.join(names)}")
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, in one line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

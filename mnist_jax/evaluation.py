@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from mnist_jax import losses
 from mnist_jax.classifier import Classifier
@@ -30,4 +31,9 @@ def _logits(classifier: Classifier, images: jax.Array) -> jax.Array:
 
 def accuracy(classifier: Classifier, split: Split) -> float:
     """The share of the images of a split that are classified correctly."""
-    return float(np.mean(losses.accuracy(predict(classifier, split.images), split.labels), dtype=float))
+    return mean(losses.accuracy(predict(classifier, split.images), split.labels))
+
+
+def mean(values: ArrayLike) -> float:
+    """In double precision. (NumPy leaves the mean of JAX's arrays to JAX, and that of float32 has other digits.)"""
+    return float(np.asarray(values, np.float64).mean())

@@ -24,7 +24,7 @@ def test_write_gives_the_permissions_of_any_new_file(tmp_path):
 def test_write_that_fails_keeps_what_was_there(tmp_path):
     path = tmp_path / "folder"
     path.mkdir()
-    with pytest.raises(InputError, match=r"cannot write .*folder .*choose another --output"):
+    with pytest.raises(InputError, match=r"cannot write .*folder \(Is a directory\)$"):
         files.write(path, b"content")
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
     with pytest.raises(InputError, match="cannot write"):

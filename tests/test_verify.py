@@ -73,7 +73,7 @@ def test_every_lie_is_found(run, results, tmp_path):
     assert set(wrong) == set(record.indices[fooled[:5]].tolist())
     said = [wrong[index] for index in record.indices[fooled[:5]].tolist()]
     assert "not in [0, 1]" in said[0]
-    assert said[1:4] == [["not of the distance it says"]] * 2 + [["a failure with a distance"]]
+    assert said[1:4] == [["not of the distance it says"]] * 2 + [["a failure with a distance", "a failure that fools"]]
     assert "not in [0, 1]" in said[4]
 
 

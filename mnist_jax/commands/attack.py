@@ -14,7 +14,7 @@ from mnist_jax.attack.methods import DEFAULT, METHODS
 from mnist_jax.commands import campaign, console, prompt
 from mnist_jax.commands.campaign import Campaign
 from mnist_jax.errors import InputError
-from mnist_jax.storage import checkpoint, files
+from mnist_jax.storage import checkpoint
 from mnist_jax.storage.results import Record
 
 SHOWN = 24  # images in the figure
@@ -31,9 +31,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     own = "(default: the method's)"
     more.add_argument("--targets", type=campaign.integers, help="class to reach, or one for each image, as in 3,5")
     more.add_argument("--effort", type=_effort, help=f"fast, standard, thorough, or a number of gradients {own}")
-    more.add_argument("--steps", type=console.number(int, 1), help=f"gradients of one run {own}")
-    more.add_argument("--restarts", type=console.number(int, 1), help=f"runs at most {own}")
-    more.add_argument("--queries", type=console.number(int, 1), help=f"evaluations at most {own}")
+    more.add_argument("--steps", type=console.number(int, 1, console.MANY), help=f"gradients of one run {own}")
+    more.add_argument("--restarts", type=console.number(int, 1, console.MANY), help=f"runs at most {own}")
+    more.add_argument("--queries", type=console.number(int, 1, console.MANY), help=f"evaluations at most {own}")
     rate = console.number(float, 0, 10, above=True)
     more.add_argument("--learning-rate", type=rate, help=f"in the method's own units {own}")
     return parser.parse_args(argv)
@@ -42,24 +42,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def _effort(text: str) -> int | str:
     """A number, or a name that the attack knows."""
     try:
-        return int(text)
+        int(text)
     except ValueError:
         return text
+    return console.number(int, 1, console.MANY)(text)
 
 
-def draw(run: Campaign, record: Record) -> Path:
+def draw(run: Campaign, record: Record) -> Path | None:
     """The figure of the first few images that were attacked with success."""
     from mnist_jax import plot  # Matplotlib takes a while to import
 
-    order = {index: place for place, index in enumerate(run.indices.tolist())}
     worth = np.flatnonzero((record.result.distance > 0) & record.result.success)
     first = (worth if len(worth) else np.arange(len(record.indices)))[:SHOWN]
-    originals = run.images[[order[i] for i in record.indices[first].tolist()]] / np.float32(255)
+    originals = run.images[first] / np.float32(255)
     found, distances = (np.asarray(a)[first] for a in (record.result.images, record.result.distance))
     predictions = np.asarray(run.classifier(jnp.asarray(found))).argmax(1)
-    path = run.path.with_suffix(".png")
-    files.write(path, plot.attacks(originals, found, record.labels[first], predictions, distances, run.norm))
-    return path
+    labels = record.labels[first]
+    return console.draw(run.figure, lambda: plot.attacks(originals, found, labels, predictions, distances, run.norm))
 
 
 def text(summary: dict[str, Any]) -> str:
@@ -67,15 +66,18 @@ def text(summary: dict[str, Any]) -> str:
         return "-" if value is None else format(value, form)
 
     low, high = summary["quartiles"]
+    easy = [f"{summary['misclassified']} more were misclassified from the start"]
+    if summary["already_of_target_class"]:
+        easy.append(f"{summary['already_of_target_class']} were already of the target class")
+    attacked = summary["images"] - summary["misclassified"] - summary["already_of_target_class"]
     return "\n".join(
         [
-            f"success:   {figure(summary['success'], '.2%')} of {summary['images'] - summary['misclassified']} images"
-            f" ({summary['misclassified']} more were misclassified from the start)",
+            f"success:   {figure(summary['success'], '.2%')} of {attacked} images ({', '.join(easy)})",
             f"distance:  median {figure(summary['median'])}, mean {figure(summary['mean'])}, "
             f"quartiles {figure(low)} and {figure(high)}",
             f"cost:      {campaign.cost(summary)}",
             f"results:   {summary['results']}",
-            f"figure:    {summary['figure']}",
+            *([f"figure:    {summary['figure']}"] if summary["figure"] else []),
         ]
     )
 
@@ -85,7 +87,8 @@ def main(argv: list[str] | None = None) -> None:
     console.start()
     run = campaign.prepare(options, options.method)
     record, summary = campaign.carry_out(run, options)
-    summary |= {"figure": str(draw(run, record))}
+    drawn = draw(run, record)
+    summary |= {"figure": str(drawn) if drawn else None}
     console.report(summary, text(summary), as_json=options.json)
 
 

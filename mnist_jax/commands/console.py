@@ -1,23 +1,31 @@
 """What the command lines share: options, errors for people, the device line, results as text or JSON."""
 
 import argparse
+import contextlib
+import io
 import json
 import math
 import os
 import signal
 import sys
+import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+from tqdm import tqdm
 
-from mnist_jax import device
+from mnist_jax import device, startup
 from mnist_jax.data import DATASETS
 from mnist_jax.errors import InputError
+from mnist_jax.startup import INTERRUPTED
+from mnist_jax.storage import files
 
 BAD_INPUT = 2
-INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
+TERMINATED = 143  # as a shell reports a process that a request to end has ended
+MANY = 1_000_000  # of what is done again and again: nobody waits for more, and more would not fit its counters
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,50 +67,149 @@ def number(kind: Callable[[str], Any], low: float, high: float = math.inf, *, ab
     return parse
 
 
+class Terminated(KeyboardInterrupt):
+    """A request to end, SIGTERM, as other programs and the system make it."""
+
+
 def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     """Runs a command's `main`; ends the process with a person's line for an error of input, and no traceback."""
     try:
-        sys.exit(main(None))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        status = _status(main)
     except BrokenPipeError:  # whoever read the output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        _abandon(sys.stdout)
+        _abandon(sys.stderr)
+        status = 1
+    sys.exit(status)
+
+
+def _status(main: Callable[[list[str] | None], int | None]) -> int:
+    try:
+        startup.over()
+        _prepare_output()
+        try:
+            return main(None) or 0
+        except SystemExit:  # of --help
+            show("", end="")
+            return 0
+    except InputError as error:
+        complain(error)
+        return BAD_INPUT
+    except Terminated:
+        note("terminated")
+        return TERMINATED
+    except KeyboardInterrupt:
+        note("interrupted")
+        return INTERRUPTED
+
+
+def complain(error: InputError) -> None:
+    """The line for an error, and, where something can't be written, what the options can do about it."""
+    hint = ""
+    if isinstance(error, files.NotWritten):
+        hint = f"; {'free some space or ' if error.full else ''}choose another --output"
+    note(f"error: {error}{hint}")
+
+
+def _prepare_output() -> None:
+    """A terminal may not have every letter of a file's name."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _abandon(stream: Any) -> None:
+    """Sends what is still to be written to nowhere: Python would try again when it ends, and complain."""
+    with contextlib.suppress(OSError, ValueError):  # not a file of the system's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Interrupt:
-    """Ctrl-C or a request to end, noticed between two pieces of work; a second one ends the process at once."""
+    """Ctrl-C or a request to end, noticed between two pieces of work; a second one ends the process at once.
 
-    def __init__(self) -> None:
-        self.wanted = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self)
+    A context: on leaving it, signals do what they did before.
+    """
+
+    wanted: KeyboardInterrupt | None = None  # to be raised
+
+    def __enter__(self) -> "Interrupt":
+        # Python lets no other thread set what signals do, nor do they reach it.
+        main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+        self.before = {number: signal.signal(number, self) for number in numbers}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def __call__(self, number: int, frame: Any) -> None:
-        self.wanted = True
+        self.wanted = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def start() -> None:
     """Says on which device the work will be done, and keeps compiled programs for the next time."""
-    note(f"device: {device.describe()}")
+    try:
+        note(f"device: {device.describe()}")
+    except (RuntimeError, AssertionError) as error:  # JAX's, which has no reason to give from the second time on
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
+        raise InputError(f"JAX has no device for JAX_PLATFORMS={wanted}{reason}; unset it or name another") from error
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mnist_jax", "programs")
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_compilation_cache_dir", _programs())
     # By default JAX keeps only what took a second to compile, and so nothing of ours.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    # A program that can't be kept or read is compiled again next time: no reason for several lines each.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
+
+
+def _programs() -> str | None:
+    """The folder for compiled programs, if there can be one."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "mnist_jax", "programs")
+    if not folder.is_absolute():  # no home, and the standard wants a relative XDG_CACHE_HOME ignored
+        return None
+    try:
+        str(folder).encode()  # XLA takes no other names
+        files.make_folder(folder)
+    except (UnicodeEncodeError, files.NotWritten) as error:
+        reason = error if isinstance(error, InputError) else f"the name of {folder} is not in the locale's encoding"
+        note(f"note: compiled programs are not kept for the next time: {reason}")
+        return None
+    return str(folder)
 
 
 def note(line: str) -> None:
     """A line for the person: stderr, so that stdout holds results only."""
-    print(line, file=sys.stderr, flush=True)
+    try:
+        tqdm.write(line, file=sys.stderr)  # above a bar, if there is one
+        sys.stderr.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:  # a full disk: no reason to lose the results too
+        _abandon(sys.stderr)
+
+
+def show(text: str, end: str = "\n") -> None:
+    """Prints a part of the result. Raises `InputError` where nothing can be written to stdout."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _abandon(sys.stdout)
+        raise InputError(f"cannot write to stdout ({error.strerror})") from error
 
 
 def report(result: dict[str, Any], text: str, *, as_json: bool) -> None:
     """The result on stdout, as one JSON object or as text."""
-    print(json.dumps(result) if as_json else text, flush=True)
+    show(json.dumps(files.strict(result), allow_nan=False) if as_json else text)
+
+
+def draw(path: Path, figure: Callable[[], bytes]) -> Path | None:
+    """Writes a figure; where that can't be done there is a line and none: the results are more than their figure."""
+    try:
+        files.write(path, figure())
+    except files.NotWritten as error:
+        note(f"note: no figure: {error}")
+        return None
+    return path

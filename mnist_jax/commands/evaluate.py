@@ -65,7 +65,8 @@ def row(result: dict[str, Any]) -> str:
 def check(options: argparse.Namespace) -> int:
     """Rechecks the results of --verify; 1 where something that the file says does not hold."""
     record = results.load(options.verify)
-    model, split, dataset = (verify.said(record, key, str, options.verify) for key in ("model", "split", "dataset"))
+    results.check_about(options.verify, record)
+    model, split, dataset = (record.about[key] for key in ("model", "split", "dataset"))
     tested = campaign.subject(options.model or model, split, options, dataset)
     console.note(f"verifying {options.verify} with {tested.path}")
     report = verify.verify(record, tested.path, tested.classifier, tested.split, options.verify)
@@ -103,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         console.note(f"evaluating {path}")
         results.append(evaluate(path, options))
         if not options.json:
-            print(row(results[-1]) if len(results) > 1 else f"{HEADER}\n{row(results[-1])}", flush=True)
+            console.show(row(results[-1]) if len(results) > 1 else f"{HEADER}\n{row(results[-1])}")
     if options.json:
         console.report({"networks": results}, "", as_json=True)
     return 0

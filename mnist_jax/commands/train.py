@@ -1,9 +1,7 @@
 """Train a network and keep its weights, what made them, and a figure of how it went."""
 
 import argparse
-import hashlib
 import math
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +9,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
 from mnist_jax import data, losses, networks, training
 from mnist_jax.classifier import Classifier
 from mnist_jax.commands import console
 from mnist_jax.errors import InputError
-from mnist_jax.evaluation import accuracy, predict
+from mnist_jax.evaluation import accuracy, mean, predict
 from mnist_jax.networks import NETWORKS, Network
 from mnist_jax.recipe import RECIPES, Recipe
 from mnist_jax.storage import checkpoint, files
+from mnist_jax.version import VERSION
 
 SECONDS_BETWEEN_SAVES = 3.0  # of the state: a kill costs no more than this, and saving next to nothing
 
@@ -62,14 +60,16 @@ class Run(NamedTuple):
         return self.output / (self.name + suffix)
 
     def about(self) -> dict[str, Any]:
-        """What a resumed training must have in common with the interrupted one."""
-        images = hashlib.sha256(self.dataset.train.images.tobytes()).hexdigest()
+        """All that the trained network depends on: what a resumed training has in common with the interrupted one."""
         return {
             "recipe": self.recipe.name,
             "dataset": self.dataset.name,
+            "data": {split: data.fingerprint(getattr(self.dataset, split)) for split in data.SPLITS},
             "seed": self.seed,
             "hyperparameters": self.recipe.hyperparameters(),
-            "training images": images,
+            "precision": jnp.result_type(float).name,
+            "platform": jax.default_backend(),
+            "version": VERSION,
         }
 
 
@@ -92,6 +92,9 @@ def prepare(options: argparse.Namespace) -> Run:
 
 def begin(run: Run) -> tuple[training.State, list[dict[str, Any]]]:
     """The state to start from, fresh or that of the interrupted training, and the history so far."""
+    if run.save:
+        for suffix in (".safetensors", ".png", ".state"):
+            files.sweep(run.path(suffix))
     steps = run.recipe.steps(len(run.dataset.train.labels))
     state = training.start(run.network, run.recipe, jax.random.key(run.seed), steps)
     if run.resume:
@@ -107,7 +110,7 @@ def begin(run: Run) -> tuple[training.State, list[dict[str, Any]]]:
         return unpack(saved), history
     if run.save and run.path(".state").is_dir():
         console.note(f"note: starting anew; an interrupted training of {run.name} is replaced (--resume would go on)")
-        checkpoint.drop_state(run.path(".state"))
+        files.remove(run.path(".state"))
     return state, []
 
 
@@ -155,14 +158,14 @@ def fit(run: Run, state: training.State, history: list[dict[str, Any]], interrup
                 bar.update(int(progress.state.step) - bar.n)
                 if interrupt.wanted:
                     keeper.keep(state, history)  # as it was after the last whole epoch
-                    raise KeyboardInterrupt
+                    raise interrupt.wanted
             state = progress.state
             record = measure(run, classify(run, state, split)) | {
                 "train_loss": progress.loss,
                 "train_accuracy": progress.accuracy,
             }
             history.append({"epoch": number, "seconds": round(earlier + time.monotonic() - began, 3)} | record)
-            tqdm.write(epoch_line(history[-1], run.recipe.epochs), file=sys.stderr)
+            console.note(epoch_line(history[-1], run.recipe.epochs))
             keeper.keep_now_and_then(state, history)
     return state
 
@@ -175,8 +178,8 @@ def measure(run: Run, classifier: Classifier) -> dict[str, float]:
     """Loss and accuracy on `test`."""
     logits, labels = predict(classifier, run.dataset.test.images), run.dataset.test.labels
     return {
-        "test_loss": float(run.recipe.loss(logits, labels).mean()),
-        "test_accuracy": float(np.mean(losses.accuracy(logits, labels), dtype=float)),
+        "test_loss": mean(run.recipe.loss(logits, labels)),
+        "test_accuracy": mean(losses.accuracy(logits, labels)),
     }
 
 
@@ -200,18 +203,46 @@ def finish(run: Run, state: training.State, history: list[dict[str, Any]]) -> di
         weights, figure = run.path(".safetensors"), run.path(".png")
         # Times stay out of the file, so that two runs with one seed give the same file.
         untimed = [{k: v for k, v in record.items() if k != "seconds"} for record in history]
-        checkpoint.save(weights, checkpoint.Checkpoint(run.network, classifier.params, about | {"history": untimed}))
-        files.write(figure, plot.history(history, f"{run.name}: val accuracy {accuracies['val']:.2%}"))
-        checkpoint.drop_state(run.path(".state"))
-        result |= {"weights": str(weights), "figure": str(figure)}
+        trained = checkpoint.Checkpoint(run.network, classifier.params, about | {"history": untimed})
+        aside = room(run)
+        checkpoint.save(weights, trained, aside)
+        if aside and figure.exists():
+            figure.replace(aside.with_suffix(".png"))
+        title = f"{run.name}: val accuracy {accuracies['val']:.2%}"
+        drawn = console.draw(figure, lambda: plot.history(history, title))
+        if run.path(".state").exists():
+            files.remove(run.path(".state"))
+        result |= {"weights": str(weights), "figure": str(drawn) if drawn else None}
+        result |= {"earlier_weights": str(aside) if aside else None}
     return result
+
+
+def room(run: Run) -> Path | None:
+    """Where to keep the network that is there under this one's name, unless it was made in the same way."""
+    path, about = run.path(".safetensors"), run.about()
+    if not path.exists():
+        return None
+    try:
+        was = checkpoint.load(path).about
+    except InputError:
+        what = "which can't be read"
+    else:
+        different = [key for key in about if was.get(key) != about[key]]
+        if not different:
+            return None
+        what = f"with other {' and '.join(different)}"
+    aside = files.free_name(path)
+    console.note(f"note: the earlier {path}, {what}, will be kept as {aside}")
+    return aside
 
 
 def summary(result: dict[str, Any]) -> str:
     accuracies = "  ".join(f"{split} {value:.2%}" for split, value in result["accuracies"].items())
     lines = [f"accuracy: {accuracies}"]
     if result["weights"]:
-        lines += [f"weights:  {result['weights']}", f"history:  {result['figure']}"]
+        lines.append(f"weights:  {result['weights']}")
+    if result["figure"]:
+        lines.append(f"history:  {result['figure']}")
     return "\n".join(lines)
 
 
@@ -221,17 +252,17 @@ def main(argv: list[str] | None = None) -> None:
     run = prepare(options)
     console.note(f"training {run.name}: {describe(run)}")
     # From here on: a KeyboardInterrupt raised in the middle of a library's call could be lost in it.
-    interrupt = console.Interrupt()
-    state, history = begin(run)
-    try:
-        state = fit(run, state, history, interrupt)
-    except KeyboardInterrupt:
-        kept = run.save and history
-        console.note(
-            f"stopped after epoch {len(history)}; " + ("--resume goes on from there" if kept else "nothing kept")
-        )
-        raise
-    result = finish(run, state, history)
+    with console.Interrupt() as interrupt:
+        state, history = begin(run)
+        try:
+            state = fit(run, state, history, interrupt)
+        except KeyboardInterrupt:
+            kept = run.save and history
+            console.note(
+                f"stopped after epoch {len(history)}; " + ("--resume goes on from there" if kept else "nothing kept")
+            )
+            raise
+        result = finish(run, state, history)
     console.report(result, summary(result), as_json=options.json)
 
 

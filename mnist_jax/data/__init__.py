@@ -96,6 +96,15 @@ def load_split(split: str, name: str = "mnist", data_dir: str | os.PathLike[str]
     return train if split == "train" else test
 
 
+def fingerprint(split: Split) -> str:
+    """What stands for all images and labels of a split, in their order."""
+    digest = hashlib.sha256()
+    for array in (np.asarray(split.images, np.uint8), np.asarray(split.labels, "<i4")):
+        digest.update(f"{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
 def _files(name: str, data_dir: str | os.PathLike[str] | None, stems: tuple[str, ...]) -> list[_File]:
     if name not in DATASETS:
         raise unknown("dataset", name, DATASETS)
@@ -204,7 +213,7 @@ def _download(name: str, urls: dict[str, str], registered: dict[str, Any], downl
     except (OSError, tfds.download.DownloadError, NonMatchingChecksumError) as error:
         raise InputError(
             f"cannot download {name} from {urlsplit(url).netloc} to {downloads} ({_reason(error)}); "
-            "without a network, use --data-dir with a folder of its IDX files, the embedded mnist, "
+            "without a network, use a folder of its IDX files as data_dir (--data-dir), the embedded mnist, "
             "or a download cache filled elsewhere (TFDS_DATA_DIR)"
         ) from error
 

@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from mnist_jax import networks
 from mnist_jax.classifier import Classifier
 from mnist_jax.data import DATASETS
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, first_line
 from mnist_jax.networks import Network, Weights
 from mnist_jax.recipe import RECIPES
 from mnist_jax.storage import files
@@ -68,30 +67,34 @@ class Checkpoint(NamedTuple):
         return Classifier(self.network.apply, self.weights)
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes the checkpoint, whole or not at all. Raises `InputError` where that can't be done."""
+def save(path: str | Path, checkpoint: Checkpoint, aside: Path | None = None) -> None:
+    """Writes the checkpoint, whole or not at all; what was there before is kept as `aside`, where that is given.
+    Raises `InputError` where that can't be done."""
     arrays = {name: np.asarray(array) for name, array in sorted(checkpoint.weights.items())}
     about = checkpoint.about | {"version": VERSION}
-    header = {"format": FORMAT, "architecture": checkpoint.network.__name__, "about": about}
+    header = files.strict({"format": FORMAT, "architecture": checkpoint.network.__name__, "about": about})
     header["sha256"] = _fingerprint(header, arrays)
     # One entry: safetensors writes several in any order, and the same network should give the same file.
-    files.write(path, safetensors.numpy.save(arrays, {KEY: json.dumps(header, sort_keys=True)}))
+    metadata = {KEY: json.dumps(header, sort_keys=True, allow_nan=False)}
+    files.write(Path(path), safetensors.numpy.save(arrays, metadata), aside)
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: str | Path) -> Checkpoint:
     """Reads a checkpoint.
 
     Raises:
       InputError: the file is missing, truncated, altered, of a newer version, or not what it says it is.
     """
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        raw = Path(path).read_bytes()  # by Python: the library takes only names in UTF-8
+        arrays = dict(sorted(safetensors.numpy.load(raw).items()))
+        metadata = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")]).get("__metadata__", {})
     except OSError as error:
         raise InputError(f"cannot read the checkpoint {path} ({error.strerror or error})") from error
-    except safetensors.SafetensorError as error:
-        raise InputError(f"the checkpoint {path} is truncated or altered ({error}); train or copy it anew") from error
+    except Exception as error:  # the library's own, and others for types that NumPy lacks
+        raise InputError(
+            f"the checkpoint {path} is truncated or altered ({first_line(error)}); train or copy it anew"
+        ) from error
     if KEY not in metadata:
         raise InputError(
             f"{path} is a safetensors file, but no checkpoint of mnist_jax; "
@@ -104,14 +107,15 @@ def load(path: Path) -> Checkpoint:
             raise InputError(f"the checkpoint {path} was written by a newer mnist_jax; upgrade mnist_jax to read it")
         if header.pop("sha256") != _fingerprint(header, arrays):
             raise altered
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise altered from error
-    network = networks.by_name(header["architecture"])
+        architecture, about = header["architecture"], dict(header["about"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise error if isinstance(error, InputError) else altered from error
+    network = networks.by_name(architecture)
     check_shapes(path, network, arrays)
-    return Checkpoint(network, {k: jnp.asarray(v) for k, v in arrays.items()}, header["about"])
+    return Checkpoint(network, {k: jnp.asarray(v) for k, v in arrays.items()}, about)
 
 
-def check_shapes(path: Path, network: type[Network], arrays: dict[str, np.ndarray]) -> None:
+def check_shapes(path: str | Path, network: type[Network], arrays: dict[str, np.ndarray]) -> None:
     """Raises `InputError` unless the arrays are the weights of this network."""
     wanted = networks.shapes(network)
     if {name: array.shape for name, array in arrays.items()} != wanted:
@@ -133,8 +137,8 @@ def shipped() -> Path:
     return next((f for f in (here / "checkpoints", here.parent / "checkpoints") if f.is_dir()), here / "checkpoints")
 
 
-def find(model: str, runs: Path = RUNS) -> Path:
-    """The file that `--model` means: a path, or a name such as `CNN`, `CNN-best` or `MLP-original-fashion_mnist`.
+def find(model: str | Path, runs: str | Path = RUNS) -> Path:
+    """The file that a model's name means, `CNN`, `CNN-best` or `MLP-original-fashion_mnist` for instance; or a path.
 
     A name means the newest of the user's own in `runs`, else the shipped one; recipe `best` where both are shipped.
     A name without a dataset means mnist.
@@ -142,11 +146,13 @@ def find(model: str, runs: Path = RUNS) -> Path:
     Raises:
       InputError: there is no such file or no such network.
     """
-    if "/" in model or model.endswith(".safetensors"):
+    if isinstance(model, Path) or "/" in model or model.endswith(".safetensors"):
         return Path(model)
     wanted = Name.parse(model)
 
     def matches(path: Path) -> bool:
+        if not path.is_file():  # a link to nowhere, for instance
+            return False
         try:
             name = Name.parse(path.stem)
         except InputError:  # somebody's own file
@@ -157,7 +163,7 @@ def find(model: str, runs: Path = RUNS) -> Path:
             and (wanted.dataset or "mnist") == (name.dataset or "mnist")
         )
 
-    own = [path for path in runs.glob("*.safetensors") if matches(path)]
+    own = [path for path in Path(runs).glob("*.safetensors") if matches(path)]
     if own:
         return max(own, key=lambda path: path.stat().st_mtime_ns)
     with_project = [path for path in shipped().glob("*.safetensors") if matches(path)]
@@ -168,7 +174,7 @@ def find(model: str, runs: Path = RUNS) -> Path:
     )
 
 
-def load_classifier(model: str = "CNN") -> Classifier:
+def load_classifier(model: str | Path = "CNN") -> Classifier:
     """The trained network of that name or path, as `find` finds it. Raises `InputError` where there is none."""
     return load(find(model)).classifier()
 
@@ -187,9 +193,9 @@ def save_state(folder: Path, step: int, state: Any, about: dict[str, Any]) -> No
             manager.save(
                 step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
             )
-    except Exception as error:  # whatever the storage library raises where a disk is full
+    except (OSError, ValueError, RuntimeError) as error:  # what the storage library raises where it can't write
         _settle(folder, remove=new)
-        raise InputError(f"cannot write {folder} ({str(error).splitlines()[0]}); free some space") from error
+        raise files.NotWritten(folder, error) from error
 
 
 def _settle(folder: Path, *, remove: bool) -> None:
@@ -211,23 +217,19 @@ def load_state(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
     import orbax.checkpoint as ocp
 
     if not folder.is_dir():
-        raise InputError(f"there is nothing to resume: {folder} does not exist; leave --resume out to start anew")
+        raise InputError(f"there is nothing to resume: {folder} does not exist")
     try:
         with _manager(folder) as manager:
             step = manager.latest_step()
             if step is None:
-                raise InputError(f"there is nothing to resume in {folder}; leave --resume out to start anew")
+                raise InputError(f"there is nothing to resume in {folder}")
             args = ocp.args.Composite(state=ocp.args.StandardRestore(like), about=ocp.args.JsonRestore())
             restored = manager.restore(step, args=args)
             return restored.state, restored.about
     except InputError:
         raise
     except Exception as error:  # as above
-        raise InputError(f"the state in {folder} is damaged ({str(error).splitlines()[0]}); delete it") from error
-
-
-def drop_state(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+        raise InputError(f"the state in {folder} is damaged ({first_line(error)}); delete it") from error
 
 
 def _manager(folder: Path):

@@ -1,17 +1,37 @@
-"""Writing files: whole or not at all, and a clear word where it can't be done."""
+"""Writing files: whole or not at all, nothing lost, and a clear word where it can't be done."""
 
+import errno
+import glob
+import itertools
+import math
 import os
+import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, first_line
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write(path: Path, content: bytes) -> None:
-    """Writes `content` to `path` in one step: what was there before stays until the new file is whole on the disk.
+class NotWritten(InputError):
+    """A file or folder can't be written. A command adds what its options can do about it; `full`: for lack of space."""
+
+    def __init__(self, what: object, reason: Exception) -> None:
+        text = getattr(reason, "strerror", None) or first_line(reason)
+        super().__init__(f"cannot write {what} ({text})")
+        self.full = any(os.strerror(number) in str(reason) for number in FULL)
+
+
+def write(path: Path, content: bytes, aside: Path | None = None) -> None:
+    """Writes `content` to `path` in one step: what was there before stays until the new file is whole on the disk, and
+    is then kept as `aside`, where that is given.
+
+    A kill leaves a hidden file beside it at most, which `sweep` removes.
 
     Raises:
-      InputError: the file can't be written, or the disk is full.
+      NotWritten: the file can't be written, or the disk is full.
     """
     try:
         file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
@@ -21,28 +41,71 @@ def write(path: Path, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             Path(file.name).chmod(0o666 & ~_umask())  # a temporary file is its owner's alone
+            if aside is not None:
+                path.replace(aside)
             Path(file.name).replace(path)
         except BaseException:
             Path(file.name).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise InputError(
-            f"cannot write {path} ({error.strerror}); free some space or choose another --output"
-        ) from error
+        raise NotWritten(path, error) from error
+
+
+def free_name(path: Path) -> Path:
+    """The first of NAME-1, NAME-2, ... that no file beside `path` has, whatever its suffix."""
+    for number in itertools.count(1):
+        name = f"{path.stem}-{number}"
+        if not any(path.parent.glob(f"{glob.escape(name)}.*")):
+            return path.with_name(name + path.suffix)
+    raise AssertionError
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder in one step: a kill leaves the whole of it, or a hidden one beside it, which `sweep` removes.
+
+    Raises:
+      NotWritten: it can't be removed.
+    """
+    try:
+        gone = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        folder.replace(gone)
+    except OSError as error:
+        raise NotWritten(folder, error) from error
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def sweep(path: Path) -> None:
+    """Removes what kills left beside `path`, while it was written or removed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> None:
     """Makes the folder where it is missing, and makes sure that files can be written there.
 
     Raises:
-      InputError: the folder can't be made or written to.
+      NotWritten: the folder can't be made or written to.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path) as file:
             file.write(b"0")
     except OSError as error:
-        raise InputError(f"cannot write to the folder {path} ({error.strerror}); choose another --output") from error
+        raise NotWritten(f"to the folder {path}", error) from error
+
+
+def strict(value: Any, key: str = "") -> Any:
+    """The value as JSON can have it, which knows no infinity and no NaN: null, but "inf" for a norm."""
+    if isinstance(value, dict):
+        return {k: strict(v, k) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "inf" if key == "norm" and value > 0 else None
+    return value
 
 
 def _umask() -> int:

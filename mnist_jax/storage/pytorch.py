@@ -10,11 +10,10 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from mnist_jax import networks
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, first_line
 from mnist_jax.networks import Network, Weights
 from mnist_jax.storage import checkpoint, files
 
@@ -33,9 +32,9 @@ def load(path: str | Path, architecture: str) -> checkpoint.Checkpoint:
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
         else:
-            arrays = safetensors.numpy.load_file(path)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise InputError(f"cannot read {path} as a safetensors or npz file ({error})") from error
+            arrays = safetensors.numpy.load(path.read_bytes())
+    except Exception as error:  # whatever zip, npy and safetensors raise for what is none of theirs, or damaged
+        raise InputError(f"cannot read {path} as a safetensors or npz file ({first_line(error)})") from error
     return checkpoint.Checkpoint(network, from_state_dict(arrays, network, path), {"imported": path.name})
 
 
@@ -63,13 +62,18 @@ def from_state_dict(arrays: dict[str, np.ndarray], network: type[Network], sourc
     weights = {}
     for name, shape in wanted.items():
         array = given[names[name]]
+        if array.shape != _torch_shape(shape):
+            raise InputError(f"{source} is no state_dict of {network.__name__}: {names[name]} has the wrong shape")
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise InputError(
+                f"{source} is no state_dict of {network.__name__}: {names[name]} holds {array.dtype}, no floats"
+            )
         if array.ndim == 4:
             array = array.transpose(2, 3, 1, 0)
         elif array.ndim == 2:
             array = _exchange_flattening(array, network, name, to_torch=False).T
-        if array.shape != shape:
-            raise InputError(f"{source} is no state_dict of {network.__name__}: {names[name]} has the wrong shape")
-        weights[name] = jnp.asarray(array, jnp.float32)
+        with np.errstate(over="ignore"):  # what float32 can't hold is infinite
+            weights[name] = jnp.asarray(array.astype(np.float32))
     return weights
 
 
@@ -91,6 +95,10 @@ def _torch_name(name: str) -> str:
     return f"{layer}.{_NAMES[field]}"
 
 
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
+
+
 def _exchange_flattening(array, network, name, *, to_torch):
     """Reorders the columns of the first linear layer after convolutions, `[out, H * W * C]` or `[out, C * H * W]`."""
     kernels = [shape for shape in networks.shapes(network).values() if len(shape) == 4]
@@ -99,8 +107,6 @@ def _exchange_flattening(array, network, name, *, to_torch):
         return array
     outputs, channels = len(array), kernels[-1][-1]
     side = round((array.shape[1] / channels) ** 0.5)
-    if array.shape[1] != side * side * channels:
-        return array  # of another network: its shape will be refused
     if to_torch:
         return array.reshape(outputs, side, side, channels).transpose(0, 3, 1, 2).reshape(outputs, -1)
     return array.reshape(outputs, channels, side, side).transpose(0, 2, 3, 1).reshape(outputs, -1)

@@ -2,16 +2,18 @@
 
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mnist_jax.attack.engine.result import AttackResult
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, first_line
 from mnist_jax.storage import files
 from mnist_jax.version import VERSION
 
+CLASSES = 10
 FORMAT = 1  # of the file; files of a newer format are refused
 
 
@@ -22,7 +24,10 @@ class Record(NamedTuple):
       indices: `[N]`, places in the split.
       labels: `[N]`.
       result: the `AttackResult` for them, as NumPy arrays.
-      about: what made it: model and its fingerprint, dataset, split, method, norm, options, version.
+      about: what made it, all that the results depend on: the model and the fingerprint of its weights, the dataset,
+        the split and the fingerprint of its images and labels, method, norm, options, precision, platform, version.
+        Where `targets` among the options are more than one, they are those of the images in the order of `indices`, and
+        then of images that are still to be attacked.
     """
 
     indices: np.ndarray
@@ -31,16 +36,18 @@ class Record(NamedTuple):
     about: dict[str, Any]
 
 
-def save(path: Path, record: Record) -> None:
-    """Writes the record as .npz, whole or not at all. Raises `InputError` where that can't be done.
+def save(path: Path, record: Record, aside: Path | None = None) -> None:
+    """Writes the record as .npz, whole or not at all; what was there before is kept as `aside`, where that is given.
+    Raises `InputError` where that can't be done.
 
-    The arrays are `indices`, `labels` and the fields of `AttackResult`; `about` is JSON, and `format` a number.
+    The arrays are `indices`, `labels` and the fields of `AttackResult`; `about` is JSON, where an infinite norm is
+    "inf", and `format` a number.
     """
     arrays = {"indices": record.indices, "labels": record.labels, **record.result._asdict()}
-    about = json.dumps(record.about | {"version": VERSION}, sort_keys=True)
+    about = json.dumps(files.strict({"version": VERSION} | record.about), sort_keys=True, allow_nan=False)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, format=FORMAT, about=about, **arrays)
-    files.write(path, buffer.getvalue())
+    files.write(path, buffer.getvalue(), aside)
 
 
 def load(path: Path) -> Record:
@@ -51,10 +58,65 @@ def load(path: Path) -> Record:
                 raise InputError(f"{path} was written by a newer mnist_jax; upgrade mnist_jax to read it")
             result = AttackResult(*[file[name] for name in AttackResult._fields])
             about = json.loads(str(file["about"]))
-            return Record(file["indices"], file["labels"], result, about)
+            record = Record(file["indices"], file["labels"], result, about)
     except InputError:
         raise
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}") from error
     except Exception as error:  # whatever zip and npy raise for damaged ones
-        raise InputError(f"{path} is not a file of attack results, or damaged ({error})") from error
+        raise InputError(f"{path} is not a file of attack results, or damaged ({first_line(error)})") from error
+    _check(path, record)
+    if about.get("norm") == "inf":
+        about["norm"] = math.inf
+    return record
+
+
+def _check(path: Path, record: Record) -> None:
+    """Raises `InputError` where the record does not have the form that all of them have."""
+    if not isinstance(record.about, dict):
+        raise InputError(f"{path} is damaged: it does not say what made it")
+    indices, images, count = record.indices, record.result.images, record.indices.size
+    rows = (indices, record.labels, *record.result[1:])
+    whole = all(a.shape == (count,) for a in rows) and images.shape[:1] == (count,) and images.ndim > 1
+    classes = all(a.dtype.kind in "iu" for a in (indices, record.labels))
+    if not (whole and classes and images.dtype.kind == "f" and all(a.dtype.kind in "fiub" for a in rows)):
+        raise InputError(f"{path} is damaged: its arrays are not of one length, or not of numbers")
+    if len(set(indices.tolist())) < count:
+        raise InputError(f"{path} is damaged: it has an image twice")
+
+
+def check_about(path: Path, record: Record) -> None:
+    """Raises `InputError` unless the record says what it is of, as `about` should."""
+    about = record.about
+    for key in ("norm", "model", "weights", "method", "dataset", "split"):
+        value = about.get(key)
+        fits = _is_norm(value) if key == "norm" else isinstance(value, str)
+        if not fits:
+            raise InputError(f"{path} does not say its {key}, so nothing can be said of its results")
+    options = about.get("options")
+    if not isinstance(options, dict):
+        raise InputError(f"{path} does not say its options, so nothing can be said of its results")
+    radius, targets = options.get("radius", 0), options.get("targets")
+    if not (_is_number(radius) and 0 <= radius < math.inf):
+        raise InputError(f"{path} is damaged: its radius is not a number of at least 0")
+    if targets is None:
+        return
+    if not isinstance(targets, list) or not all(type(target) is int and 0 <= target < CLASSES for target in targets):
+        raise InputError(f"{path} is damaged: its targets are not classes")
+    if len(targets) != 1 and len(targets) < len(record.indices):
+        raise InputError(f"{path} is damaged: it has {len(targets)} targets for {len(record.indices)} images")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one, and of a size that computing can begin with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and (value == math.inf or value <= 1e300)
+
+
+def _is_norm(value: Any) -> bool:
+    return _is_number(value) and (value == 0 or value >= 1)
+
+
+def targets_of(record: Record) -> list[int] | None:
+    """The target of every image of a record, if it has them."""
+    targets, count = record.about["options"].get("targets"), len(record.indices)
+    return targets if targets is None else (targets * count if len(targets) == 1 else targets)[:count]
