@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
+from mnist_jax.geometry import exact_norm
+
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -110,7 +112,7 @@ def attack(
     latex = latex and latex_available()
     r = np.subtract(adversarial, image, dtype=np.float64)
     limit = float(np.abs(r).max()) or 1.0
-    size = _number(float(np.linalg.norm(r.ravel(), norm)), 4)
+    size = _number(float(exact_norm(r[None], norm)[0]), 4)
     titles = [(f"Prediction: {_text(name, latex)}", f"Confidence: {_percent(c, latex)}") for name, c in (before, after)]
     titles.insert(1, ("Perturbation", f"${_norm_of_r(norm)} = {size}$"))
     letters = len("Prediction: ") + max(len(str(name)) for name, _ in (before, after))

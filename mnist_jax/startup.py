@@ -39,7 +39,14 @@ def open_standard_streams() -> None:
             setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
 
 
+def use_utf8() -> None:
+    """Starts again where the locale has another encoding for files' names: libraries in C++ take them for UTF-8."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"PYTHONUTF8": "1"})
+
+
 if commanded():
+    use_utf8()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores it
         signal.signal(signal.SIGINT, leave)
     open_standard_streams()

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from mnist_jax import startup
 from mnist_jax.attack.methods import DEFAULT, METHODS
 from mnist_jax.commands import campaign, console, prompt
 from mnist_jax.commands.campaign import Campaign
@@ -94,11 +94,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def open_prompt() -> tuple[Callable[..., prompt.Answer], ...]:
     """The original's three functions, for `python -i`, which opens its prompt after them; not where input is bad."""
+    startup.over()
     try:
         options = parse(None)
         prompt.compile_quickly()
         console.start()
         return prompt.prepare(options)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        console.complain(error)
         os._exit(console.BAD_INPUT)  # an ordinary exit would open the prompt

@@ -4,11 +4,15 @@ python -i -m mnist_jax.attack --model MLP
 """
 
 import argparse
+import math
+import operator
 import os
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple
 
 import jax
@@ -23,11 +27,12 @@ from mnist_jax.classifier import Classifier
 from mnist_jax.commands import console
 from mnist_jax.commands.campaign import subject
 from mnist_jax.errors import InputError
+from mnist_jax.geometry import exact_norm
 from mnist_jax.networks import IMAGE_SHAPE
 from mnist_jax.storage import files
 
-FIGURES = Path("docs/images/attack_results")
 STEPS = 1000  # of one attack, at most
+MOST = 1e6  # of a norm or a rate: float32 has more, but nothing here
 # XLA's older code for fusions and fewer optimizations: compiled in two thirds of the time, and one image is attacked as
 # fast or faster. A batch on a CNN takes a third longer, so it is for the prompt only.
 QUICKLY_COMPILED = (
@@ -36,8 +41,19 @@ QUICKLY_COMPILED = (
 )
 KNOWN_BEFORE = (0, 11)  # the version of JAX: XLA ends the process for a flag that it does not know
 
-# success, image, r, adv: the arrays are [28, 28]
-Answer = tuple[bool, np.ndarray, np.ndarray, np.ndarray]
+CLOSE = 1e-5  # relative: by so much can rounding move a norm
+
+
+class Answer(NamedTuple):
+    """What an attack on one image gives, the arrays `[28, 28]`; where it failed, of the last attempt."""
+
+    success: bool
+    image: np.ndarray
+    r: np.ndarray
+    adv: np.ndarray
+
+    def __repr__(self) -> str:  # at a prompt it would be thousands of numbers
+        return f"(success={self.success}, and image, r, adv: arrays {list(self.image.shape)})"
 
 
 class Prompt(NamedTuple):
@@ -46,6 +62,7 @@ class Prompt(NamedTuple):
     name: str
     classifier: Classifier
     split: data.Split
+    output: Path  # folder of the figures
     drawing: threading.Thread  # see `_draw_once`
 
     def attack(self, img_id: int, lr: float = 0.005, div: float = 0.2, p: float = 2) -> Answer:
@@ -53,43 +70,103 @@ class Prompt(NamedTuple):
 
         Returns `(success, image, r, adv)`; where it failed, the last attempt.
         """
-        run = partial(fixed_norm, radius=div, norm=p, steps=STEPS, learning_rate=lr)
+        p, div = _number("p", p), _finite("div", _number("div", div))
+        run = partial(fixed_norm, radius=div, norm=p, steps=STEPS, learning_rate=_rate(lr))
         return self._answer("attack", img_id, p, run)
 
     def minimal_attack_dichotomy(
         self, img_id: int, p: float = 2, a: float = 0, b: float = 4, lr: float = 0.005
     ) -> Answer:
         """Looks for the smallest norm between `a` and `b` at which `attack` succeeds; see `dichotomy`."""
+        p, a, b, lr = _search(p, a, b, lr)
         run = partial(dichotomy, norm=p, low=a, high=b, steps=STEPS // 20, learning_rate=lr)
-        return self._answer("dichotomy", img_id, p, run)
+        return self._answer("dichotomy", img_id, p, run, a, b)
 
     def minimal_attack(self, img_id: int, p: float = 2, a: float = 0, b: float = 4, lr: float = 0.005) -> Answer:
         """Descends on confidence and norm at once; see `automatic`. Success is a distance between `a` and `b`."""
+        p, a, b, lr = _search(p, a, b, lr)
+        run = partial(automatic, norm=p, steps=STEPS, learning_rate=lr)
+        return self._answer("automatic", img_id, p, run, a, b)
 
-        def run(*arrays) -> AttackResult:
-            result = automatic(*arrays, norm=p, steps=STEPS, learning_rate=lr)
-            return result._replace(success=result.success & (result.distance >= a) & (result.distance <= b))
-
-        return self._answer("automatic", img_id, p, run)
-
-    def _answer(self, method: str, img_id: int, p: float, run: Callable[..., AttackResult]) -> Answer:
-        if not 0 <= img_id < len(self.split.labels):
-            raise InputError(f"img_id must be from 0 to {len(self.split.labels) - 1}, not {img_id}")
+    def _answer(
+        self,
+        method: str,
+        img_id: int,
+        p: float,
+        run: Callable[..., AttackResult],
+        a: float = 0,
+        b: float = math.inf,
+    ) -> Answer:
+        """What the attack finds, with a figure and a line. Success is a distance from `a` to `b`."""
+        number, count = _index(img_id), len(self.split.labels)
+        if number is None or not 0 <= number < count:
+            raise InputError(f"img_id must be from 0 to {count - 1}, a whole number, not {img_id!r}")
         from mnist_jax import plot  # see `_draw_once`
 
-        images = np.asarray(data.normalize(self.split.images[img_id][None]))
-        result = jax.tree.map(np.asarray, run(self.classifier, images, self.split.labels[img_id][None]))
+        images = np.asarray(data.normalize(self.split.images[number][None]))
+        label = self.split.labels[number]
+        try:
+            result = jax.tree.map(np.asarray, run(self.classifier, images, label[None]))
+        except ValueError as error:  # the attack's, of a norm or another argument
+            raise InputError(f"{method}: {error}") from error
         image, found = images[0], result.images[0]
-        seen = describe(self.classifier, np.stack([image, found]))
+        (before, sure_before), (after, sure_after) = describe(self.classifier, np.stack([image, found]))
+        length = float(exact_norm(found[None].astype(float) - image[None], p)[0])
+        fools = bool(result.success[0])
+        success = fools and a * (1 - CLOSE) <= length <= b * (1 + CLOSE)
+        if fools and length == 0:
+            verdict = f"a {label} that is taken for {before} as it is"
+        else:
+            verdict = f"{before} is taken for {after}" if fools else f"no success, still taken for {after}"
+        if fools and not success:
+            verdict = f"no success between {a:g} and {b:g}: {verdict}"
         self.drawing.join()  # Matplotlib's settings are those of all threads
-        path = FIGURES / f"{self.name}-{img_id}-{method}-l{p:g}.png"
-        files.make_folder(FIGURES)
-        files.write(path, plot.attack(image, found, before=seen[0], after=seen[1], norm=p))
-        success = bool(result.success[0])
-        length = np.linalg.norm((found - image).ravel(), p)
-        verdict = f"{seen[0][0]} is taken for {seen[1][0]}" if success else f"no success, still taken for {seen[1][0]}"
-        print(f"{verdict}; the perturbation has norm {length:.4g}; {path}")
-        return success, image[..., 0], (found - image)[..., 0], found[..., 0]
+        files.make_folder(self.output)
+        path = console.draw(
+            self.output / f"{self.name}-{number}-{method}-l{p:g}.png",
+            lambda: plot.attack(image, found, before=(before, sure_before), after=(after, sure_after), norm=p),
+        )
+        print(f"{verdict}; the perturbation has norm {length:.4g}" + (f"; {path}" if path else ""))
+        return Answer(success, image[..., 0], (found - image)[..., 0], found[..., 0])
+
+
+def _index(value: object) -> int | None:
+    """The whole number that it is, if it is one: of Python or NumPy, but not True."""
+    try:
+        return None if isinstance(value, bool | np.bool_) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _number(name: str, value: object) -> float:
+    """The number that it is, also as text, such as "inf"."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if math.isnan(number) or isinstance(value, bool):
+        raise InputError(f"{name} must be a number, not {value!r}")
+    return number
+
+
+def _finite(name: str, value: float) -> float:
+    if not 0 <= value <= MOST:
+        raise InputError(f"{name} must be at least 0 and at most {MOST:g}, not {value:g}")
+    return value
+
+
+def _search(p: float, a: float, b: float, lr: float) -> tuple[float, float, float, float]:
+    """The arguments of a search between two norms, checked."""
+    p, a, b = _number("p", p), _finite("a", _number("a", a)), _number("b", b)
+    if a > b:
+        raise InputError(f"a must be at most b, not {a:g} and {b:g}")
+    return p, a, b, _rate(lr)
+
+
+def _rate(value: object) -> float:
+    if not _number("lr", value) > 0:
+        raise InputError(f"lr must be above 0, not {value!r}")
+    return _finite("lr", _number("lr", value))
 
 
 def _draw_once() -> None:
@@ -122,7 +199,16 @@ def prepare(options: argparse.Namespace) -> tuple[Callable[..., Answer], Callabl
     """The three functions for the network and the split that the options name. Raises `InputError`."""
     name = getattr(options, "split", "val")
     path, classifier, _, split = subject(options.model, name, options)
-    prompt = Prompt(path.stem, classifier, split, threading.Thread(target=_draw_once, daemon=True))
+    prompt = Prompt(path.stem, classifier, split, options.output, threading.Thread(target=_draw_once, daemon=True))
     prompt.drawing.start()
+    sys.excepthook = _one_line
     console.note(f"{path}, images of {name}. Try attack(0, div=2), minimal_attack_dichotomy(0) or minimal_attack(0).")
     return prompt.attack, prompt.minimal_attack_dichotomy, prompt.minimal_attack
+
+
+def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What Python prints of an exception at the prompt: of one that is meant for a person, a line."""
+    if isinstance(error, InputError):
+        console.complain(error)
+    else:
+        sys.__excepthook__(kind, error, trace)

@@ -86,6 +86,12 @@ def prepare(options: argparse.Namespace) -> Run:
     if options.resume and not options.save:
         raise InputError("--resume needs the state that --no-save does not keep; leave one of them out")
     if options.save:
+        try:
+            str(options.output.absolute()).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the name of the folder {options.output} is not UTF-8; choose another --output"
+            ) from error
         files.make_folder(options.output)
     return Run(network, recipe, dataset, options.seed, options.output, options.save, options.resume)
 

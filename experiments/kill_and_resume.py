@@ -1,0 +1,170 @@
+"""Kills trainings and attacks, goes on with them, and compares what they end with, bit by bit.
+
+    python experiments/kill_and_resume.py [--kills 30] [--seed 0] [--only train]
+
+Each trial starts the command in an empty folder, kills it (SIGKILL) at a random moment, and goes on with --resume.
+Half of the moments are a time from the start of the work to its end, drawn evenly; half are right after a change in
+the folder, a file that appears or goes, as it is then that something can be half done. What is there in the end must
+be what an uninterrupted run leaves: the same files, the same bits, nothing beside them. The table says what became of
+the trials; the exit status is 1 if anything differed.
+"""
+
+import argparse
+import collections
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mnist_jax import data
+
+IMAGES = {"train": 960, "t10k": 320}  # 800 of the first are trained on
+COMMANDS = {
+    "train": ["--model", "MLP_bn", "--recipe", "best", "--epochs", "40", "--batch-size", "50"],
+    "attack": ["--model", "MLP-original", "--method", "ddn", "--steps", "300"],
+}
+RESULTS = {"train": "MLP_bn-best.safetensors", "attack": "MLP-original-ddn-l2-val.npz"}
+# Saves are seconds apart, so that they cost little; here a state is to be kept as often as possible.
+OFTEN = "mnist_jax.commands.{0}.SECONDS_BETWEEN_SAVES = 0.2"
+BEGINS = {"train": "training ", "attack": "attacking "}
+JITTER = 0.005  # seconds at most, from a change in the folder to the kill
+
+
+def write_images(folder: Path) -> None:
+    """The first images of MNIST as IDX files."""
+    dataset = data.load()
+    for name, split in (("train", dataset.train), ("t10k", dataset.val)):
+        images, labels = split.images[: IMAGES[name], :, :, 0], split.labels[: IMAGES[name]].astype(np.uint8)
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+            (folder / f"{name}-{kind}-ubyte").write_bytes(header + array.tobytes())
+
+
+class Command:
+    """One of the commands, on these images."""
+
+    def __init__(self, name: str, images: Path) -> None:
+        self.name = name
+        module = {"train": "train", "attack": "campaign"}[name]
+        program = f"import mnist_jax.commands.{name}; {OFTEN.format(module)}; "
+        program += "from mnist_jax.commands import console; "
+        if name == "attack":  # a few images at a time, to have something to go on with
+            program += "mnist_jax.commands.campaign.CHUNKS_AT_ONCE = 1; "
+        program += f"console.run(mnist_jax.commands.{name}.main)"
+        self.line = [sys.executable, "-c", program, *COMMANDS[name], "--data-dir", str(images)]
+
+    def start(self, folder: Path, *more: str) -> subprocess.Popen[str]:
+        line = [*self.line, "--output", str(folder), *more]
+        return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def finish(self, folder: Path, *more: str) -> tuple[int, str]:
+        process = self.start(folder, *more)
+        assert process.stderr is not None
+        text = process.stderr.read()
+        return process.wait(), text
+
+    def wait_for_work(self, process: subprocess.Popen[str]) -> float:
+        """Reads until the line that says that the work begins; gives the time of it."""
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(BEGINS[self.name]):
+                break
+        return time.monotonic()
+
+
+def names(folder: Path) -> list[str]:
+    """All that is in the folder, by names."""
+    return sorted(os.path.join(at, name) for at, below, files in os.walk(folder) for name in [*below, *files])
+
+
+def kill_at_change(process: subprocess.Popen[str], folder: Path, number: int, wait: float) -> bool:
+    """Kills the process soon after so many changes in the folder; whether it still ran."""
+    before = names(folder)
+    while process.poll() is None:
+        now = names(folder)
+        if now != before:
+            before, number = now, number - 1
+            if number < 0:
+                time.sleep(wait)
+                break
+    return kill(process)
+
+
+def kill(process: subprocess.Popen[str]) -> bool:
+    ran = process.poll() is None
+    process.kill()
+    process.communicate()
+    return ran
+
+
+def changes(command: Command, folder: Path) -> tuple[float, int]:
+    """Seconds of the work of an uninterrupted run, and how often something in its folder changes."""
+    process = command.start(folder)
+    began, count, before = command.wait_for_work(process), 0, names(folder)
+    while process.poll() is None:
+        now = names(folder)
+        count, before = count + (now != before), now
+    process.communicate()
+    return time.monotonic() - began, count
+
+
+def trial(command: Command, folder: Path, whole: Path, chance: random.Random, seconds: float, count: int) -> str:
+    """Kills it once, goes on; gives what became of it."""
+    process = command.start(folder)
+    if chance.random() < 0.5:
+        command.wait_for_work(process)
+        wait = chance.uniform(0, seconds)
+        time.sleep(wait)
+        ran = kill(process)
+    else:
+        command.wait_for_work(process)
+        ran = kill_at_change(process, folder, chance.randrange(count), chance.uniform(0, JITTER))
+    result = RESULTS[command.name]
+    outcome = "went on" if ran else "had ended before the kill"
+    there = (folder / result).exists()
+    status, text = command.finish(folder, "--resume")
+    if status == 2 and "nothing to resume" in text:
+        outcome = "had nothing left to do" if there else "had kept nothing yet, began anew"
+        status, text = (0, "") if there else command.finish(folder)
+    if status:
+        return f"FAILED: {text.splitlines()[-1]}"
+    if (folder / result).read_bytes() != (whole / result).read_bytes():
+        return f"OTHER BITS, {outcome}"
+    left = {path.relative_to(folder) for path in folder.rglob("*")} - {p.relative_to(whole) for p in whole.rglob("*")}
+    return f"LEFT {min(left)}, {outcome}" if left else outcome
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30, help="of each command")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--only", choices=COMMANDS, help="this command")
+    options = parser.parse_args()
+    wrong = False
+    print(f"{'command':8} {'kills':>5}  outcome, with the bits of an uninterrupted run unless it says otherwise")
+    for name in [options.only] if options.only else COMMANDS:
+        outcomes: collections.Counter[str] = collections.Counter()
+        with tempfile.TemporaryDirectory() as scratch:
+            images, whole = Path(scratch, "images"), Path(scratch, "whole")
+            images.mkdir()
+            write_images(images)
+            command = Command(name, images)
+            command.finish(Path(scratch, "first"))  # it compiles
+            seconds, count = changes(command, whole)
+            for number in range(options.kills):
+                chance = random.Random(f"{options.seed} {name} {number}")
+                folder = Path(scratch, str(number))
+                outcomes[trial(command, folder, whole, chance, seconds, count)] += 1
+        for outcome, times in outcomes.most_common():
+            print(f"{name:8} {times:5}  {outcome}", flush=True)
+            wrong |= outcome[:4].isupper()
+    sys.exit(wrong)
+
+
+if __name__ == "__main__":
+    main()
