@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 
 from mnist_jax import data, load_classifier
+from mnist_jax.commands import attack, campaign, console, prompt
 from mnist_jax.commands.prompt import KNOWN_BEFORE, QUICKLY_COMPILED, compile_quickly
-from mnist_jax.storage.results import load
+from mnist_jax.errors import InputError
+from mnist_jax.storage import checkpoint
+from mnist_jax.storage.results import load, save
 
 FAST = ("--model", "MLP-original", "--method", "automatic", "--steps", 20, "--learning-rate", 0.05)
 
@@ -72,6 +75,173 @@ def test_an_interrupted_attack_goes_on(command, run, refused, tmp_path):
     np.testing.assert_array_equal(record.result.images[: len(kept.indices)], kept.result.images)
 
 
+PGD = ("--model", "MLP-original", "--method", "pgd", "--radius", 0.1, "--steps", 3)
+
+
+def attacked(folder, *arguments):
+    """What an attack gives: results of what was asked for, and the summary, by the functions of the command."""
+    options = attack.parse([*map(str, (*PGD, "--output", folder, *arguments))])
+    return campaign.carry_out(campaign.prepare(options, options.method), options)
+
+
+NAME = "MLP-original-pgd-linf-radius0.1-val"
+
+
+def test_resumed_with_other_images_nothing_is_lost_or_done_twice(tmp_path, capsys):
+    first, _ = attacked(tmp_path, "--count", 8)
+    path = tmp_path / f"{NAME}.npz"
+    for ids, kept in (("5,3", 8), ("3,20,1", 9), ("21", 10)):
+        record, summary = attacked(tmp_path, "--ids", ids, "--resume")
+        assert record.indices.tolist() == [int(i) for i in ids.split(",")]
+        assert summary["images"] == len(record.indices)
+        assert len(load(path).indices) == kept
+        more = kept - summary["images"]
+        assert f"{path} keeps the results of {more} more images" in capsys.readouterr().err
+    time_of_last = path.stat().st_mtime_ns
+    record, summary = attacked(tmp_path, "--count", 4, "--resume")
+    assert path.stat().st_mtime_ns == time_of_last  # nothing was left to do
+    assert summary["images_per_second"] == 0
+    np.testing.assert_array_equal(record.result.images, first.result.images[:4])
+    record, _ = attacked(tmp_path, "--count", 12, "--resume")
+    assert sorted(load(path).indices.tolist()) == [*range(12), 20, 21]
+    np.testing.assert_array_equal(record.indices, np.arange(12))
+    np.testing.assert_array_equal(record.result.images[:8], first.result.images)
+
+
+def test_only_results_of_the_same_attack_are_gone_on_with(tmp_path, few_digits, monkeypatch):
+    own = tmp_path / "own"
+    own.mkdir()
+    for file in few_digits.iterdir():
+        (own / file.name).write_bytes(file.read_bytes())
+    attacked(tmp_path, "--count", 3, "--seed", 1, "--data-dir", own)
+    path = tmp_path / f"{NAME}.npz"
+    before = path.read_bytes()
+
+    def refuses(message, *arguments):
+        with pytest.raises(InputError, match=message):
+            attacked(tmp_path, "--count", 4, "--resume", *arguments)
+        assert path.read_bytes() == before
+
+    same = ("--seed", 1, "--data-dir", own)
+    refuses(r"other options \(it had seed 1\); resume with the same", "--data-dir", own)
+    refuses(r"other options \(it had no restarts, seed 1\)", "--seed", 2, "--restarts", 2, "--data-dir", own)
+    refuses("other targets", *same, "--targets", 3)
+    refuses("other data", "--seed", 1)
+    refuses("other dataset; ", *same, "--dataset", "kmnist")
+    for name, at in (("t10k-labels-idx1-ubyte", 8 + 90), ("t10k-images-idx3-ubyte", 16 + 90 * 784)):
+        content = bytearray((own / name).read_bytes())
+        content[at] = (content[at] + 1) % 10
+        (own / name).write_bytes(content)
+        refuses("other data;", *same)
+        (own / name).write_bytes((few_digits / name).read_bytes())
+    monkeypatch.setattr(campaign, "VERSION", "next")
+    refuses("other version", *same)
+    monkeypatch.undo()
+    with jax.enable_x64(True):
+        refuses("other precision", *same)
+    record, _ = attacked(tmp_path, "--count", 4, "--resume", *same)
+    assert len(record.indices) == 4
+    for about in (record.about | {"options": "none"}, record.about | {"options": {"targets": ["8"]}}, {}):
+        save(path, record._replace(about=about))
+        with pytest.raises(InputError, match=r"does not say its|targets are not classes"):
+            attacked(tmp_path, "--count", 4, "--resume", *same)
+
+
+def test_a_new_attack_keeps_the_results_of_others(tmp_path, capsys):
+    path = tmp_path / f"{NAME}.npz"
+    attacked(tmp_path, "--count", 3)
+    path.with_suffix(".png").write_bytes(b"the figure")
+    assert attacked(tmp_path, "--count", 4)[1]["earlier_results"] is None  # the same, and one more
+    contents = {}
+    for number, arguments in enumerate((["--seed", 1], ["--targets", 8], ["--restarts", 2], ["--ids", "5"]), 1):
+        before = path.read_bytes()
+        capsys.readouterr()
+        more = arguments if "--ids" in arguments else [*arguments, "--count", 4]
+        _, summary = attacked(tmp_path, *more)
+        aside = tmp_path / f"{NAME}-{number}.npz"
+        assert f"will be kept as {aside}" in capsys.readouterr().err
+        assert summary["earlier_results"] == str(aside)
+        contents[aside] = before
+    assert all(aside.read_bytes() == content for aside, content in contents.items())
+    assert (tmp_path / f"{NAME}-1.png").read_bytes() == b"the figure"
+    assert not path.with_suffix(".png").exists()
+    attacked(tmp_path, "--count", 3)
+    path.write_bytes(b"something else")
+    attacked(tmp_path, "--count", 3)
+    assert b"something else" in [file.read_bytes() for file in tmp_path.glob("*.npz")]
+
+
+def test_targets_of_single_images_are_those_of_these_images(tmp_path):
+    first, _ = attacked(tmp_path, "--ids", "3,14,15", "--targets", "1,2,8")
+    with pytest.raises(InputError, match="other targets"):
+        attacked(tmp_path, "--ids", "14,3", "--targets", "1,2", "--resume")
+    with pytest.raises(InputError, match="other targets"):
+        attacked(tmp_path, "--ids", "3,16", "--resume")
+    record, _ = attacked(tmp_path, "--ids", "16,14,3", "--targets", "5,2,1", "--resume")
+    np.testing.assert_array_equal(record.result.images[1:], first.result.images[[1, 0]])
+    whole = load(tmp_path / f"{NAME}.npz")
+    assert whole.indices.tolist() == [3, 14, 15, 16]
+    assert whole.about["options"]["targets"] == [1, 2, 8, 5]
+
+
+def test_images_of_the_target_class_are_not_misclassified(tmp_path):
+    val = data.load_split("val")
+    predictions = np.asarray(
+        load_classifier(checkpoint.shipped() / "MLP-original.safetensors")(data.normalize(val.images[:300]))
+    ).argmax(1)
+    labels = val.labels[:300]
+    target = int(predictions[np.flatnonzero(predictions != labels)[0]])
+    _, summary = attacked(tmp_path, "--count", 300, "--targets", target)
+    already = int(((predictions == target) & (labels == target)).sum())
+    wrong = int(((predictions == target) & (labels != target)).sum())
+    assert (summary["already_of_target_class"], summary["misclassified"]) == (already, wrong)
+    assert already > 10
+    assert wrong >= 1
+    line = attack.text(summary | {"figure": None}).splitlines()[0]
+    assert f"of {300 - already - wrong} images ({wrong} more were misclassified from the start, {already} were" in line
+
+
+def test_what_is_left_of_kills_is_swept(tmp_path):
+    (tmp_path / f".{NAME}.npz.abc").touch()
+    attacked(tmp_path, "--count", 1)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{NAME}.npz"]
+
+
+def test_a_figure_that_cannot_be_written_does_not_cost_the_summary(tmp_path, capsys, monkeypatch):
+    (tmp_path / f"{NAME}.png" / "full").mkdir(parents=True)
+    monkeypatch.setattr(console, "start", lambda: None)
+    attack.main([*map(str, PGD), "--output", str(tmp_path), "--count", "2", "--json"])
+    out, err = capsys.readouterr()
+    assert json.loads(out)["figure"] is None
+    assert json.loads(out)["norm"] == "inf"
+    assert "note: no figure: cannot write" in err.splitlines()[-1]
+    assert len(load(tmp_path / f"{NAME}.npz").indices) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(("--norm", text) for text in ("nan", "-1", "0.5", "-inf", "two")),
+        *(("--radius", text) for text in ("nan", "-1", "inf", "1e300", "x")),
+        *(
+            (f"--{option}", text)
+            for option in ("steps", "restarts", "queries")
+            for text in ("0", "1.5", "1e3", "9" * 20)
+        ),
+        *(("--effort", text) for text in ("0", "-3", "9" * 20)),
+        *(("--seed", text) for text in ("-1", "1e3", "nan", str(2**32))),
+        *(("--count", text) for text in ("0", "nan", "2.5")),
+        *(("--ids", text) for text in ("", "1,", "a", "1.5")),
+        *(("--targets", text) for text in ("", "1.0", "nan")),
+        *(("--learning-rate", text) for text in ("0", "inf", "-1", "nan", "11")),
+    ],
+    ids=" ".join,
+)
+def test_numbers_that_make_no_sense_are_refused_at_once(arguments):
+    with pytest.raises(InputError, match=f"argument {arguments[0]}: "):
+        attack.parse(["--model", "MLP", *arguments])
+
+
 def found(run, folder, *arguments):
     """Runs an attack on a few images by the command; gives its record, which --verify has confirmed."""
     status, out, err = run("attack", "--model", "MLP-original", *arguments, "--json", cwd=folder)
@@ -115,7 +285,7 @@ def test_the_default_attack_takes_an_effort(run, tmp_path):
         (("--method", "fixed_norm"), "fixed_norm needs a --radius"),
         (("--method", "ddn", "--radius", 1), "--radius does not apply to ddn; it does to apgd, apgd_targeted,"),
         (("--method", "ddn", "--norm", 1), "--norm 1 does not apply to ddn (norm must be 2, not 1); it does to alma"),
-        (("--method", "nearest", "--effort", "little"), "nearest: effort must be one of fast"),
+        (("--method", "nearest", "--effort", "1.5"), "nearest: effort must be one of fast"),
         (("--norm", 0.5), "'0.5' is not 0, a number of at least 1, or inf"),
         (("--split", "vall"), "did you mean val?"),
         (("--count", 10_001), "more than the 10000 images of val"),
@@ -131,7 +301,7 @@ def test_bad_input_is_one_line(refused, tmp_path, arguments, message):
     assert not list(tmp_path.glob("runs/*"))
 
 
-def prompt(lines, *arguments, cwd):
+def at_prompt(lines, *arguments, cwd):
     command = [sys.executable, "-i", "-m", "mnist_jax.attack", *arguments]
     return subprocess.run(command, input=lines, cwd=cwd, capture_output=True, text=True, timeout=120)
 
@@ -141,14 +311,72 @@ def test_prompt(tmp_path):
 success, image, r, adv = attack(3, div=2.0)
 print(success, image.shape, round(float((r**2).sum() ** 0.5), 4), abs(image + r - adv).max() < 1e-6)
 print(attack(3, div=0.01)[0], minimal_attack_dichotomy(3)[0], minimal_attack(3)[0])
+attack(3)
 attack(10_000)
+1 / 0
 """
-    done = prompt(lines, "--model", "MLP-original", cwd=tmp_path)
+    done = at_prompt(lines, "--model", "MLP-original", "--output", "mine", cwd=tmp_path)
     assert "True (28, 28) 2.0 True" in done.stdout, done.stderr
     assert "False True True" in done.stdout
-    assert "img_id must be from 0 to 9999" in done.stderr
-    figures = sorted(path.name for path in (tmp_path / "docs/images/attack_results").iterdir())
+    assert "(success=False, and image, r, adv: arrays [28, 28])" in done.stdout
+    assert "\nerror: img_id must be from 0 to 9999" in done.stderr.replace(">>> ", "\n")
+    assert done.stderr.count("Traceback") == done.stderr.count("ZeroDivisionError") == 1
+    figures = sorted(path.name for path in (tmp_path / "mine").iterdir())
     assert figures == [f"MLP-original-3-{method}-l2.png" for method in ("attack", "automatic", "dichotomy")]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.fixture(scope="module")
+def functions(tmp_path_factory):
+    """The three functions of the prompt, and the folder of its figures."""
+    folder = tmp_path_factory.mktemp("prompt")
+    before = sys.excepthook
+    yield *prompt.prepare(attack.parse(["--model", "MLP-original", "--output", str(folder)])), folder
+    sys.excepthook = before
+
+
+@pytest.mark.parametrize(
+    ("which", "arguments", "message"),
+    [
+        (0, {"img_id": -1}, "img_id must be from 0 to 9999, a whole number, not -1"),
+        (1, {"img_id": 3.0}, "img_id must be .*, not 3.0"),
+        (2, {"img_id": True}, "img_id must be .*, not True"),
+        (0, {"img_id": "3"}, "img_id must be .*, not '3'"),
+        (0, {"p": "two"}, "p must be a number, not 'two'"),
+        (1, {"p": np.nan}, "p must be a number, not nan"),
+        (2, {"p": 0.5}, r"automatic: norm must be a number in \[1, inf\]"),
+        (0, {"div": np.inf}, "div must be at least 0 and at most 1000000"),
+        (0, {"div": None}, "div must be a number, not None"),
+        (1, {"lr": 0}, "lr must be above 0, not 0"),
+        (2, {"a": -1}, "a must be at least 0"),
+        (2, {"a": 2, "b": 1}, "a must be at most b, not 2 and 1"),
+        (1, {"b": np.nan}, "b must be a number, not nan"),
+    ],
+)
+def test_the_prompt_refuses_what_makes_no_sense(functions, which, arguments, message):
+    with pytest.raises(InputError, match=message):
+        functions[which](**{"img_id": 3} | arguments)
+
+
+def test_the_prompt_says_what_is_so(functions, capsys):
+    attack, dichotomy, automatic, folder = functions
+    val = data.load_split("val")
+    wrong = np.asarray(
+        load_classifier(checkpoint.shipped() / "MLP-original.safetensors")(data.normalize(val.images[:500]))
+    )
+    index = np.flatnonzero(wrong.argmax(1) != val.labels[:500])[0]
+    answer = attack(index)  # NumPy's integers are whole numbers
+    assert answer.success
+    assert not answer.r.any()
+    assert f"a {val.labels[index]} that is taken for {wrong[index].argmax()} as it is; the" in capsys.readouterr().out
+    assert not automatic(index, a=1).success
+    # The nearest one is at 1.1: outside these, though it fools.
+    for search in (dichotomy, automatic):
+        assert not search(3, a=3, b=4).success
+        assert capsys.readouterr().out.splitlines()[-1].startswith("no success between 3 and 4: 0 is taken for 6")
+    success, _, r, _ = attack(3, p="inf", div=0.3)
+    assert success
+    assert f"has norm {np.abs(r).max():.4g}; {folder}/MLP-original-3-attack-linf.png" in capsys.readouterr().out
 
 
 def test_the_prompt_compiles_quickly_unless_the_user_says_otherwise(monkeypatch):
@@ -161,7 +389,7 @@ def test_the_prompt_compiles_quickly_unless_the_user_says_otherwise(monkeypatch)
 
 
 def test_the_prompt_does_not_open_on_bad_input(tmp_path):
-    done = prompt("print('open')", "--model", "NOPE", cwd=tmp_path)
+    done = at_prompt("print('open')", "--model", "NOPE", cwd=tmp_path)
     assert done.returncode == 2
     assert "open" not in done.stdout
     assert "error: unknown network 'NOPE'" in done.stderr

@@ -5,8 +5,8 @@ import pytest
 
 import mnist_jax
 from mnist_jax.errors import InputError
-from mnist_jax.networks import CNN, CNN_bn
-from mnist_jax.storage import checkpoint
+from mnist_jax.networks import CNN, MLP, CNN_bn
+from mnist_jax.storage import checkpoint, files
 from mnist_jax.storage.checkpoint import Name
 
 
@@ -84,3 +84,40 @@ def test_no_state_and_the_state_of_another_network_are_refused(tmp_path):
     checkpoint.save_state(tmp_path / "state", 1, CNN.initialize(jax.random.key(0)), {})
     with pytest.raises(InputError, match="is damaged"):
         checkpoint.load_state(tmp_path / "state", CNN_bn.initialize(jax.random.key(0)))
+
+
+def test_paths_may_be_texts_and_links_to_nowhere_are_passed_over(tmp_path):
+    path = tmp_path / "MLP-original.safetensors"
+    shipped = checkpoint.shipped() / path.name
+    (tmp_path / "MLP-best.safetensors").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "MLP_d-best.safetensors").mkdir()
+    assert checkpoint.find("MLP", tmp_path) == checkpoint.shipped() / "MLP-best.safetensors"
+    assert checkpoint.find("MLP_d", tmp_path) == checkpoint.shipped() / "MLP_d-best.safetensors"
+    checkpoint.save(str(path), checkpoint.load(str(shipped)))
+    assert checkpoint.find("MLP", str(tmp_path)) == path
+    for one in (path, str(path)):
+        assert checkpoint.find(one) == path
+        assert mnist_jax.load_classifier(one)(jnp.zeros((1, 28, 28, 1))).shape == (1, 10)
+    with pytest.raises(InputError, match="cannot read the checkpoint"):
+        mnist_jax.load_classifier(tmp_path / "MLP-best.safetensors")
+    with pytest.raises(InputError, match="cannot read the checkpoint"):
+        mnist_jax.load_classifier(tmp_path)
+
+
+def test_what_cannot_be_stored_says_why(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(files.NotWritten, match=r"cannot write .*state") as error:
+        checkpoint.save_state(tmp_path / "file" / "state", 1, {"a": jnp.zeros(1)}, {})
+    assert "free some space" not in str(error.value)
+    with pytest.raises(TypeError):  # a mistake of the program's, not of the disk
+        checkpoint.save_state(tmp_path / "state", 1, {"a": jnp.zeros(1)}, {"b": object()})
+
+
+def test_what_is_not_finite_is_null_in_the_metadata(tmp_path):
+    path = tmp_path / "MLP.safetensors"
+    weights = {name: jnp.full_like(array, jnp.nan) for name, array in MLP.initialize(jax.random.key(0)).items()}
+    checkpoint.save(path, checkpoint.Checkpoint(MLP, weights, {"history": [{"train_loss": float("nan")}]}))
+    again = checkpoint.load(path)
+    assert again.about["history"] == [{"train_loss": None}]
+    assert all(np.isnan(array).all() for array in again.weights.values())
+    assert b"NaN" not in path.read_bytes()

@@ -1,6 +1,10 @@
+import contextlib
+import zipfile
+
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from conftest import REFERENCE
 
 from mnist_jax.errors import InputError
@@ -71,3 +75,78 @@ def test_what_is_no_state_dict_of_the_architecture_is_refused(tmp_path):
         pytorch.load(path, "CNN")
     with pytest.raises(InputError, match=r"must end in \.safetensors or \.npz"):
         pytorch.save(tmp_path / "weights.pt", checkpoint.Checkpoint(CNN, {}, {}))
+
+
+def test_half_and_double_precision_and_nan_are_weights(tmp_path):
+    whole = pytorch.to_state_dict(CNN.initialize(jax.random.key(0)), CNN)
+    for dtype in (np.float16, np.float64):
+        arrays = {name: array.astype(dtype) for name, array in whole.items()}
+        arrays["classifier.0.bias"][:] = np.nan
+        arrays["classifier.2.bias"][:] = np.finfo(dtype).max  # of float64, more than float32 has
+        np.savez(tmp_path / "weights.npz", **arrays)
+        weights = pytorch.load(tmp_path / "weights.npz", "CNN").weights
+        assert all(array.dtype == np.float32 for array in weights.values())
+        assert np.isnan(weights["classifier.0.bias"]).all()
+
+
+def test_every_kind_of_damaged_file_is_one_line(tmp_path):
+    arrays = pytorch.to_state_dict(CNN.initialize(jax.random.key(0)), CNN)
+    npz, tensors = tmp_path / "weights.npz", tmp_path / "weights.safetensors"
+    np.savez(npz, **arrays)
+    safetensors.numpy.save_file(arrays, tensors)
+
+    def refuses(path):
+        for how in (path, str(path)):
+            with pytest.raises(InputError) as error:
+                pytorch.load(how, "CNN")
+            assert "\n" not in str(error.value)
+
+    for path in (npz, tensors):
+        content = path.read_bytes()
+        for damaged in (
+            content[:-100],
+            content[:200],
+            content[:9],
+            b"",
+            b"text\n",
+            content[:400] + b"x" * 900,
+            bytes(99),
+        ):
+            path.write_bytes(damaged)
+            refuses(path)
+        for at in range(0, len(content), len(content) // 40):
+            flipped = bytearray(content)
+            flipped[at : at + 8] = bytes(255 - byte for byte in flipped[at : at + 8])
+            path.write_bytes(flipped)
+            with contextlib.suppress(InputError):  # a safetensors file has no checksum of its numbers
+                pytorch.load(path, "CNN")
+        path.unlink()
+        path.mkdir()
+        refuses(path)
+        path.rmdir()
+        refuses(path)
+    name = "classifier.2.weight"
+    for array in (
+        arrays[name].astype(object),
+        arrays[name].astype(int),
+        arrays[name].astype(complex),
+        arrays[name].astype(str),
+        arrays[name] > 0,
+        arrays[name].view([("a", np.float32)]),
+        arrays[name][:0],
+        arrays[name][..., None],
+        np.float32(3),
+        np.array(None),
+    ):
+        np.savez(npz, **arrays | {name: array})
+        refuses(npz)
+    for other in ("classifier.0.weight", "features.0.weight", "features.0.bias"):
+        for shape in ((0,), (120, 0), (0, 1000), (1, 1), (), (120, 1000, 1, 1)):
+            np.savez(npz, **arrays | {other: np.zeros(shape, np.float32)})
+            refuses(npz)
+    with npz.open("wb") as file:
+        np.save(file, arrays[name])  # one array, not a file of them
+    refuses(npz)
+    with zipfile.ZipFile(npz, "w") as file:
+        file.writestr("notes.txt", "no array")
+    refuses(npz)

@@ -5,6 +5,8 @@ import signal
 
 import pytest
 
+from mnist_jax.commands import console, train
+from mnist_jax.errors import InputError
 from mnist_jax.networks import NETWORKS
 from mnist_jax.storage import checkpoint
 
@@ -88,7 +90,8 @@ def test_stopped_and_resumed_gives_the_bits_of_an_uninterrupted_run(command, run
         assert any(when(line) for line in process.stderr)
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
-        assert process.returncode == (-number if number == signal.SIGKILL else 130), err
+        statuses = {signal.SIGKILL: -number, signal.SIGINT: 130, signal.SIGTERM: 143}
+        assert process.returncode == statuses[number], err
         assert not weights.exists()
         return err
 
@@ -122,6 +125,77 @@ def test_resume_refuses_other_hyperparameters_and_a_damaged_state(command, refus
         if path.is_file():
             path.write_bytes(path.read_bytes()[:10])
     assert "is damaged" in refused("train", *arguments, "--resume", cwd=tmp_path)
+
+
+def prepared(folder, data_dir, *arguments):
+    """A training as the command prepares it."""
+    return train.prepare(train.parse([*TINY, "--data-dir", str(data_dir), "--output", str(folder), *arguments]))
+
+
+def finished(run):
+    """What a training of no steps leaves."""
+    with console.Interrupt():
+        state, _ = train.begin(run)
+        history = [dict.fromkeys(("train_loss", "test_loss", "train_accuracy", "test_accuracy", "seconds"), 0.1)]
+        return train.finish(run, state, [history[0] | {"epoch": 1}])
+
+
+def test_a_training_goes_on_with_the_same_data_only(few_digits, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    for file in few_digits.iterdir():
+        (own / file.name).write_bytes(file.read_bytes())
+    run = prepared(tmp_path, own)
+    state, _ = train.begin(run)
+    train.Keeper(run, 0).keep(state, [{"epoch": 1}])
+    assert train.begin(prepared(tmp_path, own, "--resume"))[1] == [{"epoch": 1}]
+    # An image, and a label, of the training set, of test and of val.
+    for name, at in (
+        ("train-images-idx3", 16),
+        ("train-labels-idx1", 8),
+        ("train-labels-idx1", 8 + 900),
+        ("t10k-labels-idx1", 9),
+    ):
+        path = own / f"{name}-ubyte"
+        content = bytearray(path.read_bytes())
+        content[at] = (content[at] + 1) % 10
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="the interrupted training had other data; resume with the same"):
+            train.begin(prepared(tmp_path, own, "--resume"))
+        path.write_bytes((few_digits / path.name).read_bytes())
+    assert train.begin(prepared(tmp_path, own, "--resume"))[1]
+
+
+def test_another_training_keeps_what_the_first_one_made(few_digits, tmp_path, capsys):
+    path = tmp_path / "MLP-original.safetensors"
+    finished(prepared(tmp_path, few_digits))
+    first, figure = path.read_bytes(), path.with_suffix(".png").read_bytes()
+    assert finished(prepared(tmp_path, few_digits))["earlier_weights"] is None  # the same again
+    assert path.read_bytes() == first
+    for number, arguments in enumerate((("--seed", "1"), ("--learning-rate", "0.1"), ("--dataset", "mnist")), 1):
+        before = path.read_bytes()
+        aside = tmp_path / f"MLP-original-{number}.safetensors"
+        assert finished(prepared(tmp_path, few_digits, *arguments))["earlier_weights"] == str(aside)
+        assert f"will be kept as {aside}" in capsys.readouterr().err
+        assert aside.read_bytes() == before
+    assert (tmp_path / "MLP-original-1.safetensors").read_bytes() == first
+    assert (tmp_path / "MLP-original-1.png").read_bytes() == figure
+    assert checkpoint.find("MLP-original-1", tmp_path).exists()
+    assert checkpoint.find("MLP", tmp_path) == path
+
+
+def test_a_history_figure_that_cannot_be_written_costs_nothing_else(few_digits, tmp_path, capsys):
+    (tmp_path / "MLP-original.png" / "full").mkdir(parents=True)
+    result = finished(prepared(tmp_path, few_digits))
+    assert "note: no figure: cannot write" in capsys.readouterr().err
+    assert result["figure"] is None
+    assert train.summary(result).splitlines()[-1] == f"weights:  {tmp_path}/MLP-original.safetensors"
+    assert not (tmp_path / "MLP-original.state").exists()
+
+
+def test_accuracies_have_the_digits_of_double_precision(few_digits, tmp_path):
+    accuracies = finished(prepared(tmp_path, few_digits, "--no-save"))["accuracies"]
+    assert accuracies["val"] == round(accuracies["val"], 2)  # of 100 images
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from mnist_jax.commands import evaluate
+from mnist_jax.data import normalize
 from mnist_jax.errors import InputError
+from mnist_jax.geometry import exact_norm
+from mnist_jax.storage import checkpoint
 from mnist_jax.storage.results import load, save
 
 FAST = ("--model", "MLP-original", "--method", "automatic", "--steps", 30, "--learning-rate", 0.05, "--count", 12)
@@ -84,6 +87,109 @@ def test_an_image_that_is_not_adversarial_is_found(run, results, tmp_path, mnist
     images[one], distance[one] = mnist.val.images[record.indices[one]] / np.float32(255), 0
     report = verdict(run, changed(results, tmp_path, images=images, distance=distance), tmp_path)
     assert report["wrong"] == [{"index": int(record.indices[one]), "what": ["not misclassified"]}]
+
+
+def report(path, capsys):
+    """What --verify says of a file, by its function."""
+    status = evaluate.check(evaluate.parse(["--verify", str(path), "--json"]))
+    said = json.loads(capsys.readouterr().out)
+    assert (status == 1) == bool(said["wrong"])
+    return {one["index"]: one["what"] for one in said["wrong"]}
+
+
+def test_failures_that_fool_are_found(results, tmp_path, capsys):
+    """Robust accuracy could be raised by them."""
+    record = load(results)
+    success, distance = np.array(record.result.success), np.array(record.result.distance)
+    two = np.flatnonzero(success & (distance > 0))[:2]
+    success[two], distance[two] = False, np.inf
+    path = changed(results, tmp_path, success=success, distance=distance)
+    assert report(path, capsys) == {int(record.indices[i]): ["a failure that fools"] for i in two}
+
+    # Beyond the radius it may well fool, and at the radius too, as distances are rounded.
+    one, length = int(record.indices[two[0]]), float(record.result.distance[two[0]])
+    for method, radius, wrong in (
+        ("pgd", length * 0.99, False),
+        ("pgd", length * 1.00001, False),
+        ("pgd", length * 1.01, True),
+        ("fixed_norm", length * 1.01, False),  # it looks at exactly that norm
+        ("fixed_norm", length * 1.00001, True),
+    ):
+        about = record.about | {"method": method, "options": {"radius": radius}}
+        path = changed(results, tmp_path, success=success, distance=distance, about=about)
+        assert ("a failure that fools" in report(path, capsys).get(one, [])) == wrong
+
+
+def test_an_image_that_fools_as_it_is_is_no_failure(results, tmp_path, capsys, mnist):
+    """Nor is it farther away than 0, which would raise the accuracy."""
+    trained = checkpoint.load(checkpoint.find("MLP-original", tmp_path)).classifier()
+    predictions = np.asarray(trained(normalize(mnist.val.images[:500]))).argmax(1)
+    index = int(np.flatnonzero(predictions != mnist.val.labels[:500])[0])
+    record = load(results)
+    image = np.asarray(normalize(mnist.val.images[index]))
+    nothing = {"indices": np.array([index]), "labels": mnist.val.labels[[index]], "gradients": np.zeros(1, int)}
+    nothing["forwards"] = nothing["gradients"]
+    for found, success, wrong in (
+        (image, True, []),
+        (image, False, ["a failure that fools", "not needed, as the image itself fools"]),
+        (np.full_like(image, 0.5), False, ["not needed, as the image itself fools"]),
+    ):
+        distance = np.where([success], 0, np.inf)
+        fields = nothing | {"images": found[None], "success": np.array([success]), "distance": distance}
+        said = report(changed(results, tmp_path, **fields), capsys).get(index, [])
+        assert set(wrong) <= set(said)
+        assert bool(wrong) == bool(said)
+    assert record.result.success.any()
+
+
+@pytest.mark.parametrize("norm", [1.0, 3.0, 1000.0, np.inf, 0.0])
+def test_distances_of_any_norm_hold(results, tmp_path, capsys, mnist, norm):
+    record = load(results)
+    originals = np.asarray(normalize(mnist.val.images[record.indices]))
+    lengths = exact_norm(record.result.images - originals, norm)
+    distance = np.where(record.result.success, lengths, np.inf).astype(np.float32)
+    about = record.about | {"norm": norm}
+    assert not report(changed(results, tmp_path, distance=distance, about=about), capsys)
+    wrong = report(changed(results, tmp_path, distance=distance * np.float32(1.001), about=about), capsys)
+    assert set(map(tuple, wrong.values())) == {("not of the distance it says",)}
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("norm", ([2], "2", None, True, 0.5, -1, float("nan"), 10**400, {"p": 2})),
+        ("options", ("none", None, [], 3)),
+        ("radius", ("x", None, -1, float("inf"), [1], True, 10**400)),
+        ("targets", ("8", ["8"], [8.0], [True], [-1], [10**30], [], [1, 2], 3, {})),
+        ("weights", (None, 3, "other", [])),
+        ("model", (None, 3, "", "NOPE", "no/where", ["MLP"])),
+        ("split", (None, 0, "vul", {})),
+        ("dataset", (None, 1, "cifar", [])),
+        ("method", (None, 1, ["pgd"])),
+    ],
+)
+def test_what_a_file_says_wrongly_of_itself_is_one_line(results, tmp_path, key, values):
+    about = load(results).about
+    for value in values:
+        if key in ("radius", "targets"):
+            other = about | {"options": about["options"] | {key: value}}
+        else:
+            other = about | {key: value}
+        path = changed(results, tmp_path, about=other)
+        with pytest.raises(InputError) as error:
+            evaluate.check(evaluate.parse(["--verify", str(path)]))
+        assert "\n" not in str(error.value)
+    if key not in ("radius", "targets"):
+        path = changed(results, tmp_path, about={k: v for k, v in about.items() if k != key})
+        with pytest.raises(InputError, match=f"does not say its {key}"):
+            evaluate.check(evaluate.parse(["--verify", str(path)]))
+
+
+def test_images_that_are_not_finite_are_wrong(results, tmp_path, capsys):
+    images = np.array(load(results).result.images)
+    images[0], images[1] = np.inf, np.nan
+    wrong = report(changed(results, tmp_path, images=images), capsys)
+    assert all("not in [0, 1]" in wrong[int(index)] for index in load(results).indices[:2])
 
 
 def test_files_that_cannot_be_verified_are_refused(refused, results, tmp_path):

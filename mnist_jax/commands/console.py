@@ -58,7 +58,7 @@ def number(kind: Callable[[str], Any], low: float, high: float = math.inf, *, ab
             value = math.nan
         if not (low < value if above else low <= value) or value > high or not math.isfinite(value):
             name = "a whole number" if kind is int else "a number"
-            upper = "" if math.isinf(high) else f" and at most {high:g}"
+            upper = "" if math.isinf(high) else f" and at most {high:.15g}"
             raise argparse.ArgumentTypeError(
                 f"{text!r} is not {name} {'above' if above else 'of at least'} {low:g}{upper}"
             )
@@ -172,7 +172,7 @@ def _programs() -> str | None:
         str(folder).encode()  # XLA takes no other names
         files.make_folder(folder)
     except (UnicodeEncodeError, files.NotWritten) as error:
-        reason = error if isinstance(error, InputError) else f"the name of {folder} is not in the locale's encoding"
+        reason = error if isinstance(error, InputError) else f"the name {str(folder)!a} is not UTF-8"
         note(f"note: compiled programs are not kept for the next time: {reason}")
         return None
     return str(folder)

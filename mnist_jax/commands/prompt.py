@@ -151,7 +151,7 @@ def _number(name: str, value: object) -> float:
 
 def _finite(name: str, value: float) -> float:
     if not 0 <= value <= MOST:
-        raise InputError(f"{name} must be at least 0 and at most {MOST:g}, not {value:g}")
+        raise InputError(f"{name} must be at least 0 and at most {MOST:.0f}, not {value:g}")
     return value
 
 

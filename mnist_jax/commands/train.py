@@ -89,9 +89,7 @@ def prepare(options: argparse.Namespace) -> Run:
         try:
             str(options.output.absolute()).encode()
         except UnicodeEncodeError as error:
-            raise InputError(
-                f"the name of the folder {options.output} is not UTF-8; choose another --output"
-            ) from error
+            raise InputError(f"the name {str(options.output)!a} is not UTF-8; choose another --output") from error
         files.make_folder(options.output)
     return Run(network, recipe, dataset, options.seed, options.output, options.save, options.resume)
 
@@ -104,6 +102,10 @@ def begin(run: Run) -> tuple[training.State, list[dict[str, Any]]]:
     steps = run.recipe.steps(len(run.dataset.train.labels))
     state = training.start(run.network, run.recipe, jax.random.key(run.seed), steps)
     if run.resume:
+        if not run.path(".state").is_dir():
+            raise InputError(
+                f"there is nothing to resume: {run.path('.state')} does not exist; leave --resume out to start anew"
+            )
         saved, was = checkpoint.load_state(run.path(".state"), pack(state))
         history, wanted = was.pop("history"), run.about()
         if different := [key for key in wanted if was.get(key) != wanted[key]]:

@@ -28,11 +28,12 @@ def load(path: str | Path, architecture: str) -> checkpoint.Checkpoint:
     """
     path, network = Path(path), networks.by_name(architecture)
     try:
+        content = path.read_bytes()  # NumPy would leave a file open that it can't read
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 arrays = dict(file)
         else:
-            arrays = safetensors.numpy.load(path.read_bytes())
+            arrays = safetensors.numpy.load(content)
     except Exception as error:  # whatever zip, npy and safetensors raise for what is none of theirs, or damaged
         raise InputError(f"cannot read {path} as a safetensors or npz file ({first_line(error)})") from error
     return checkpoint.Checkpoint(network, from_state_dict(arrays, network, path), {"imported": path.name})
