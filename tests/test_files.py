@@ -100,7 +100,8 @@ def test_what_cannot_be_written_says_why():
     assert (str(full), full.full) == ("cannot write file (Disk quota exceeded)", True)
     other = files.NotWritten("state", ValueError("Error opening: No such file\nin a library"))
     assert (str(other), other.full) == ("cannot write state (Error opening: No such file)", False)
-    assert files.NotWritten("state", ValueError("in x: No space left on device [x]")).full
+    full = files.NotWritten("state", ValueError("in x: No space left on device [x]"))
+    assert (str(full), full.full) == ("cannot write state (No space left on device)", True)
 
 
 def test_strict_values_are_json():

@@ -19,9 +19,10 @@ class NotWritten(InputError):
     """A file or folder can't be written. A command adds what its options can do about it; `full`: for lack of space."""
 
     def __init__(self, what: object, reason: Exception) -> None:
-        text = getattr(reason, "strerror", None) or first_line(reason)
+        full = [os.strerror(number) for number in FULL if os.strerror(number) in str(reason)]
+        text = full[0] if full else getattr(reason, "strerror", None) or first_line(reason)
         super().__init__(f"cannot write {what} ({text})")
-        self.full = any(os.strerror(number) in str(reason) for number in FULL)
+        self.full = bool(full)
 
 
 def write(path: Path, content: bytes, aside: Path | None = None) -> None:
