@@ -11,6 +11,7 @@ the trials; the exit status is 1 if anything differed.
 
 import argparse
 import collections
+import itertools
 import os
 import random
 import subprocess
@@ -26,11 +27,11 @@ from mnist_jax import data
 IMAGES = {"train": 960, "t10k": 320}  # 800 of the first are trained on
 COMMANDS = {
     "train": ["--model", "MLP_bn", "--recipe", "best", "--epochs", "40", "--batch-size", "50"],
-    "attack": ["--model", "MLP-original", "--method", "ddn", "--steps", "300"],
+    "attack": ["--model", "MLP-original", "--method", "ddn", "--steps", "1000"],
 }
 RESULTS = {"train": "MLP_bn-best.safetensors", "attack": "MLP-original-ddn-l2-val.npz"}
 # Saves are seconds apart, so that they cost little; here a state is to be kept as often as possible.
-OFTEN = "mnist_jax.commands.{0}.SECONDS_BETWEEN_SAVES = 0.2"
+OFTEN = "mnist_jax.commands.{0}.SECONDS_BETWEEN_SAVES = 0.1"
 BEGINS = {"train": "training ", "attack": "attacking "}
 JITTER = 0.005  # seconds at most, from a change in the folder to the kill
 
@@ -114,7 +115,7 @@ def changes(command: Command, folder: Path) -> tuple[float, int]:
 
 
 def trial(command: Command, folder: Path, whole: Path, chance: random.Random, seconds: float, count: int) -> str:
-    """Kills it once, goes on; gives what became of it."""
+    """Kills it once, goes on; gives what became of it, or nothing where it ended before it could be killed."""
     process = command.start(folder)
     if chance.random() < 0.5:
         command.wait_for_work(process)
@@ -124,8 +125,9 @@ def trial(command: Command, folder: Path, whole: Path, chance: random.Random, se
     else:
         command.wait_for_work(process)
         ran = kill_at_change(process, folder, chance.randrange(count), chance.uniform(0, JITTER))
-    result = RESULTS[command.name]
-    outcome = "went on" if ran else "had ended before the kill"
+    if not ran:
+        return ""
+    result, outcome = RESULTS[command.name], "went on"
     there = (folder / result).exists()
     status, text = command.finish(folder, "--resume")
     if status == 2 and "nothing to resume" in text:
@@ -156,10 +158,12 @@ def main() -> None:
             command = Command(name, images)
             command.finish(Path(scratch, "first"))  # it compiles
             seconds, count = changes(command, whole)
-            for number in range(options.kills):
+            for number in itertools.count():
                 chance = random.Random(f"{options.seed} {name} {number}")
-                folder = Path(scratch, str(number))
-                outcomes[trial(command, folder, whole, chance, seconds, count)] += 1
+                outcome = trial(command, Path(scratch, str(number)), whole, chance, seconds, count)
+                outcomes.update([outcome] if outcome else [])
+                if outcomes.total() == options.kills:
+                    break
         for outcome, times in outcomes.most_common():
             print(f"{name:8} {times:5}  {outcome}", flush=True)
             wrong |= outcome[:4].isupper()

@@ -47,7 +47,8 @@ class Distortion:
         if self.elastic:
             field = self._elastic_field(elastic_key, batch, height, width)
             down, right = down + field[0], right + field[1]
-        down, right = down * strength, right * strength
+        # Of the images' type, also where JAX's own is double precision.
+        down, right = ((moved * strength).astype(images.dtype) for moved in (down, right))
         x = images.transpose(1, 2, 3, 0)
         # The barriers keep XLA from fusing a pass into the next one, which would repeat it for every shift.
         down, right = jax.lax.optimization_barrier((down, right))

@@ -202,7 +202,8 @@ def test_images_of_the_target_class_are_not_misclassified(tmp_path):
 
 
 def test_what_is_left_of_kills_is_swept(tmp_path):
-    (tmp_path / f".{NAME}.npz.abc").touch()
+    for suffix in ("npz", "png"):
+        (tmp_path / f".{NAME}.{suffix}.abc").touch()
     attacked(tmp_path, "--count", 1)
     assert [path.name for path in tmp_path.iterdir()] == [f"{NAME}.npz"]
 

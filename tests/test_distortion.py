@@ -219,3 +219,9 @@ def test_channels_move_together_in_images_of_any_shape():
     assert (got.shape, got.dtype) == (images.shape, np.float32)
     assert (got != images).any()
     np.testing.assert_array_equal(got[..., 1:], got[..., :1].repeat(2, axis=-1))
+
+
+def test_images_keep_their_type_in_double_precision():
+    with jax.enable_x64(True):
+        images = np.ones((2, SIZE, SIZE, 1), np.float32)
+        assert EVERYTHING(jax.random.key(0), images, 0.5).dtype == np.float32

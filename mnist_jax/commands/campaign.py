@@ -171,7 +171,8 @@ def _targets(targets: list[int] | None, count: int) -> np.ndarray | None:
 def carry_out(campaign: Campaign, options: argparse.Namespace) -> tuple[Record, dict[str, Any]]:
     """Attacks what was not attacked before the --resume; keeps the results now and then. Gives those of the images that
     were asked for, in their order, and a summary of them."""
-    files.sweep(campaign.path)
+    for path in (campaign.path, campaign.figure):
+        files.sweep(path)
     before, aside = (_earlier(campaign), None) if "resume" in options else (None, _room(campaign))
     began = time.monotonic()
     record, new = _attack(campaign, before, aside)
