@@ -45,7 +45,7 @@ import numpy as np
 from peers import Queries, distances
 
 from mnist_jax import attack, data, device, plot
-from mnist_jax.attack import AttackResult
+from mnist_jax.attack import AttackResult, methods
 from mnist_jax.attack.minimal_norm.nearest import EFFORTS
 from mnist_jax.classifier import Classifier
 from mnist_jax.commands import console
@@ -141,7 +141,7 @@ def attack_named(spec: str, at: Scene) -> Attack:
     if name.endswith(".py"):
         file, (name, _, steps) = Path(name), steps.partition(":")
     function = from_file(file, name) if file else getattr(attack, name, None)
-    ours = [n for n in attack.__all__ if not n[0].isupper()]
+    ours = list(methods.METHODS)
     if function is None or (not file and name not in ours):
         raise unknown("attack", name, ours)
     takes = inspect.signature(function).parameters

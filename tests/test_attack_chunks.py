@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_jax import unstable
+from mnist_jax import attack, unstable
 from mnist_jax.attack.engine import chunks
 from mnist_jax.attack.engine.chunks import chunk_size, fill, in_chunks
 
@@ -51,6 +51,24 @@ def test_all_chunks_have_one_shape():
 
 def test_the_size_is_a_power_of_two_and_limited():
     assert [chunk_size(count) for count in (1, 2, 3, 5, 16, 17, 32, 33, 10_000)] == [1, 2, 4, 8, 16, 32, 32, 32, 32]
+
+
+def test_the_caller_says_how_many_go_at_once():
+    shapes = []
+
+    def watched(images):
+        shapes.append(len(images))
+        assert chunk_size(100) == 10  # in other threads, too
+        return images
+
+    with attack.at_once(10):
+        np.testing.assert_array_equal(in_chunks(watched, (IMAGES,)), IMAGES)
+        assert chunk_size(3) == 4
+    assert shapes == [10] * 8
+    assert chunk_size(100) == 32
+    for wrong in (0, -1, 2.5, True, None, "many"):
+        with pytest.raises(ValueError, match="images must be a whole number of at least 1"), attack.at_once(wrong):
+            pass
 
 
 def test_two_chunks_are_worked_on_at_once():

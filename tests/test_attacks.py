@@ -17,7 +17,7 @@ import pytest
 from linear import nearest, random_problem
 
 from mnist_jax import Classifier, attack, geometry
-from mnist_jax.attack import ClassifierWarning
+from mnist_jax.attack import ClassifierWarning, methods
 
 INF = np.inf
 
@@ -86,8 +86,7 @@ each_norm = pytest.mark.parametrize(
 
 
 def test_every_attack_has_a_row():
-    functions = [name for name in attack.__all__ if inspect.isfunction(getattr(attack, name))]
-    assert [row.name for row in ATTACKS] == sorted(functions)
+    assert [row.name for row in ATTACKS] == sorted(methods.METHODS)
 
 
 def apply(params, images):
@@ -140,7 +139,7 @@ def check(result, problem, p, radius, targets=None):
     images, success = np.asarray(result.images), np.asarray(result.success)
     assert images.shape == problem.images.shape
     assert ((images >= 0) & (images <= 1)).all()  # and not NaN
-    logits = np.asarray(problem.classifier(images), np.float32)
+    logits = np.asarray(problem.classifier(images), float)
     predictions = np.where(np.isfinite(logits.max(1)), logits.argmax(1), -1)
     fooled = predictions != problem.labels if targets is None else predictions == targets
     assert fooled[success].all()
@@ -233,7 +232,7 @@ def test_classes_that_are_not_in_use_are_in_nobodys_way(row, instead):
     else:
         result = run(row, problem)
         assert result.success[clear].all()
-        assert (np.asarray(result.distance)[clear] / exact[clear]).max() <= 1.01 * row.ratios[row.norm]
+        assert (np.asarray(result.distance)[clear] / exact[clear]).max() <= 1.05 * row.ratios[row.norm]
 
 
 @each_attack
@@ -347,12 +346,13 @@ def test_under_a_transformation_of_the_weights_alone(row):
 
 def numeric_settings(row):
     """The settings that are numbers, and whether they are whole ones."""
+    wholes = {int, int | None, str | int}
     for name, parameter in inspect.signature(getattr(attack, row.name)).parameters.items():
-        kind = str(parameter.annotation)
-        if name not in ("norm", "images", "labels", "targets", "start", "key") and ("int" in kind or "float" in kind):
-            yield name, "int" in kind
-        elif name in ("radius", "step_size", "initial", "learning_rate", "low", "high"):
-            yield name, False
+        if name == "norm":
+            continue
+        per_image = name in ("radius", "step_size", "initial", "learning_rate", "low", "high")
+        if name == "thresholds" or per_image or parameter.annotation in (wholes | {float, float | None}):
+            yield name, parameter.annotation in wholes
 
 
 @each_attack
@@ -363,13 +363,12 @@ def test_numbers_that_are_none_are_refused_before_any_work(row):
         raise AssertionError("asked")
 
     how = {"norm": row.norm} | ({"radius": 0.1} if row.fixed else {})
-    settings = list(numeric_settings(row))
-    for name, whole in settings:
+    for name, whole in numeric_settings(row):
         wrong = [float("nan"), -1, -0.5, "x", True, 1 + 2j]
         wrong += [0.5, 1e12, 10**12, np.float32(1.5), 0] if whole else []
         wrong += [] if name == "high" else [np.inf]
         for value in wrong:
-            if name == "effort" and value == "x":
+            if name == "effort" and value == "x":  # it has names, too
                 continue
             with pytest.raises(ValueError, match=rf"{name}.* must be"):
                 getattr(attack, row.name)(Classifier(never, ()), np.zeros((0, 3)), [], **how | {name: value})

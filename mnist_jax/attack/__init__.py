@@ -3,6 +3,7 @@
 Fixed-radius attacks take a `radius`, a number or one for each image; minimal-norm attacks look for the smallest one.
 """
 
+from mnist_jax.attack.engine.chunks import at_once
 from mnist_jax.attack.engine.problem import ClassifierWarning
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.fixed_radius.apgd import apgd
@@ -33,6 +34,7 @@ __all__ = [
     "alma",
     "apgd",
     "apgd_targeted",
+    "at_once",
     "auto_attack",
     "automatic",
     "brendel_bethge",

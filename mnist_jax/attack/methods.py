@@ -15,7 +15,9 @@ from mnist_jax.classifier import Classifier
 from mnist_jax.errors import InputError, unknown
 
 METHODS: dict[str, Callable[..., AttackResult]] = {
-    name: getattr(attack, name) for name in attack.__all__ if inspect.isfunction(getattr(attack, name))
+    name: function
+    for name in attack.__all__
+    if hasattr(sys.modules[(function := getattr(attack, name)).__module__], "METHOD")
 }
 DEFAULT = "nearest"
 

@@ -58,7 +58,7 @@ def attempt(
 ) -> jax.Array:
     """`fixed_norm` at the radius of the state, from where it is; the learning rate falls from round to round."""
     if learning_rate is None:
-        learning_rate = rate(given, state.radius, norm) * DECAY**state.rounds
+        learning_rate = rate(given, state.radius, norm) * DECAY ** state.rounds.astype(state.radius.dtype)
     rates = jnp.broadcast_to(learning_rate, state.radius.shape)
     return search(classifier, given, state.radius, rates, state.last, norm=norm, steps=steps, loss=loss).r
 
@@ -112,7 +112,7 @@ def _next(low, high, estimate, found, failures):
     """The radius to try: most of the way from the estimate, which promises too much, to the best; after a failure, at
     least the middle of the interval. As long as there is no success, the farther above the estimate the more failed."""
     between = estimate + FROM_ESTIMATE * jnp.maximum(high - estimate, 0)
-    above = jnp.where(found, between, estimate * (1 + ABOVE * 8.0**failures))
+    above = jnp.where(found, between, estimate * (1 + ABOVE * 8.0 ** failures.astype(estimate.dtype)))
     middle = jnp.where(found & (failures > 0), (low + high) / 2, 0)
     edge = EDGE * (high - low)
     return jnp.clip(jnp.maximum(above, middle), low, high - edge)
@@ -121,8 +121,8 @@ def _next(low, high, estimate, found, failures):
 class Halving(NamedTuple):
     """Bisection and nothing else, of every image: `[B]`, or like the images."""
 
-    low: jax.Array  # the largest radius that failed
-    high: jax.Array  # the distance of the best, or the limit
+    low: jax.Array  # the last radius that failed, or the limit
+    high: jax.Array  # the last that succeeded, or the limit
     best: jax.Array  # the nearest adversarial perturbation, or the last attempt
     found: jax.Array
     done: jax.Array
@@ -143,22 +143,24 @@ def middle(state: Halving) -> jax.Array:
     return (state.low + state.high) / 2
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-def halved(given: Problem, state: Halving, result: AttackResult, norm: float, tolerance: float) -> Halving:
-    """The state after the attack at the middle had that result."""
-    r = result.images - given.images
-    better = result.success & (result.distance <= state.high)
-    high = jnp.where(better, geometry.norm(r, norm), state.high)
-    low = jnp.where(result.success, jnp.minimum(state.low, high), middle(state))
+@partial(jax.jit, static_argnums=(4, 5))
+def halved(classifier, given: Problem, state: Halving, result: AttackResult, norm: float, tolerance: float) -> Halving:
+    """The state after the attack at the middle had that result, whose images are judged anew."""
+    r, radius = result.images - given.images, middle(state)
+    success = result.success & given.solved(classifier(result.images), CAREFUL)
+    distance = geometry.norm(r, norm)
+    better = success & (~state.found | (distance < geometry.norm(state.best, norm)))
+    low = jnp.where(success, state.low, radius)
+    high = jnp.where(success, jnp.where(distance > 0, radius, 0), state.high)
     new = Halving(
         low=low,
         high=high,
         best=given.where(better | ~state.found, r, state.best),
-        found=state.found | better,
+        found=state.found | success,
         done=(high - low <= tolerance * high) | (state.rounds + 1 >= ROUNDS),
         rounds=state.rounds + 1,
         gradients=state.gradients + result.gradients,
-        forwards=state.forwards + result.forwards,
+        forwards=state.forwards + result.forwards + 1,
     )
     return jax.tree.map(partial(_unless, state.done), state, new)
 

@@ -1,8 +1,9 @@
 """Any number of images, chunks of a fixed size at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import jax
@@ -16,6 +17,8 @@ from mnist_jax import device, unstable
 CHUNK = {"cpu": 32}
 CHUNK_OF_ACCELERATOR = 2048
 
+_at_once: ContextVar[int | None] = ContextVar("at_once", default=None)  # instead, where the caller has set it
+
 # What a caller may have set for its own thread only.
 SETTINGS: dict[str, Any] = {
     "jax_enable_x64": jax.enable_x64,
@@ -26,6 +29,24 @@ SETTINGS: dict[str, Any] = {
     "jax_disable_jit": jax.disable_jit,
     "jax_debug_nans": jax.debug_nans,
 }
+
+
+@contextmanager
+def at_once(images: int) -> Iterator[None]:
+    """`with at_once(images):` attacks inside send at most so many images through the network at once.
+
+    The usual choice suits a CPU's caches, and networks for MNIST on an accelerator; larger networks need fewer.
+
+    Raises:
+      ValueError: it is not a whole number of at least 1.
+    """
+    if not isinstance(images, int) or isinstance(images, bool) or images < 1:
+        raise ValueError(f"images must be a whole number of at least 1, not {images!r}")
+    token = _at_once.set(images)
+    try:
+        yield
+    finally:
+        _at_once.reset(token)
 
 
 def in_chunks(program: Callable, arrays: Any, *before: Any, size: int | None = None) -> Any:
@@ -58,7 +79,8 @@ def in_chunks(program: Callable, arrays: Any, *before: Any, size: int | None = N
 
     first = work(0)  # alone: it compiles the program
     with ThreadPoolExecutor(device.cores() if shards is None and jax.default_backend() == "cpu" else 1) as pool:
-        parts = [first, *pool.map(work, range(size, count, size))]
+        contexts = [copy_context() for _ in range(size, count, size)]
+        parts = [first, *pool.map(lambda c, start: c.run(work, start), contexts, range(size, count, size))]
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[:count]), *parts)
 
 
@@ -85,9 +107,12 @@ def until_done(program: Callable, arrays: Any, state: Any, *before: Any, at_once
 
 
 def chunk_size(count: int) -> int:
-    """How many images to work on at once, where there are `count`: a power of two for each device."""
+    """How many images to work on at once, where there are `count`: a power of two for each device, or what the caller
+    has set."""
     devices = len(_devices())
     each = 1 << max(-(-count // devices) - 1, 0).bit_length()
+    if (most := _at_once.get()) is not None:
+        return min(devices * each, most)
     return devices * min(CHUNK.get(jax.default_backend(), CHUNK_OF_ACCELERATOR), each)
 
 

@@ -90,9 +90,9 @@ def in_stages(search: Callable[..., Found], asked: Asked, *, norm: float, each: 
     """
     with jax.numpy_dtype_promotion("standard"):
         given, _ = _checked(asked)
+        own = {name: None if v is None else radii(v, given.images, name) for name, v in (each or {}).items()}
         if not len(given.images):
             return _nothing(given)
-        own = {name: None if v is None else radii(v, given.images, name) for name, v in (each or {}).items()}
         found = search(asked.classifier, given, asked.key, **own)
         return in_chunks(partial(_judge, norm), (given, found), asked.classifier)
 

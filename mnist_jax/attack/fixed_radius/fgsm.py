@@ -48,9 +48,8 @@ def fgsm(
     Raises:
       ValueError: an argument is out of its range.
     """
-    del key
     norm = METHOD.check_norm(norm)
-    asked = Asked(classifier, images, labels, targets, None)
+    asked = Asked(classifier, images, labels, targets, key)
     return driver.run(kernel, asked, norm=norm, each={"radius": radius}, loss=loss_function(loss))
 
 

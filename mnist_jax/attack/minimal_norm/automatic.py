@@ -1,5 +1,6 @@
 """Method B of the original project: confidence first, then the norm, in one descent."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from mnist_jax import geometry, losses
+from mnist_jax import geometry, losses, unstable
 from mnist_jax.attack.engine import arguments, driver
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.chunks import in_chunks
@@ -91,9 +92,14 @@ def _checked(norm, steps, learning_rate, thresholds) -> tuple[float, dict[str, f
     """The norm and the numbers, in their ranges."""
     arguments.counts(steps=steps)
     arguments.numbers(0, above=True, learning_rate=learning_rate)
-    if not 1 >= thresholds[0] >= thresholds[1] >= 0:
-        raise ValueError(f"thresholds must fall, from at most 1 to at least 0, not {thresholds}")
-    numbers = {"learning_rate": learning_rate, "upper": thresholds[0], "lower": thresholds[1]}
+    if not (isinstance(thresholds, Sequence) and len(thresholds) == 2):
+        raise ValueError(f"thresholds must be two numbers, not {thresholds!r}")
+    upper, lower = thresholds
+    arguments.numbers(0, 1, thresholds=upper)
+    arguments.numbers(0, 1, thresholds=lower)
+    if not unstable.traced(thresholds) and upper < lower:
+        raise ValueError(f"thresholds must fall, not rise as {thresholds}")
+    numbers = {"learning_rate": learning_rate, "upper": upper, "lower": lower}
     return METHOD.check_norm(norm), numbers
 
 

@@ -51,8 +51,7 @@ def dichotomy(
     """Bisects the radius of a fixed-radius attack, separately for every image.
 
     An interval [low, high], with failure at its lower end and success at its upper end, is halved by an attack in its
-    middle until it is shorter than `tolerance * high`. After a success `high` falls to the distance of what was found.
-    An attack that always fails finds nothing.
+    middle until it is shorter than `tolerance * high`. An attack that always fails finds nothing.
 
     With `search_first`, as is usual for the original's own attack `fixed_norm`, the search begins at what some runs
     along the averaged boundary find (`descents.search`; see `nearest`), and divides smaller intervals: just below the
@@ -102,7 +101,7 @@ def _no_limit(high: ArrayLike) -> bool:
 def _limits(given: Problem, norm: float, low: jax.Array, high: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """The limits of the radius. Raises `ValueError` where they are the wrong way round."""
     if high is not None and not unstable.traced((low, high)) and bool((np.asarray(low) > np.asarray(high)).any()):
-        raise ValueError("low must not be above high")
+        raise ValueError("low must be at most high")
     largest = geometry.largest(given.images, norm)
     return low, largest if high is None else jnp.minimum(high, largest)
 
@@ -130,7 +129,7 @@ def _plain(classifier, given: Problem, key, *, norm, low, high, tolerance, attac
                 targets=given.targets,
                 **more,
             )
-            return bisection.halved(given, state, result, norm, tolerance)
+            return bisection.halved(classifier, given, state, result, norm, tolerance)
 
         if unstable.traced((classifier, arrays, state)):
             return jax.lax.fori_loop(0, rounds, halve, state)
