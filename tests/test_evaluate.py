@@ -100,8 +100,9 @@ def test_checkpoint_of_another_architecture_or_a_newer_version_is_refused(refuse
     path = tmp_path / "CNN.safetensors"
     checkpoint.save(path, checkpoint.Checkpoint(CNN, MLP.initialize(jax.random.key(0)), {}))
     assert "does not hold the weights of CNN" in refused("evaluate", "--model", path, cwd=tmp_path)
-    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
-    untrained(path)
+    with monkeypatch.context() as newer:
+        newer.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+        untrained(path)
     assert "was written by a newer mnist_jax" in refused("evaluate", "--model", path, cwd=tmp_path)
 
 
