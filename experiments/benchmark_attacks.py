@@ -50,7 +50,7 @@ from mnist_jax.attack.minimal_norm.nearest import EFFORTS
 from mnist_jax.classifier import Classifier
 from mnist_jax.commands import console
 from mnist_jax.errors import InputError, unknown
-from mnist_jax.evaluation import CHUNK
+from mnist_jax.evaluation import predict
 from mnist_jax.storage import checkpoint, files, pytorch
 
 BEST = Path(__file__).with_name("best_distances")
@@ -128,11 +128,10 @@ def scene(name: str, norm: float, options: argparse.Namespace) -> Scene:
     return Scene(title, trained, digest.hexdigest(), norm, options.radius, indices, images[indices], labels)
 
 
-def logits_of(classifier: Classifier, images: np.ndarray, chunk: int = CHUNK) -> np.ndarray:
+def logits_of(classifier: Classifier, images: np.ndarray) -> np.ndarray:
     """Logits `[N, C]`, as exact as the device can."""
     with jax.default_matmul_precision("highest"):
-        parts = [np.asarray(classifier(images[i : i + chunk])) for i in range(0, len(images), chunk)]
-    return np.concatenate(parts)
+        return predict(classifier, images)
 
 
 def attack_named(spec: str, at: Scene) -> Attack:

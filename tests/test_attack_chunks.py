@@ -5,11 +5,14 @@ import subprocess
 import sys
 import threading
 from contextlib import ExitStack
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from linear import classifier, random_problem
 
 from mnist_jax import attack, unstable
 from mnist_jax.attack.engine import chunks
@@ -51,6 +54,37 @@ def test_all_chunks_have_one_shape():
 
 def test_the_size_is_a_power_of_two_and_limited():
     assert [chunk_size(count) for count in (1, 2, 3, 5, 16, 17, 32, 33, 10_000)] == [1, 2, 4, 8, 16, 32, 32, 32, 32]
+
+
+def test_on_a_device_everything_stays_there(monkeypatch):
+    """The CPU stands for one: what a program gets and gives is never NumPy's."""
+    w, b, images, labels = random_problem(np.random.default_rng(0), batch=75)
+    run = partial(attack.nearest, classifier(w, b), images, labels, effort=100)
+    on_host = run()
+    monkeypatch.setattr(chunks, "_on_host", lambda: False)
+    state = chunks.until_done(halve, (images,), State(images, np.arange(75)), at_once=1, most=9)
+    assert isinstance(state.x, jax.Array)
+    np.testing.assert_allclose(state.x, images / 2.0 ** (np.arange(75) % 7)[:, None, None, None], rtol=1e-6)
+    on_device = run()
+    np.testing.assert_array_equal(on_device.success, on_host.success)
+    np.testing.assert_allclose(on_device.distance, on_host.distance, rtol=1e-5)
+
+
+class State(NamedTuple):
+    x: jax.Array
+    left: jax.Array
+
+    @property
+    def done(self):
+        return self.left % 7 == 0
+
+
+def halve(arrays, state, rounds):
+    assert rounds == 1
+    assert all(isinstance(array, jax.Array) for array in (*arrays, *state))
+    left = state.left % 7
+    x = state.x / jnp.where(left > 0, 2, 1)[:, None, None, None]
+    return State(x, jnp.maximum(left - 1, 0))
 
 
 def test_the_caller_says_how_many_go_at_once():

@@ -90,6 +90,18 @@ def test_an_attack_is_bisected_to_where_it_alone_succeeds(jit):
     assert (searched.gradients > 5 * result.gradients).all()
 
 
+def test_a_key_is_for_every_round_of_the_attack():
+    w, b, images, labels = random_problem(np.random.default_rng(4), batch=8, classes=3)
+    run = partial(attack.dichotomy, classifier(w, b), images, labels, attack=partial(attack.pgd, steps=5))
+    one, again, other, old = (run(key=key) for key in (*map(jax.random.key, (1, 1, 2)), jax.random.PRNGKey(1)))
+    np.testing.assert_array_equal(one.images, again.images)
+    np.testing.assert_array_equal(one.images, old.images)
+    assert not np.array_equal(one.images, other.images)
+    keys = jax.random.split(jax.random.key(3), 8)
+    first = attack.dichotomy(classifier(w, b), images[:3], labels[:3], attack=attack.pgd, steps=5, key=keys[:3])
+    np.testing.assert_allclose(run(key=keys).images[:3], first.images, atol=1e-6)
+
+
 def test_low_and_high_are_limits():
     w, b, images, labels = random_problem(np.random.default_rng(2), batch=64)
     c, distance = classifier(w, b), nearest(w, b, images, labels, 2)

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mnist_jax.classifier import Classifier
 from mnist_jax.data import Split
 from mnist_jax.errors import InputError
-from mnist_jax.evaluation import CHUNK
+from mnist_jax.evaluation import predict
 from mnist_jax.geometry import exact_norm
 from mnist_jax.storage.results import CLASSES, Record, check_about, targets_of
 
@@ -107,14 +106,12 @@ def _fools(logits: np.ndarray, labels: np.ndarray, targets: list[int] | None) ->
     return (-lead if targets is None else lead) > CLEAR * np.abs(logits).max(1, initial=0)
 
 
-def _logits(classifier: Classifier, images: np.ndarray, chunk: int = CHUNK) -> np.ndarray:
+def _logits(classifier: Classifier, images: np.ndarray) -> np.ndarray:
     """What the classifier says of the images, by the highest precision of the device, in double precision."""
     if not len(images):
         return np.zeros((0, CLASSES))
-    apply = jax.jit(classifier)
     with jax.default_matmul_precision("highest"):
-        parts = [apply(jnp.asarray(images[i : i + chunk], jnp.float32)) for i in range(0, len(images), chunk)]
-    return np.concatenate([np.asarray(part, float) for part in parts])
+        return np.asarray(predict(classifier, np.asarray(images, np.float32)), float)
 
 
 def text(report: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar, copy_context
+from functools import partial
 from typing import Any
 
 import jax
@@ -75,13 +76,15 @@ def in_chunks(program: Callable, arrays: Any, *before: Any, size: int | None = N
                     stack.enter_context(SETTINGS[name](value))
             part = jax.tree.map(lambda a: fill(a[start : start + size], size), arrays)
             part = part if shards is None else jax.device_put(part, shards)
-            return jax.tree.map(np.asarray, program(*before, *part))
+            return jax.tree.map(np.asarray if on_host else jnp.asarray, program(*before, *part))
 
+    on_host = _on_host()
     first = work(0)  # alone: it compiles the program
-    with ThreadPoolExecutor(device.cores() if shards is None and jax.default_backend() == "cpu" else 1) as pool:
+    with ThreadPoolExecutor(device.cores() if shards is None and on_host else 1) as pool:
         contexts = [copy_context() for _ in range(size, count, size)]
         parts = [first, *pool.map(lambda c, start: c.run(work, start), contexts, range(size, count, size))]
-    return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[:count]), *parts)
+    join = np.concatenate if on_host else jnp.concatenate
+    return jax.tree.map(lambda *leaves: jnp.asarray(join(leaves)[:count]), *parts)
 
 
 def until_done(program: Callable, arrays: Any, state: Any, *before: Any, at_once: int, most: int) -> Any:
@@ -92,18 +95,33 @@ def until_done(program: Callable, arrays: Any, state: Any, *before: Any, at_once
     """
     if unstable.traced((before, arrays, state)):
         return program(*before, arrays, state, most)
-    arrays, state = jax.tree.map(np.asarray, arrays), jax.tree.map(np.array, state)
+    on_host = _on_host()
+    arrays, state = jax.tree.map(np.asarray if on_host else jnp.asarray, (arrays, state))
     size = chunk_size(len(state.done))
 
     def some_rounds(*arguments: Any) -> Any:
         return program(*arguments, at_once)
 
-    while len(active := np.flatnonzero(~state.done)):
-        part = jax.tree.map(lambda a, active=active: a[active], (arrays, state))
-        new = in_chunks(some_rounds, part, *before, size=size)
-        for ours, theirs in zip(*map(jax.tree.leaves, (state, new)), strict=True):
-            ours[active] = np.asarray(theirs)
+    while len(active := np.flatnonzero(~np.asarray(state.done))):
+        # On a device what picks them is compiled, so they are filled up to few shapes.
+        places = active if on_host else fill(active, -(-len(active) // size) * size)
+        part = jax.tree.map(lambda a, places=places: a[places], (arrays, state))
+        state = jax.tree.map(partial(_put, places), state, in_chunks(some_rounds, part, *before, size=size))
     return state
+
+
+def _on_host() -> bool:
+    """Whether arrays lie in the memory of the host. On a device they stay there: moving them would take the time."""
+    return jax.default_backend() == "cpu"
+
+
+def _put(places: Any, ours: Any, new: jax.Array) -> Any:
+    """An array with new entries at these places."""
+    if isinstance(ours, jax.Array):
+        return ours.at[places].set(new)
+    ours = ours if ours.flags.writeable else ours.copy()
+    ours[places] = np.asarray(new)
+    return ours
 
 
 def chunk_size(count: int) -> int:

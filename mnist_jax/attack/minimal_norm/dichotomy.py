@@ -18,6 +18,7 @@ from mnist_jax.attack.engine.driver import Found
 from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import Asked, Problem, check_direction, loss_function
 from mnist_jax.attack.engine.result import AttackResult
+from mnist_jax.attack.engine.starts import seeds
 from mnist_jax.attack.fixed_radius.fixed_norm import fixed_norm
 from mnist_jax.attack.fixed_radius.fixed_norm import search as on_sphere
 from mnist_jax.classifier import Classifier
@@ -110,16 +111,16 @@ def _plain(classifier, given: Problem, key, *, norm, low, high, tolerance, attac
     """Bisection and nothing else."""
     known = inspect.signature(attack).parameters
     takes_key = key is not None and ("key" in known or any(p.kind is p.VAR_KEYWORD for p in known.values()))
-    keys = driver.keys_of(key, len(given.images)) if takes_key else None
+    seed = seeds(key, len(given.images)) if takes_key else None
     state = bisection.halve_from(given, *_limits(given, norm, low, high))
 
     def halvings(classifier, arrays, state, rounds):
-        given, keys = arrays
+        given, seed = arrays
 
         def halve(number, state):
             more = dict(options)
-            if keys is not None:
-                more["key"] = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+            if seed is not None:
+                more["key"] = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), number))(seed)
             result = attack(
                 classifier,
                 given.images,
@@ -137,7 +138,7 @@ def _plain(classifier, given: Problem, key, *, norm, low, high, tolerance, attac
             state = halve(state.rounds.max(), state)
         return state
 
-    state = until_done(halvings, (given, keys), state, classifier, at_once=1, most=ROUNDS)
+    state = until_done(halvings, (given, seed), state, classifier, at_once=1, most=ROUNDS)
     return Found(state.best, state.gradients, state.forwards, allowed=state.found)
 
 
