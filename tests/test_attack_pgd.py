@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from linear import classifier, nearest, random_problem
 
-from mnist_jax import Classifier, attack
+from mnist_jax import Classifier, attack, losses
+from mnist_jax.attack.engine.problem import Problem
+from mnist_jax.attack.fixed_radius.pgd import kernel
 
 
 def binary(seed=1, batch=16):
@@ -94,3 +96,27 @@ def test_a_key_for_each_image():
     np.testing.assert_allclose(together.images[9:10], run(images[9:10], labels[9:10], key=keys[9:10]).images, atol=1e-6)
     with pytest.raises(ValueError, match="key must be one key, or one for each of the 16 images"):
         run(images, labels, key=keys[:3])
+
+
+def test_the_kernel_runs_inside_a_training_step():
+    """As adversarial training calls it: without the driver, in one program with the gradient by the weights."""
+    w, b, images, labels = random_problem(np.random.default_rng(0), batch=16)
+    c, x = classifier(w, b), jnp.asarray(images, jnp.float32)
+    given = Problem(x, jnp.asarray(labels, jnp.int32), None)
+    radius, keys = jnp.full(16, 0.1), jax.random.split(jax.random.key(0), 16)
+    how = {"norm": np.inf, "step_size": None, "steps": 5, "restarts": 1, "share": 0.01, "at_image": True}
+
+    @jax.jit
+    def step(params):
+        found = kernel(Classifier(c.apply, params), given, keys, radius=radius, loss=losses.log_odds, **how)
+        adversarial = jax.lax.stop_gradient(given.at(found.r))
+        return adversarial, *jax.value_and_grad(partial(mean_loss, adversarial))(params)
+
+    def mean_loss(images, params):
+        return losses.cross_entropy(c.apply(params, images), given.labels).mean()
+
+    adversarial, loss, slopes = step(c.params)
+    wanted = attack.pgd(c, images, labels, 0.1, steps=5)
+    np.testing.assert_allclose(adversarial, wanted.images, atol=1e-6)
+    assert loss > losses.cross_entropy(c(x), given.labels).mean()
+    assert np.abs(slopes["w"]).max() > 0
