@@ -100,6 +100,13 @@ def test_looking_costs_nothing_again():
     assert costs[0] - costs[1] == 8  # two batches of four images
 
 
+def test_a_warning_shows_the_line_that_called():
+    for run in (partial(attack.automatic, steps=1), partial(attack.fgsm, radius=0.1)):
+        with pytest.warns(ClassifierWarning) as caught:
+            run(Classifier(frozen, PARAMS), IMAGES, LABELS)
+        assert caught[0].filename == __file__
+
+
 def test_nothing_is_looked_at_while_a_caller_compiles():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,6 +1,7 @@
 """What an attack is asked for: images, labels or targets, a loss, radii; checked in one place."""
 
 import functools
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable
@@ -208,7 +209,15 @@ def _look_at(classifier: Classifier, images: jax.Array) -> None:
         (different, "the classifier answers differently for the same image in another batch; use its evaluation mode"),
     ):
         if wrong:
-            warnings.warn(text, ClassifierWarning, stacklevel=4)
+            warnings.warn(text, ClassifierWarning, stacklevel=_outside())
+
+
+def _outside() -> int:
+    """How many calls up the line is that called this package, which is the one to show beside a warning."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("mnist_jax."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 @jax.jit
