@@ -82,7 +82,7 @@ def pytest_runtest_teardown(item, nextitem):
     """Bounds the programs that are held. Each is mapped into memory by itself: that says how many there are."""
     same = nextitem is not None and group(item.nodeid) == group(nextitem.nodeid)
     maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > (MOST_MAPPED if same else MOST_MAPPED / 2):
+    if maps.exists() and maps.read_bytes().count(b"\n") > (MOST_MAPPED if same else 0.75 * MOST_MAPPED):
         jax.clear_caches()
         gc.collect()
         if hasattr(LIBC, "malloc_trim"):
