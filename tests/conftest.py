@@ -12,8 +12,10 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # else memory that was freed stays with the threads that compiled
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import ctypes
 import gc
 import importlib
+import re
 import shutil
 import signal
 import subprocess
@@ -24,7 +26,7 @@ import jax
 import numpy as np
 import pytest
 
-from mnist_jax import data
+from mnist_jax import attack, data
 from mnist_jax.commands import console
 from mnist_jax.unstable import IN_ONE_PIECE, QUICKLY_COMPILED, compile_quickly
 
@@ -38,7 +40,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "seed_networks"
 MOST_KEPT = 2**30  # bytes of compiled programs; a run makes less than half of that
-MOST_MAPPED = 6000  # pieces of memory; they and what belongs to them take about 1.2 GB
+MOST_MAPPED = 4500  # pieces of memory; they and what belongs to them take about 1 GB
+LIBC = ctypes.CDLL(None)
+COMMANDS = ("test_attack_command", "test_console", "test_evaluate", "test_train", "test_verify")
 
 
 def pytest_configure(config):
@@ -52,21 +56,37 @@ def pytest_configure(config):
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Groups of tests that share programs: of an attack, of a file, or as they say. Commands are processes anyway."""
-    for item in items:
-        if "command" not in item.fixturenames and not item.get_closest_marker("xdist_group"):
-            row = item.callspec.params.get("row") if hasattr(item, "callspec") else None
-            item.add_marker(pytest.mark.xdist_group(row.name if row else item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Tests of one `group` go to one worker, one after another."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group(nodeid)
+
+    return Groups(config, log)
+
+
+def group(nodeid: str) -> str:
+    """Tests of a file share programs; in `test_attacks.py`, those of an attack. Commands are processes of their own."""
+    path, _, name = nodeid.partition("::")
+    if Path(path).stem in COMMANDS:
+        return nodeid
+    if name.startswith("test_inside_and_without"):
+        return "operations"  # which they all share
+    return path + "".join(set(re.split(r"[][-]", name)) & set(attack.__all__))
 
 
 def pytest_runtest_teardown(item, nextitem):
     """Bounds the programs that are held. Each is mapped into memory by itself: that says how many there are."""
-    same = nextitem is not None and item.path == nextitem.path
+    same = nextitem is not None and group(item.nodeid) == group(nextitem.nodeid)
     maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > (MOST_MAPPED if same else MOST_MAPPED / 2):
+    if maps.exists() and maps.read_bytes().count(b"\n") > (MOST_MAPPED if same else 0.75 * MOST_MAPPED):
         jax.clear_caches()
+        gc.collect()
+        if hasattr(LIBC, "malloc_trim"):
+            LIBC.malloc_trim(0)  # the GNU C library keeps what was freed
 
 
 @pytest.fixture

@@ -283,7 +283,6 @@ FEW = {
 }
 
 
-@pytest.mark.xdist_group("operations")  # which they all share
 @each_attack
 def test_inside_and_without_compiled_functions(row, monkeypatch):
     for module, constants in FEW.items():
