@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
 # XLA's older code for fusions and fewer optimizations: compiled in two thirds of the time, and one image is attacked as
@@ -28,6 +29,12 @@ def traced(tree: Any) -> bool:
     `jax.core.Tracer` is the class to ask by, but `jax.core` may change from version to version.
     """
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def staged(tree: Any = ()) -> bool:
+    """Whether what is computed of the pytree now has no value yet: because something in it has none, or because a
+    function of the caller's is being compiled, where not even constants are worked out."""
+    return traced((tree, jnp.add(0, 0)))
 
 
 def row_major(array: jax.Array) -> jax.Array:

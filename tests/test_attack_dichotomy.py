@@ -9,6 +9,7 @@ import pytest
 from linear import classifier, nearest, random_problem
 
 from mnist_jax import attack, data, geometry, load_classifier
+from mnist_jax.attack.minimal_norm.dichotomy import _rounds
 
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, 10, np.inf])
@@ -102,6 +103,19 @@ def test_a_key_is_for_every_round_of_the_attack():
     np.testing.assert_allclose(run(key=keys).images[:3], first.images, atol=1e-6)
 
 
+def test_options_may_have_a_value_for_each_image():
+    w, b, images, labels = random_problem(np.random.default_rng(4), batch=6, classes=3)
+    c, rates = classifier(w, b), np.linspace(0.02, 0.05, 6)
+    for how in ({"attack": attack.pgd, "step_size": rates, "steps": 5}, {"learning_rate": rates, "steps": 2}):
+        together = attack.dichotomy(c, images, labels, **how)
+        last = {name: value[5:] if np.ndim(value) else value for name, value in how.items()}
+        alone = attack.dichotomy(c, images[5:], labels[5:], **last)
+        np.testing.assert_allclose(alone.distance, together.distance[5:], rtol=2e-3)
+    known = _rounds._cache_size()
+    attack.dichotomy(c, images, labels, steps=2, learning_rate=rates / 2)
+    assert _rounds._cache_size() == known  # another learning rate compiles nothing
+
+
 def test_low_and_high_are_limits():
     w, b, images, labels = random_problem(np.random.default_rng(2), batch=64)
     c, distance = classifier(w, b), nearest(w, b, images, labels, 2)
@@ -176,6 +190,14 @@ def test_a_key_disturbs_the_start():
         {"high": np.ones(3)},
         {"high": np.nan},
         {"low": 2.0, "high": 1.0},
+        {"learning_rate": np.nan},
+        {"learning_rate": -1.0},
+        {"steps": 0},
+        {"steps": 2.5},
+        {"stepz": 3},
+        {"attack": None},
+        {"attack": "pgd"},
+        {"attack": attack.nearest},
         {"low": np.array([0, 0, 2, 0]), "high": 1, "attack": attack.fgsm},
     ],
 )

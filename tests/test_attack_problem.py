@@ -29,6 +29,11 @@ def frozen(params, images):
     return jax.lax.stop_gradient(apply(params, images))
 
 
+def no_numbers(params, images):
+    far = jnp.maximum(images.reshape(len(images), -1) - 2, 0)  # zero, where the norm has no derivative
+    return apply(params, images) + jnp.linalg.norm(far, axis=1)[:, None]
+
+
 def of_the_batch(params, images):
     return apply(params, images - images.mean(0, keepdims=True))
 
@@ -49,6 +54,7 @@ def run(function, count=5, **options):
         (probabilities, "look like probabilities", 5),
         (probabilities, "look like probabilities", 1),
         (frozen, "gradients vanish", 5),
+        (no_numbers, "or are no numbers", 5),
         (of_the_batch, "answers differently", 5),
         (noisy, "answers differently", 5),
         (noisy, "answers differently", 1),
@@ -145,6 +151,17 @@ def test_a_loss_of_the_wrong_sign_is_refused(run):
     with pytest.raises(ValueError, match="a number for each image"):
         give(loss=lambda logits, labels: losses.margin(logits, labels).sum())
     assert give(loss=weighted).distance.shape == (5,)
+
+
+def test_a_loss_of_values_that_are_traced_is_taken_as_it_is():
+    def run(temperature):
+        loss = lambda logits, labels: losses.margin(logits, labels) * temperature  # noqa: E731
+        return attack.fgsm(Classifier(apply, PARAMS), IMAGES, LABELS, 0.5, loss=loss).distance
+
+    np.testing.assert_array_equal(jax.jit(run)(2.0), run(2.0))
+    for wrong in (["margin"], 3, None):
+        with pytest.raises(ValueError, match="loss must be"):
+            attack.fgsm(Classifier(apply, PARAMS), IMAGES, LABELS, 0.5, loss=wrong)
 
 
 def minus_margin(logits, labels):

@@ -53,3 +53,13 @@ def test_chunks_give_the_same_as_all_at_once(count):
     np.testing.assert_array_equal(result["a"], a)
     assert len(sizes) == 1
     assert all(size & (size - 1) == 0 for size in sizes)
+
+
+@pytest.mark.parametrize(("place", "value"), [(2, 2.0), (2, 0.5), (3, -5), (3, 0.5), (4, np.nan), (4, -1)])
+def test_successes_and_counts_that_are_none_are_damage(tmp_path, place, value):
+    record = some_record()
+    arrays = list(record.result)
+    arrays[place] = np.full(3, value)
+    save(tmp_path / "a.npz", record._replace(result=AttackResult(*arrays)))
+    with pytest.raises(InputError, match="its successes or its counts are none"):
+        load(tmp_path / "a.npz")

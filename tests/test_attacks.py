@@ -343,6 +343,37 @@ def test_under_a_transformation_of_the_weights_alone(row):
     assert {leaf.shape[:2] for leaf in jax.tree.leaves(result)} == {(3, 1)}
 
 
+@each_attack
+def test_inside_a_function_that_closes_over_arrays_of_jax(row):
+    """Nothing is traced that the attack is given, but nothing it computes has a value."""
+    problem = some_problem(6, batch=1, classes=2, shape=(2,))
+    images, labels = jnp.asarray(problem.images), jnp.asarray(problem.labels)
+    classifier = Classifier(apply, problem.classifier.params)  # that nobody has looked at
+    options = {"norm": row.norm} | row.tiny | ({"radius": 1.0} if row.fixed else {})
+    run = partial(getattr(attack, row.name), classifier, images, **options)
+    for given in (labels, None):
+        assert jax.eval_shape(jax.jit(partial(run, given))).images.shape == (1, 2)
+
+
+@each_attack
+def test_double_logits_of_single_weights(row):
+    """As where a network has constants of NumPy's: only traced, to the end."""
+
+    def normalized(params, images):
+        flat = (images.reshape(len(images), -1) - np.full((1, 2), 0.1307)) / np.full((1, 2), 0.3081)
+        return flat @ params["w"] + params["b"][None]
+
+    with jax.enable_x64(True):
+        problem = some_problem(6, batch=1, classes=3, shape=(2,))
+        classifier = Classifier(normalized, {name: problem.classifier.params[name] for name in ("w", "b")})
+        options = {"norm": row.norm} | row.tiny | ({"radius": 1.0} if row.fixed else {})
+        run = partial(getattr(attack, row.name), classifier, **options)
+        images = jnp.asarray(problem.images, jnp.float32)
+        assert classifier(images).dtype == np.float64
+        result = jax.eval_shape(jax.jit(run), images, jnp.asarray(problem.labels))
+    assert result.images.dtype == np.float32
+
+
 def numeric_settings(row):
     """The settings that are numbers, and whether they are whole ones."""
     wholes = {int, int | None, str | int}
@@ -371,7 +402,10 @@ def test_numbers_that_are_none_are_refused_before_any_work(row):
                 continue
             with pytest.raises(ValueError, match=rf"{name}.* must be"):
                 getattr(attack, row.name)(Classifier(never, ()), np.zeros((0, 3)), [], **how | {name: value})
-    for name, value in (("norm", "l2"), ("norm", np.nan), ("norm", True), ("key", 0), ("key", "seed")):
+    others = [("norm", "l2"), ("norm", np.nan), ("norm", True), ("norm", np.True_), ("norm", 10**400)]
+    others += [("key", 0), ("key", "seed"), ("key", np.zeros(2, np.uint32)), ("key", jnp.zeros(3, jnp.uint32))]
+    others += [("radius", value) for value in (None, 1e300, [1.0])] if row.fixed else []
+    for name, value in others:
         with pytest.raises(ValueError, match=f"{name} must be"):
             getattr(attack, row.name)(Classifier(never, ()), np.zeros((0, 3)), [], **how | {name: value})
 

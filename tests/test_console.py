@@ -176,6 +176,9 @@ def test_streams_that_are_closed_or_full(shell, few_digits):
         status, out, _ = shell(how, *evaluate)
         assert status == 0
         assert json.loads(out)["networks"]  # nothing else is there
+    status, out, err = shell(">&-", *evaluate)
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1] == "error: cannot write to stdout (Bad file descriptor)"
     for arguments in (evaluate[:-1], ("train", "--help")):
         status, out, err = shell(">/dev/full", *arguments)
         assert (status, out) == (2, "")

@@ -23,8 +23,8 @@ def check_norm(p: float, allowed: tuple[float, ...] | None = None) -> float:
       ValueError: it is not one of those allowed, or, where none are named, not in [1, inf].
     """
     try:
-        exponent = math.nan if isinstance(p, bool) else float(p)
-    except (TypeError, ValueError):
+        exponent = math.nan if isinstance(p, bool | np.bool_ | bytes) else float(p)
+    except (TypeError, ValueError, OverflowError):
         exponent = math.nan
     if allowed is None and not exponent >= 1:
         raise ValueError(f"norm must be a number in [1, inf], not {_text(p)}")
@@ -34,7 +34,7 @@ def check_norm(p: float, allowed: tuple[float, ...] | None = None) -> float:
 
 
 def _text(p: object) -> str:
-    return f"{p:g}" if isinstance(p, int | float) and not isinstance(p, bool) else repr(p)
+    return f"{p:g}" if isinstance(p, float) else repr(p)
 
 
 def dual(p: float) -> float:

@@ -83,6 +83,10 @@ def _check(path: Path, record: Record) -> None:
         raise InputError(f"{path} is damaged: its arrays are not of one length, or not of numbers")
     if len(set(indices.tolist())) < count:
         raise InputError(f"{path} is damaged: it has an image twice")
+    _, _, success, gradients, forwards = record.result
+    counts = all(((n >= 0) & (n == np.round(n))).all() for n in (gradients, forwards))
+    if not (counts and np.isin(success, (0, 1)).all()):
+        raise InputError(f"{path} is damaged: its successes or its counts are none")
 
 
 def check_about(path: Path, record: Record) -> None:

@@ -103,7 +103,7 @@ def margins(classifier, given: Problem, classes: int) -> tuple[jax.Array, jax.Ar
             return given.objective(logits)[:, None], (logits, given.targets[:, None])
         own, others = losses.label_and_others(logits, given.labels)
         values, indices = jax.lax.top_k(others, min(classes, logits.shape[1] - 1))
-        return own[:, None] - values, (logits, indices)
+        return (own[:, None] - values).astype(images.dtype), (logits, indices)
 
     values, pull_back, (logits, indices) = jax.vjp(each_margin, given.images, has_aux=True)
     each = jnp.eye(values.shape[1], dtype=values.dtype)[:, None].repeat(len(values), 1)

@@ -59,7 +59,7 @@ def in_chunks(program: Callable, arrays: Any, *before: Any, size: int | None = N
     transformation of the caller's, of any of the arguments, all is done at once.
     """
     count = len(jax.tree.leaves(arrays)[0])
-    if unstable.traced((before, arrays)):
+    if unstable.staged((before, arrays)):
         return program(*before, *arrays)
     if not count:
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), arrays)
@@ -93,7 +93,7 @@ def until_done(program: Callable, arrays: Any, state: Any, *before: Any, at_once
     Those that are done leave the batch after every `at_once` rounds. Under a transformation of the caller's nobody can
     leave: then it is called once, for the `most` rounds there can be.
     """
-    if unstable.traced((before, arrays, state)):
+    if unstable.staged((before, arrays, state)):
         return program(*before, arrays, state, most)
     on_host = _on_host()
     arrays, state = jax.tree.map(np.asarray if on_host else jnp.asarray, (arrays, state))

@@ -35,7 +35,7 @@ class Found(NamedTuple):
     allowed: ArrayLike = True
 
 
-Settings = Mapping[str, ArrayLike | None]
+Settings = Mapping[str, ArrayLike]
 
 
 def run(
@@ -57,7 +57,7 @@ def run(
       each: settings that may differ from image to image, numbers of at least 0 or `[B]`.
       arrays: settings like the images, `[B, *shape]`.
       numbers: settings that are traced: another value compiles nothing anew.
-      how: settings that the compiled program depends on; hashable, as is None in place of any of the others.
+      how: settings that the compiled program depends on; hashable.
 
     Raises:
       ValueError: see `problem.problem`, `radii` and `keys_of`.
@@ -65,15 +65,14 @@ def run(
     with jax.numpy_dtype_promotion("standard"):  # whatever the caller has set for code of his own
         given, keys = _checked(asked)
         x = given.images
-        own = {name: radii(value, x, name) for name, value in _present(each)}
-        own |= {name: _like(x, value, name) for name, value in _present(arrays)}
-        traced = {name: jnp.asarray(value, x.dtype) for name, value in _present(numbers)}
-        absent = dict.fromkeys({*(each or ()), *(arrays or ()), *(numbers or ())} - own.keys() - traced.keys())
+        own = {name: radii(value, x, name) for name, value in (each or {}).items()}
+        own |= {name: _like(x, value, name) for name, value in (arrays or {}).items()}
+        traced = {name: jnp.asarray(value, x.dtype) for name, value in (numbers or {}).items()}
         if not len(x):
             return _nothing(given)
         if "loss" in how:
             check_direction(how["loss"], asked.classifier, x)
-        program = partial(_run, kernel, norm, tuple(sorted((how | absent).items())))
+        program = partial(_run, kernel, norm, tuple(sorted(how.items())))
         return in_chunks(program, (given, keys, own), asked.classifier, traced)
 
 
@@ -90,7 +89,7 @@ def in_stages(search: Callable[..., Found], asked: Asked, *, norm: float, each: 
     """
     with jax.numpy_dtype_promotion("standard"):
         given, _ = _checked(asked)
-        own = {name: None if v is None else radii(v, given.images, name) for name, v in (each or {}).items()}
+        own = {name: radii(value, given.images, name) for name, value in (each or {}).items()}
         if not len(given.images):
             return _nothing(given)
         found = search(asked.classifier, given, asked.key, **own)
@@ -113,8 +112,9 @@ def _checked(asked: Asked) -> tuple[Problem, jax.Array | None]:
     return given, None if asked.key is None else keys_of(asked.key, len(given.images))
 
 
-def _present(settings: Settings | None) -> list[tuple[str, ArrayLike]]:
-    return [(name, value) for name, value in (settings or {}).items() if value is not None]
+def present(**settings: ArrayLike | None) -> dict[str, ArrayLike]:
+    """The settings that are given: kernels have defaults for the others."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _like(images: jax.Array, value: ArrayLike, name: str) -> jax.Array:

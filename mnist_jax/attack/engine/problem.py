@@ -1,5 +1,6 @@
 """What an attack is asked for: images, labels or targets, a loss, radii; checked in one place."""
 
+import contextlib
 import functools
 import inspect
 import warnings
@@ -164,6 +165,8 @@ def _images(classifier: Classifier, images: ArrayLike) -> jax.Array:
     images = images if isinstance(images, jax.Array) else np.asarray(images)
     if images.ndim < 2 or not (jnp.issubdtype(images.dtype, jnp.floating) or images.dtype.kind in "iub"):
         raise ValueError(f"images must be an array [B, *shape] of numbers, not {images.dtype} {list(images.shape)}")
+    if len(images) and not images.size:
+        raise ValueError(f"images must have pixels, not the shape {list(images.shape)}")
     if not _all(images, lambda x: (x >= 0) & (x <= 1)):
         raise ValueError("images must be numbers in [0, 1]; divide bytes by 255")
     weights = [jnp.result_type(leaf) for leaf in jax.tree.leaves(classifier.params)]
@@ -199,12 +202,12 @@ def _look_at(classifier: Classifier, images: jax.Array) -> None:
     """Warns where the classifier's gradients vanish, its outputs are probabilities, or its answer for an image depends
     on the others in the batch. It looks once at every `Classifier`, on a few images, and not under a transformation.
     """
-    if unstable.traced((classifier, images)) or not len(images) or classifier in _known:
+    if unstable.staged((classifier, images)) or not len(images) or classifier in _known:
         return
     _known.add(classifier)
     vanish, probabilities, different = map(bool, _looks(classifier, fill(np.asarray(images[:LOOKED_AT]), LOOKED_AT)))
     for wrong, text in (
-        (vanish, "the classifier's gradients vanish, so an attack that follows them finds nothing"),
+        (vanish, "the classifier's gradients vanish or are no numbers; an attack that follows them finds nothing"),
         (probabilities, "the classifier's outputs look like probabilities; attacks want logits, which don't saturate"),
         (different, "the classifier answers differently for the same image in another batch; use its evaluation mode"),
     ):
@@ -241,7 +244,7 @@ def _looks(classifier: Classifier, images: jax.Array) -> tuple[jax.Array, jax.Ar
     sums, between = logits.sum(1), (logits >= 0) & (logits <= 1)
     differences = jnp.abs(logits[0] - again[-1]) > DIFFERENT * jnp.maximum(scale, jnp.abs(logits[0]))
     return (
-        reach <= jnp.finfo(logits.dtype).eps * scale,
+        ~(reach > jnp.finfo(logits.dtype).eps * scale),  # also where it is no number
         between.all() & (jnp.abs(sums - 1) < 1e-4).all(),
         differences.any(),
     )
@@ -255,7 +258,7 @@ def loss_function(loss: str | Loss) -> Loss:
     """
     if callable(loss):
         return loss
-    if loss not in LOSSES:
+    if not isinstance(loss, str) or loss not in LOSSES:
         raise ValueError(f"loss must be a function or one of {', '.join(LOSSES)}, not {loss!r}")
     return LOSSES[loss]
 
@@ -263,8 +266,14 @@ def loss_function(loss: str | Loss) -> Loss:
 def check_direction(loss: Loss, classifier: Classifier, images: jax.Array) -> None:
     """Raises `ValueError` where a loss of the caller's falls as the label's logit grows: minimized, it would make the
     image stronger, without a word."""
+    try:
+        hash(loss)
+    except TypeError as error:
+        raise ValueError("loss must be hashable, as functions are: programs are compiled for it") from error
     if loss not in LOSSES.values():
-        _check_direction(loss, _predictions.eval_shape(classifier, images[:1])[0].shape[1])
+        # One that is made of values which a transformation of the caller's has not got yet can't be tried.
+        with contextlib.suppress(jax.errors.JAXTypeError):
+            _check_direction(loss, _predictions.eval_shape(classifier, images[:1])[0].shape[1])
 
 
 @functools.lru_cache
@@ -285,11 +294,11 @@ def _check_direction(loss: Loss, classes: int) -> None:
 
 def radii(radius: ArrayLike, images: jax.Array, name: str = "radius") -> jax.Array:
     """The radius as `[B]`. Raises `ValueError` unless it is a finite number of at least 0, or `[B]` of them."""
-    radius = radius if isinstance(radius, jax.Array) else np.asarray(radius)
+    given, radius = radius, radius if isinstance(radius, jax.Array) else np.asarray(radius)
     if radius.dtype.kind not in "iuf" and not jnp.issubdtype(radius.dtype, jnp.floating):
-        raise ValueError(f"{name} must be a number, or one for each image, not {radius!r}")
+        raise ValueError(f"{name} must be a number, or one for each image, not {given!r}")
     if radius.shape not in ((), (len(images),)):
         raise ValueError(f"{name} must be a number, or one for each of the {len(images)} images")
-    if not _all(radius, lambda x: (x >= 0) & (x < np.inf)):
+    if not _all(radius, lambda x: (x >= 0) & (x <= float(jnp.finfo(images.dtype).max))):
         raise ValueError(f"{name} must be at least 0, and finite")
     return jnp.broadcast_to(jnp.asarray(radius, images.dtype), (len(images),))

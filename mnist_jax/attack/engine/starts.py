@@ -38,7 +38,8 @@ def _is_key(key: jax.Array) -> bool:
         return False
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key.ndim <= 1
-    return key.dtype == jnp.uint32 and key.ndim in (1, 2)
+    width = jax.random.key_data(jax.random.key(0)).shape[-1]
+    return key.dtype == jnp.uint32 and key.ndim in (1, 2) and key.shape[-1] == width
 
 
 def _several(key: jax.Array) -> bool:

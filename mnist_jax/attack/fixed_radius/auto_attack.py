@@ -65,7 +65,7 @@ def auto_attack(
     norm = METHOD.check_norm(norm)
     given = problem(Asked(classifier, images, labels, targets, key))
     arrays = (given, radii(radius, given.images), keys_of(fixed(key), len(given.images)))
-    traced = unstable.traced((classifier, arrays))
+    traced = unstable.staged((classifier, arrays))
     zeros = jnp.zeros(len(given.labels), jnp.int32)
     result = AttackResult(given.images, jnp.full(len(zeros), jnp.inf, given.images.dtype), zeros > 0, zeros, zeros)
     for attack in _ensemble(classifier, norm):

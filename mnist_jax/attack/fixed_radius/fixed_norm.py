@@ -75,10 +75,10 @@ def fixed_norm(
     asked = Asked(classifier, images, labels, targets, key)
     each = {"radius": radius, "learning_rate": learning_rate}
     how: dict[str, Any] = {"steps": steps, "loss": loss_function(loss)}
-    return driver.run(kernel, asked, norm=norm, each=each, arrays={"start": start}, **how)
+    return driver.run(kernel, asked, norm=norm, each=each, arrays=driver.present(start=start), **how)
 
 
-def kernel(classifier, given: Problem, keys, *, norm, radius, learning_rate, start, steps, loss) -> Found:
+def kernel(classifier, given: Problem, keys, *, norm, radius, learning_rate, steps, loss, start=None) -> Found:
     x = given.images
     start = jnp.zeros_like(x) if start is None else start
     if keys is not None:

@@ -62,11 +62,11 @@ def mi_fgsm(
     arguments.counts(steps=steps)
     arguments.numbers(0, momentum=momentum)
     asked = Asked(classifier, images, labels, targets, key)
-    each, numbers = {"radius": radius, "step_size": step_size}, {"momentum": momentum}
+    each, numbers = {"radius": radius, **driver.present(step_size=step_size)}, {"momentum": momentum}
     return driver.run(kernel, asked, norm=norm, each=each, numbers=numbers, steps=steps, loss=loss_function(loss))
 
 
-def kernel(classifier, given: Problem, keys, *, norm, radius, step_size, momentum, steps, loss) -> Found:
+def kernel(classifier, given: Problem, keys, *, norm, radius, momentum, steps, loss, step_size=None) -> Found:
     x = given.images
     size = radius / steps if step_size is None else step_size
 

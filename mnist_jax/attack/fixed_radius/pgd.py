@@ -75,13 +75,13 @@ def pgd(
     arguments.counts(steps=steps, restarts=restarts)
     arguments.numbers(0, 1, above=True, share=share)
     asked = Asked(classifier, images, labels, targets, fixed(key))
-    each, numbers = {"radius": radius, "step_size": step_size}, {"share": share}
+    each, numbers = {"radius": radius, **driver.present(step_size=step_size)}, {"share": share}
     how: dict[str, Any] = {"steps": steps, "restarts": restarts, "at_image": key is None, "loss": loss_function(loss)}
     return driver.run(kernel, asked, norm=norm, each=each, numbers=numbers, **how)
 
 
 def kernel(
-    classifier, given: Problem, keys, *, norm, radius, step_size, steps, restarts, loss, share, at_image
+    classifier, given: Problem, keys, *, norm, radius, steps, restarts, loss, share, at_image, step_size=None
 ) -> Found:
     x = given.images
     size = 2.5 * radius / steps if step_size is None else step_size

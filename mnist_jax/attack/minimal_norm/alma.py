@@ -96,18 +96,20 @@ def alma(
     memory = max(1 - 0.1 * (1000 / steps) ** 0.7, 0.0) if memory is None else memory
     arguments.numbers(0, 1, below=True, memory=memory)
     first_step = FIRST_STEP.get(norm) if first_step is None else first_step
-    numbers = {"learning_rate": learning_rate, "memory": memory, "first_step": first_step}
+    numbers = {"learning_rate": learning_rate, "memory": memory, **driver.present(first_step=first_step)}
     asked = Asked(classifier, images, labels, targets, key)
     return driver.run(kernel, asked, norm=norm, numbers=numbers, steps=steps)
 
 
-def kernel(classifier, given: Problem, keys, *, norm, learning_rate, memory, first_step, steps) -> Found:
+def kernel(classifier, given: Problem, keys, *, norm, learning_rate, memory, steps, first_step=None) -> Found:
     x, start = given.images, small_start(given, keys)
     slope = jax.grad(lambda r: geometry.norm(r, norm).sum())
 
     def advance(i, s: State) -> State:
         logits, y, gradient = given.gradient(classifier, x + s.r, losses.dlr)
-        y = y + given.rounding(logits) / losses.spread(logits)  # what counts as a success, not the boundary itself
+        y = y + given.rounding(logits) / losses.spread(logits).astype(
+            x.dtype
+        )  # what counts as a success, not the boundary itself
         best = s.best.keep(given, s.r, geometry.norm(s.r, norm), given.solved(logits, CAREFUL))
         check = ((i + 1) % CHECK == 0) & (i > 0)
         grows = check & ~s.best.found & ~(y < IMPROVED * s.earlier)

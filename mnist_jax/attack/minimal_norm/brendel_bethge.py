@@ -73,11 +73,11 @@ def brendel_bethge(
     arguments.counts(steps=steps)
     arguments.numbers(0, above=True, region=region)
     asked = Asked(classifier, images, labels, targets, key)
-    numbers, arrays = {"region": region}, {"start": start}
+    numbers, arrays = {"region": region}, driver.present(start=start)
     return driver.run(kernel, asked, norm=norm, numbers=numbers, arrays=arrays, steps=steps)
 
 
-def kernel(classifier, given: Problem, keys, *, norm, region, start, steps) -> Found:
+def kernel(classifier, given: Problem, keys, *, norm, region, steps, start=None) -> Found:
     x = given.images
     if start is None:
         r = jax.lax.fori_loop(0, STARTING, partial(_cross, classifier, given), small_start(given, keys))

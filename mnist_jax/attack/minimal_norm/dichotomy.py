@@ -62,7 +62,8 @@ def dichotomy(
 
     Args:
       classifier, images, labels, norm, targets: see `fixed_norm`.
-      low: a radius, number or `[B]`, below which not to look.
+      low: a radius, number or `[B]`, at which the bisection begins. With `search_first`, a nearer image that the runs
+        before it find is kept all the same.
       high: a radius, number or `[B]`, above which not to look; at most, and if None, the largest that the box allows
         the image.
       tolerance: relative length of the last interval.
@@ -85,21 +86,32 @@ def dichotomy(
     if search_first is None:
         search_first = attack is fixed_norm
     asked = Asked(classifier, images, labels, targets, key)
-    how: dict[str, Any] = {
-        "norm": norm,
-        "tolerance": tolerance,
-        "attack": attack,
-        "options": tuple(sorted(options.items())),
-    }
-    limits = {"low": low, "high": None if high is None or _no_limit(high) else high}
-    return driver.in_stages(partial(_searched if search_first else _plain, **how), asked, norm=norm, each=limits)
+    _check_attack(attack)
+    each = driver.present(low=0.0 if low is None else low, high=None if high is None or _no_limit(high) else high)
+    if attack is fixed_norm and search_first:
+        if unknown := options.keys() - {"steps", "learning_rate", "loss"}:
+            raise ValueError(f"options must be steps, learning_rate or loss, not {', '.join(sorted(unknown))}")
+        arguments.counts(steps=options.get("steps"))
+        each |= driver.present(learning_rate=options.pop("learning_rate", None))
+    how: dict[str, Any] = {"norm": norm, "tolerance": tolerance, "attack": attack, "options": options}
+    return driver.in_stages(partial(_searched if search_first else _plain, **how), asked, norm=norm, each=each)
+
+
+def _check_attack(attack: Callable[..., AttackResult]) -> None:
+    """Raises `ValueError` unless it can be called as an attack of a fixed radius is."""
+    try:
+        inspect.signature(attack).bind(None, None, None, None, norm=None, targets=None)
+    except TypeError as error:
+        raise ValueError(
+            f"attack must be a function (classifier, images, labels, radius, *, norm, targets), not {attack!r}"
+        ) from error
 
 
 def _no_limit(high: ArrayLike) -> bool:
     return not unstable.traced(high) and np.ndim(high) == 0 and bool(np.isposinf(arguments.real(high)))
 
 
-def _limits(given: Problem, norm: float, low: jax.Array, high: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def _limits(given: Problem, norm: float, low: jax.Array, high: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """The limits of the radius. Raises `ValueError` where they are the wrong way round."""
     if high is not None and not unstable.traced((low, high)) and bool((np.asarray(low) > np.asarray(high)).any()):
         raise ValueError("low must be at most high")
@@ -107,54 +119,51 @@ def _limits(given: Problem, norm: float, low: jax.Array, high: jax.Array | None)
     return low, largest if high is None else jnp.minimum(high, largest)
 
 
-def _plain(classifier, given: Problem, key, *, norm, low, high, tolerance, attack, options) -> Found:
+def _plain(classifier, given: Problem, key, *, norm, tolerance, attack, options, **limits) -> Found:
     """Bisection and nothing else."""
     known = inspect.signature(attack).parameters
     takes_key = key is not None and ("key" in known or any(p.kind is p.VAR_KEYWORD for p in known.values()))
     seed = seeds(key, len(given.images)) if takes_key else None
-    state = bisection.halve_from(given, *_limits(given, norm, low, high))
+    # Options that have a value for each image go with the images.
+    own = {name: value for name, value in options.items() if np.shape(value)[:1] == (len(given.images),)}
+    state = bisection.halve_from(given, *_limits(given, norm, **limits))
 
     def halvings(classifier, arrays, state, rounds):
-        given, seed = arrays
+        given, seed, own = arrays
 
         def halve(number, state):
-            more = dict(options)
+            more = options | own
             if seed is not None:
                 more["key"] = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), number))(seed)
-            result = attack(
-                classifier,
-                given.images,
-                given.labels,
-                bisection.middle(state),
-                norm=norm,
-                targets=given.targets,
-                **more,
-            )
+            images, labels, targets = given
+            result = attack(classifier, images, labels, bisection.middle(state), norm=norm, targets=targets, **more)
             return bisection.halved(classifier, given, state, result, norm, tolerance)
 
-        if unstable.traced((classifier, arrays, state)):
+        if unstable.staged((classifier, arrays, state)):
             return jax.lax.fori_loop(0, rounds, halve, state)
         for _ in range(rounds):
             state = halve(state.rounds.max(), state)
         return state
 
-    state = until_done(halvings, (given, seed), state, classifier, at_once=1, most=ROUNDS)
+    state = until_done(halvings, (given, seed, own), state, classifier, at_once=1, most=ROUNDS)
     return Found(state.best, state.gradients, state.forwards, allowed=state.found)
 
 
-def _searched(classifier, given: Problem, key, *, norm, low, high, tolerance, attack, options) -> Found:
+def _searched(
+    classifier, given: Problem, key, *, norm, tolerance, attack, options, learning_rate=None, **limits
+) -> Found:
     """Bisection that begins at what runs along the boundary find."""
-    low, high = _limits(given, norm, low, high)
+    low, high = _limits(given, norm, **limits)
     if attack is fixed_norm:
-        check_direction(loss_function(dict(options).get("loss", "margin")), classifier, given.images)
+        check_direction(loss_function(options.get("loss", "margin")), classifier, given.images)
     takes_start = "start" in inspect.signature(attack).parameters
     how = {"norm": norm, "shortest": FINER * tolerance, "attack": attack, "takes_start": takes_start}
     begun = descents.search(classifier, given, key, norm=norm, budget=BEFORE)
     alone = in_chunks(partial(_alone, norm=norm), (given, begun), classifier)
     begun = descents.one_more(classifier, given, begun, alone, norm=norm, budget=BEFORE)
     state = in_chunks(partial(_first, norm=norm), (given, low, high, begun))
-    rounds = partial(_rounds, **how, options=options)
-    state = until_done(rounds, given, state, classifier, at_once=AT_ONCE, most=ROUNDS)
+    rounds = partial(_rounds, **how, options=tuple(sorted(options.items())))
+    state = until_done(rounds, (given, learning_rate), state, classifier, at_once=AT_ONCE, most=ROUNDS)
     r = given.where(jnp.asarray(state.found), state.best, state.last)
     return Found(r, state.gradients, state.forwards, allowed=state.found)
 
@@ -177,13 +186,15 @@ def _first(given: Problem, low, high, begun: descents.Search, *, norm) -> State:
 
 
 @partial(jax.jit, static_argnums=3, static_argnames=("norm", "shortest", "attack", "takes_start", "options"))
-def _rounds(classifier, given, state, count, *, norm, shortest, attack, takes_start, options) -> State:
+def _rounds(classifier, arrays, state, count, *, norm, shortest, attack, takes_start, options) -> State:
+    given, learning_rate = arrays
+
     def tried(state) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Perturbations, and the gradients and evaluations that were made with these."""
         more = dict(options)
         if attack is fixed_norm:
             loss = loss_function(more.pop("loss", "margin"))
-            r = attempt(classifier, given, state, norm, loss=loss, **more)
+            r = attempt(classifier, given, state, norm, loss=loss, learning_rate=learning_rate, **more)
             return r, state.gradients + more.get("steps", STEPS), state.forwards + 1
         start = {"start": state.last} if takes_start else {}
         images, labels, targets = given

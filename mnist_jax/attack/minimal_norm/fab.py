@@ -140,7 +140,7 @@ def _nearest_boundary(classifier, given: Problem, y, others, norm):
             margin = given.objective(logits)[:, None]
         else:
             own = losses.label_and_others(logits, given.labels)[0]
-            margin = own[:, None] - jnp.take_along_axis(logits, others, 1)
+            margin = (own[:, None] - jnp.take_along_axis(losses.wide(logits), others, 1)).astype(y.dtype)
         return margin + jax.lax.stop_gradient(given.rounding(logits))[:, None]
 
     values, pull_back = jax.vjp(margins, y)
