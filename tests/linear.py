@@ -32,6 +32,17 @@ def classifier(w, b, dtype=np.float32):
     return Classifier(apply, {"w": jnp.asarray(w, dtype), "b": jnp.asarray(b, dtype)})
 
 
+def whole_numbers(shape, classes, seed=0):
+    """A classifier whose logits of whole pixels are exact, in any order of summation."""
+    rng = np.random.default_rng(seed)
+    w = rng.integers(-3, 4, (int(np.prod(shape)), classes)).astype(np.float32)
+    return Classifier(apply, {"w": w, "b": np.arange(classes, dtype=np.float32)})
+
+
+def grey_levels(count, *shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape)).astype(np.uint8)
+
+
 def nearest(w, b, images, labels, p):
     """Distances `[B]`: for each other class the least p-norm in the box at which the margin is zero, by bisection.
 

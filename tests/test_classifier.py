@@ -6,35 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from linear import apply, grey_levels, whole_numbers
 
 from mnist_jax import networks
 from mnist_jax.classifier import Classifier
-
-
-def linear(params, images):
-    return images.reshape(len(images), -1) @ params["w"] + params["b"][None]
-
-
-def linear_classifier(shape, classes, seed=0):
-    rng = np.random.default_rng(seed)
-    w = rng.integers(-3, 4, (int(np.prod(shape)), classes)).astype(np.float32)
-    return Classifier(linear, {"w": w, "b": np.arange(classes, dtype=np.float32)})
-
-
-def grey_levels(count, *shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, *shape)).astype(np.uint8)
-
 
 # As a pytree
 
 
 def test_only_the_weights_are_leaves():
-    network = linear_classifier((3, 2), 4)
+    network = whole_numbers((3, 2), 4)
     leaves, structure = jax.tree.flatten(network)
     assert [leaf.shape for leaf in leaves] == [(4,), (6, 4)]
     again = jax.tree.unflatten(structure, leaves)
     assert type(again) is Classifier
-    assert again.apply is linear
+    assert again.apply is apply
     assert again.params["w"] is network.params["w"]
     images = np.ones((2, 3, 2), np.float32)
     negated = jax.tree.map(jnp.negative, network)
@@ -42,15 +28,15 @@ def test_only_the_weights_are_leaves():
 
 
 def test_gradient_by_the_classifier():
-    network, images = linear_classifier((3,), 2), np.array([[1.0, 2.0, 4.0]], np.float32)
+    network, images = whole_numbers((3,), 2), np.array([[1.0, 2.0, 4.0]], np.float32)
     gradient = jax.grad(lambda network: network(images)[0, 1])(network)
-    assert gradient.apply is linear
+    assert gradient.apply is apply
     np.testing.assert_array_equal(gradient.params["w"], [[0, 1], [0, 2], [0, 4]])
     np.testing.assert_array_equal(gradient.params["b"], [0, 1])
 
 
 def test_classifiers_stack():
-    several = [linear_classifier((3,), 2, seed) for seed in range(3)]
+    several = [whole_numbers((3,), 2, seed) for seed in range(3)]
     images = np.arange(6, dtype=np.float32).reshape(2, 3)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *several)
     got = jax.vmap(lambda network: network(images))(stacked)
@@ -59,7 +45,7 @@ def test_classifiers_stack():
 
 def test_a_classifier_does_not_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        linear_classifier((3,), 2).params = {}
+        whole_numbers((3,), 2).params = {}
 
 
 # As a function
@@ -67,7 +53,7 @@ def test_a_classifier_does_not_change():
 
 @pytest.mark.parametrize(("shape", "classes"), [((), 2), ((5,), 3), ((4, 6), 7), ((8, 8, 3), 10), ((2, 3, 2, 2), 2)])
 def test_any_image_shape_and_number_of_classes(shape, classes):
-    network, images = linear_classifier(shape, classes), grey_levels(3, *shape).astype(np.float32)
+    network, images = whole_numbers(shape, classes), grey_levels(3, *shape).astype(np.float32)
     w = network.params["w"]
     expected = [[image.ravel() @ w[:, c] + c for c in range(classes)] for image in images]
     np.testing.assert_array_equal(network(images), expected)

@@ -1,25 +1,13 @@
 """Prediction over any number of images, and accuracy."""
 
+import linear
 import numpy as np
 import pytest
+from linear import grey_levels, whole_numbers
 
 from mnist_jax import evaluation
 from mnist_jax.classifier import Classifier
 from mnist_jax.data import Split
-
-
-def linear(params, images):
-    return images.reshape(len(images), -1) @ params["w"] + params["b"][None]
-
-
-def linear_classifier(shape, classes, seed=0):
-    rng = np.random.default_rng(seed)
-    w = rng.integers(-3, 4, (int(np.prod(shape)), classes)).astype(np.float32)
-    return Classifier(linear, {"w": w, "b": np.arange(classes, dtype=np.float32)})
-
-
-def grey_levels(count, *shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, *shape)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 20])
@@ -28,9 +16,9 @@ def test_predict(count):
 
     def apply(params, images):
         shapes.append(images.shape)
-        return linear(params, images)
+        return linear.apply(params, images)
 
-    network = Classifier(apply, linear_classifier((4, 4, 1), 3).params)
+    network = Classifier(apply, whole_numbers((4, 4, 1), 3).params)
     images = grey_levels(count, 4, 4, 1)
     got = evaluation.predict(network, images, chunk=8)
     assert isinstance(got, np.ndarray)
