@@ -218,8 +218,8 @@ def _room(campaign: Campaign) -> Path | None:
 def _differences(campaign: Campaign, record: Record) -> str:
     """In what the attack differs from that of the record, in words; nothing where their results belong together."""
     ours, theirs = campaign.about, record.about
-    different = [key for key in ours if key != "options" and theirs.get(key) != ours[key]]
     options, were = ours["options"], theirs["options"]
+    different = console.different(ours | {"options": were}, theirs)  # options apart, below
     changed = sorted(key for key in {*options, *were} - {"targets"} if options.get(key) != were.get(key))
     if changed:
         had = ", ".join(f"{key} {were[key]}" if key in were else f"no {key}" for key in changed)

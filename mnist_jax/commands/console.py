@@ -200,6 +200,11 @@ def show(text: str, end: str = "\n") -> None:
         raise InputError(f"cannot write to stdout ({error.strerror})") from error
 
 
+def different(wanted: dict[str, Any], was: dict[str, Any]) -> list[str]:
+    """In what something that was kept, by what it says of itself, is not what is wanted now."""
+    return [key for key in wanted if was.get(key) != wanted[key]]
+
+
 def report(result: dict[str, Any], text: str, *, as_json: bool) -> None:
     """The result on stdout, as one JSON object or as text."""
     show(json.dumps(files.strict(result), allow_nan=False) if as_json else text)

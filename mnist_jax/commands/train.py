@@ -108,7 +108,7 @@ def begin(run: Run) -> tuple[training.State, list[dict[str, Any]]]:
             )
         saved, was = checkpoint.load_state(run.path(".state"), pack(state))
         history, wanted = was.pop("history"), run.about()
-        if different := [key for key in wanted if was.get(key) != wanted[key]]:
+        if different := console.different(wanted, was):
             changed = {k: v for k, v in was["hyperparameters"].items() if wanted["hyperparameters"].get(k) != v}
             hint = f" (it had {', '.join(f'{k} {v}' for k, v in changed.items())})" if changed else ""
             raise InputError(
@@ -235,7 +235,7 @@ def room(run: Run) -> Path | None:
     except InputError:
         what = "which can't be read"
     else:
-        different = [key for key in about if was.get(key) != about[key]]
+        different = console.different(about, was)
         if not different:
             return None
         what = f"with other {' and '.join(different)}"

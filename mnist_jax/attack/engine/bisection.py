@@ -68,11 +68,6 @@ def rate(given: Problem, radius: jax.Array, norm: float) -> jax.Array:
     return radius * (FEW if norm == 1 else given.images[0].size) ** (-1 / norm)
 
 
-def keep(given: Problem, condition: jax.Array, a: State, b: State) -> State:
-    """For each image, one of two states, by the condition `[B]`."""
-    return State(*[(given.where if x.ndim > 1 else jnp.where)(condition, x, y) for x, y in zip(a, b, strict=True)])
-
-
 def divide(classifier, given: Problem, state: State, r: jax.Array, norm: float, shortest: float) -> State:
     """The state after the attack at `state.radius` gave the perturbation `r`, which is `state.last` in the first round.
 
@@ -162,8 +157,4 @@ def halved(classifier, given: Problem, state: Halving, result: AttackResult, nor
         gradients=state.gradients + result.gradients,
         forwards=state.forwards + result.forwards + 1,
     )
-    return jax.tree.map(partial(_unless, state.done), state, new)
-
-
-def _unless(condition: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.where(condition.reshape(-1, *[1] * (b.ndim - 1)), a, b)
+    return given.choose(state.done, state, new)

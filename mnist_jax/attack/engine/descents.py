@@ -207,7 +207,7 @@ def _after_another(classifier, given: Problem, seed, state: Search, norm) -> Sea
         visits=state.visits.at[image, way].add(guided),
         blocks=state.blocks,
     )
-    return jax.tree.map(lambda a, b: jnp.where(state.done.reshape(-1, *[1] * (a.ndim - 1)), a, b), state, new)
+    return given.choose(state.done, state, new)
 
 
 def _start(given: Problem, seed, state: Search, norm: float) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from mnist_jax.attack.engine.chunks import in_chunks
 from mnist_jax.attack.engine.problem import Asked, Problem, check_direction, problem, radii
 from mnist_jax.attack.engine.result import AttackResult, finish
-from mnist_jax.attack.engine.starts import keys_of
+from mnist_jax.attack.engine.starts import check_key, keys_of
 from mnist_jax.classifier import Classifier
 
 
@@ -63,7 +63,8 @@ def run(
       ValueError: see `problem.problem`, `radii` and `keys_of`.
     """
     with jax.numpy_dtype_promotion("standard"):  # whatever the caller has set for code of his own
-        given, keys = _checked(asked)
+        given = problem(asked)
+        keys = None if asked.key is None else keys_of(asked.key, len(given.images))
         x = given.images
         own = {name: radii(value, x, name) for name, value in (each or {}).items()}
         own |= {name: _like(x, value, name) for name, value in (arrays or {}).items()}
@@ -88,7 +89,9 @@ def in_stages(search: Callable[..., Found], asked: Asked, *, norm: float, each: 
     `search(classifier, given, key, **each)` makes its own chunks, and gets the key as it was given.
     """
     with jax.numpy_dtype_promotion("standard"):
-        given, _ = _checked(asked)
+        given = problem(asked)
+        if asked.key is not None:
+            check_key(asked.key, len(given.images))
         own = {name: radii(value, given.images, name) for name, value in (each or {}).items()}
         if not len(given.images):
             return _nothing(given)
@@ -105,11 +108,6 @@ def judge(classifier: Classifier, given: Problem, found: Found, norm: float) -> 
     """The result that a kernel's find amounts to."""
     result = finish(classifier, given, given.images + found.r, norm, found.gradients, found.forwards)
     return result.only(jnp.asarray(found.allowed))
-
-
-def _checked(asked: Asked) -> tuple[Problem, jax.Array | None]:
-    given = problem(asked)
-    return given, None if asked.key is None else keys_of(asked.key, len(given.images))
 
 
 def present(**settings: ArrayLike | None) -> dict[str, ArrayLike]:

@@ -6,7 +6,7 @@ import inspect
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +119,10 @@ class Problem(NamedTuple):
     def where(self, condition: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
         """For each image, `a` or `b`, arrays like the images, by the condition `[B]`."""
         return jnp.where(self.per_image(condition), a, b)
+
+    def choose(self, condition: jax.Array, a: Any, b: Any) -> Any:
+        """For each image, one of two pytrees of arrays `[B, ...]`, by the condition `[B]`."""
+        return jax.tree.map(lambda x, y: jnp.where(condition.reshape(-1, *[1] * (jnp.ndim(y) - 1)), x, y), a, b)
 
     def gradient(self, classifier: Classifier, images: jax.Array, loss: Loss) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Logits `[B, C]`, objective `[B]`, and its gradient `[B, *shape]` at these images."""

@@ -23,13 +23,16 @@ def keys_of(key: jax.Array, count: int) -> jax.Array:
     Raises:
       ValueError: it is no key, or there are others than one for each image.
     """
+    check_key(key, count)
+    return key if _several(key) else jax.random.split(key, count)
+
+
+def check_key(key: jax.Array, count: int) -> None:
+    """Raises `ValueError` unless it is a key, or one for each of the images."""
     if not _is_key(key):
         raise ValueError(f"key must be a jax.random key, such as jax.random.key(0), not {key!r}")
-    if not _several(key):
-        return jax.random.split(key, count)
-    if len(key) != count:
+    if _several(key) and len(key) != count:
         raise ValueError(f"key must be one key, or one for each of the {count} images")
-    return key
 
 
 def _is_key(key: jax.Array) -> bool:

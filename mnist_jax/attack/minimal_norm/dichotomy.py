@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from mnist_jax import geometry, losses, unstable
 from mnist_jax.attack.engine import arguments, bisection, descents, driver
-from mnist_jax.attack.engine.bisection import ROUNDS, STEPS, State, attempt, begin, divide, keep, rate
+from mnist_jax.attack.engine.bisection import ROUNDS, STEPS, State, attempt, begin, divide, rate
 from mnist_jax.attack.engine.chunks import in_chunks, until_done
 from mnist_jax.attack.engine.driver import Found
 from mnist_jax.attack.engine.method import Method
@@ -206,6 +206,6 @@ def _rounds(classifier, arrays, state, count, *, norm, shortest, attack, takes_s
         nothing = state.last, state.gradients, state.forwards
         r, gradients, forwards = jax.lax.cond(state.rounds.max() > 0, tried, lambda _: nothing, state)
         new = divide(classifier, given, state._replace(gradients=gradients, forwards=forwards), r, norm, shortest)
-        return keep(given, state.done, state, new)
+        return given.choose(state.done, state, new)
 
     return jax.lax.fori_loop(0, count, body, state)
