@@ -10,8 +10,8 @@ import pytest
 from linear import apply, random_problem
 
 from mnist_jax import Classifier, attack, losses
+from mnist_jax.arguments import radii
 from mnist_jax.attack import ClassifierWarning
-from mnist_jax.attack.engine.problem import radii
 
 W, B, IMAGES, LABELS = random_problem(np.random.default_rng(0), batch=5)
 PARAMS = {"w": jnp.asarray(W, jnp.float32), "b": jnp.asarray(B, jnp.float32)}

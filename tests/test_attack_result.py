@@ -4,8 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_jax import InputError
-from mnist_jax.attack.engine import chunks
+from mnist_jax import InputError, chunks
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.storage.results import Record, load, save
 

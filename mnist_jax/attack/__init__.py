@@ -3,7 +3,6 @@
 Fixed-radius attacks take a `radius`, a number or one for each image; minimal-norm attacks look for the smallest one.
 """
 
-from mnist_jax.attack.engine.chunks import at_once
 from mnist_jax.attack.engine.problem import ClassifierWarning
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.fixed_radius.apgd import apgd
@@ -27,6 +26,7 @@ from mnist_jax.attack.minimal_norm.fmn import fmn
 from mnist_jax.attack.minimal_norm.nearest import nearest
 from mnist_jax.attack.minimal_norm.pdpgd import pdpgd
 from mnist_jax.attack.minimal_norm.sigma_zero import sigma_zero
+from mnist_jax.chunks import at_once
 
 __all__ = [
     "AttackResult",

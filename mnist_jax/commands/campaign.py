@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from mnist_jax import data
 from mnist_jax.attack import methods
-from mnist_jax.attack.engine.chunks import chunk_size
 from mnist_jax.attack.engine.result import AttackResult
+from mnist_jax.chunks import chunk_size
 from mnist_jax.classifier import Classifier
 from mnist_jax.commands import console
 from mnist_jax.errors import InputError

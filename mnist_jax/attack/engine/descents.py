@@ -11,9 +11,9 @@ from jax.scipy.special import ndtri
 from mnist_jax import geometry
 from mnist_jax.attack.engine import blocks, boundary
 from mnist_jax.attack.engine.best import Best
-from mnist_jax.attack.engine.chunks import in_chunks, until_done
 from mnist_jax.attack.engine.problem import Problem
 from mnist_jax.attack.engine.starts import normal, seeds
+from mnist_jax.chunks import in_chunks, until_done
 from mnist_jax.classifier import Classifier
 
 FIRST = 4  # runs: from the end of the plain path, and from the boundaries of the three classes that are nearest

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from mnist_jax.attack.engine.chunks import in_chunks
-from mnist_jax.attack.engine.problem import Asked, Problem, check_direction, problem, radii
+from mnist_jax import arguments
+from mnist_jax.attack.engine.problem import Asked, Problem, check_direction, problem
 from mnist_jax.attack.engine.result import AttackResult, finish
 from mnist_jax.attack.engine.starts import check_key, keys_of
+from mnist_jax.chunks import in_chunks
 from mnist_jax.classifier import Classifier
 
 
@@ -60,13 +61,13 @@ def run(
       how: settings that the compiled program depends on; hashable.
 
     Raises:
-      ValueError: see `problem.problem`, `radii` and `keys_of`.
+      ValueError: see `problem.problem`, `arguments.radii` and `keys_of`.
     """
     with jax.numpy_dtype_promotion("standard"):  # whatever the caller has set for code of his own
         given = problem(asked)
         keys = None if asked.key is None else keys_of(asked.key, len(given.images))
         x = given.images
-        own = {name: radii(value, x, name) for name, value in (each or {}).items()}
+        own = {name: arguments.radii(value, x, name) for name, value in (each or {}).items()}
         own |= {name: _like(x, value, name) for name, value in (arrays or {}).items()}
         traced = {name: jnp.asarray(value, x.dtype) for name, value in (numbers or {}).items()}
         if not len(x):
@@ -92,7 +93,7 @@ def in_stages(search: Callable[..., Found], asked: Asked, *, norm: float, each: 
         given = problem(asked)
         if asked.key is not None:
             check_key(asked.key, len(given.images))
-        own = {name: radii(value, given.images, name) for name, value in (each or {}).items()}
+        own = {name: arguments.radii(value, given.images, name) for name, value in (each or {}).items()}
         if not len(given.images):
             return _nothing(given)
         found = search(asked.classifier, given, asked.key, **own)

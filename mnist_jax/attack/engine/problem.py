@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from mnist_jax import losses, unstable
-from mnist_jax.attack.engine.chunks import fill, in_chunks
+from mnist_jax import arguments, losses, unstable
+from mnist_jax.chunks import fill, in_chunks
 from mnist_jax.classifier import Classifier
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -152,47 +152,16 @@ def problem(asked: Asked) -> Problem:
       ClassifierWarning: see `_look_at`.
     """
     classifier, images, labels, targets, _ = asked
-    images = _images(classifier, images)
+    images = arguments.images_of(classifier, images)
     classes = _predictions.eval_shape(classifier, images[:1])[0].shape[1] if len(images) else None
     _look_at(classifier, images)
     if labels is None:
         labels = in_chunks(_predictions, (images,), classifier)[1]
     return Problem(
         images,
-        classes_of("labels", labels, len(images), classes),
-        None if targets is None else classes_of("targets", targets, len(images), classes),
+        arguments.classes_of("labels", labels, len(images), classes),
+        None if targets is None else arguments.classes_of("targets", targets, len(images), classes),
     )
-
-
-def _images(classifier: Classifier, images: ArrayLike) -> jax.Array:
-    """The images in the type that the classifier computes in: double precision only where its weights are."""
-    images = images if isinstance(images, jax.Array) else np.asarray(images)
-    if images.ndim < 2 or not (jnp.issubdtype(images.dtype, jnp.floating) or images.dtype.kind in "iub"):
-        raise ValueError(f"images must be an array [B, *shape] of numbers, not {images.dtype} {list(images.shape)}")
-    if len(images) and not images.size:
-        raise ValueError(f"images must have pixels, not the shape {list(images.shape)}")
-    if not _all(images, lambda x: (x >= 0) & (x <= 1)):
-        raise ValueError("images must be numbers in [0, 1]; divide bytes by 255")
-    weights = [jnp.result_type(leaf) for leaf in jax.tree.leaves(classifier.params)]
-    floating = [kind for kind in weights if jnp.issubdtype(kind, jnp.floating)] or [images.dtype]
-    double = jax.dtypes.canonicalize_dtype(float) == np.float64 and np.float64 in floating
-    return jnp.asarray(images, np.float64 if double else np.float32)
-
-
-def classes_of(name: str, given: ArrayLike, count: int, classes: int | None) -> jax.Array:
-    """Classes `[B]` as int32. Raises `ValueError` unless they are `count` whole numbers below `classes`."""
-    given = given if isinstance(given, jax.Array) else np.asarray(given)
-    if given.shape != (count,) or (count and given.dtype.kind not in "iu"):
-        raise ValueError(f"{name} must be {count} integers, one for each image, not {given.dtype} {list(given.shape)}")
-    if classes is not None and not _all(given, lambda c: (c >= 0) & (c < classes)):
-        wrong = int(np.flatnonzero((np.asarray(given) < 0) | (np.asarray(given) >= classes))[0])
-        raise ValueError(f"{name} must be classes from 0 to {classes - 1}, but number {wrong} is {given[wrong]}")
-    return jnp.asarray(given, jnp.int32)
-
-
-def _all(array: jax.Array | np.ndarray, holds: Callable[[np.ndarray], np.ndarray]) -> bool:
-    """Whether it holds for all values, if there are any yet. By NumPy, which has nothing to compile."""
-    return unstable.traced(array) or bool(holds(np.asarray(array)).all())
 
 
 @jax.jit
@@ -294,15 +263,3 @@ def _check_direction(loss: Loss, classes: int) -> None:
         raise ValueError(
             "loss must not fall where the label's logit grows: attacks minimize it, so give minus that of training"
         )
-
-
-def radii(radius: ArrayLike, images: jax.Array, name: str = "radius") -> jax.Array:
-    """The radius as `[B]`. Raises `ValueError` unless it is a finite number of at least 0, or `[B]` of them."""
-    given, radius = radius, radius if isinstance(radius, jax.Array) else np.asarray(radius)
-    if radius.dtype.kind not in "iuf" and not jnp.issubdtype(radius.dtype, jnp.floating):
-        raise ValueError(f"{name} must be a number, or one for each image, not {given!r}")
-    if radius.shape not in ((), (len(images),)):
-        raise ValueError(f"{name} must be a number, or one for each of the {len(images)} images")
-    if not _all(radius, lambda x: (x >= 0) & (x <= float(jnp.finfo(images.dtype).max))):
-        raise ValueError(f"{name} must be at least 0, and finite")
-    return jnp.broadcast_to(jnp.asarray(radius, images.dtype), (len(images),))

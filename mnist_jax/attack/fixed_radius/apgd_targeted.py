@@ -5,8 +5,8 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
-from mnist_jax import geometry, losses
-from mnist_jax.attack.engine import arguments, driver
+from mnist_jax import arguments, geometry, losses
+from mnist_jax.attack.engine import driver
 from mnist_jax.attack.engine.driver import Found
 from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import Asked, Problem

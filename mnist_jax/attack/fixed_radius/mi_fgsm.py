@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from mnist_jax import geometry
-from mnist_jax.attack.engine import arguments, driver
+from mnist_jax import arguments, geometry
+from mnist_jax.attack.engine import driver
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.driver import Found
 from mnist_jax.attack.engine.method import Method

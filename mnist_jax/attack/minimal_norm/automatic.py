@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from mnist_jax import geometry, losses, unstable
-from mnist_jax.attack.engine import arguments, driver
+from mnist_jax import arguments, geometry, losses, unstable
+from mnist_jax.attack.engine import driver
 from mnist_jax.attack.engine.best import Best
-from mnist_jax.attack.engine.chunks import in_chunks
 from mnist_jax.attack.engine.driver import Found
 from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem, problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import keys_of, small_start
+from mnist_jax.chunks import in_chunks
 from mnist_jax.classifier import Classifier
 
 METHOD = Method(

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from mnist_jax import geometry, losses
-from mnist_jax.attack.engine import arguments, driver
+from mnist_jax import arguments, geometry, losses
+from mnist_jax.attack.engine import driver
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.driver import Found
 from mnist_jax.attack.engine.method import Method

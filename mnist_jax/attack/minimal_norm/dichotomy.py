@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from mnist_jax import geometry, losses, unstable
-from mnist_jax.attack.engine import arguments, bisection, descents, driver
+from mnist_jax import arguments, geometry, losses, unstable
+from mnist_jax.attack.engine import bisection, descents, driver
 from mnist_jax.attack.engine.bisection import ROUNDS, STEPS, State, attempt, begin, divide, rate
-from mnist_jax.attack.engine.chunks import in_chunks, until_done
 from mnist_jax.attack.engine.driver import Found
 from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import Asked, Problem, check_direction, loss_function
@@ -21,6 +20,7 @@ from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import seeds
 from mnist_jax.attack.fixed_radius.fixed_norm import fixed_norm
 from mnist_jax.attack.fixed_radius.fixed_norm import search as on_sphere
+from mnist_jax.chunks import in_chunks, until_done
 from mnist_jax.classifier import Classifier
 
 METHOD = Method(

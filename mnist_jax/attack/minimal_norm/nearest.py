@@ -5,7 +5,8 @@ from functools import partial
 import jax
 from jax.typing import ArrayLike
 
-from mnist_jax.attack.engine import arguments, descents, driver
+from mnist_jax import arguments
+from mnist_jax.attack.engine import descents, driver
 from mnist_jax.attack.engine.driver import Found
 from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import Asked, Problem

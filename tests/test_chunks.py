@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from linear import classifier, random_problem
 
-from mnist_jax import attack, unstable
-from mnist_jax.attack.engine import chunks
-from mnist_jax.attack.engine.chunks import chunk_size, fill, in_chunks
+from mnist_jax import attack, chunks, unstable
+from mnist_jax.chunks import chunk_size, fill, in_chunks
 
 IMAGES = np.random.default_rng(0).uniform(size=(75, 4)).astype(np.float32)
 

@@ -1,0 +1,99 @@
+"""What the arguments of attacks and certificates have in common: they are checked here, in one way, before any work.
+
+A value that a transformation of the caller's traces has no value yet, and is taken as it is. Everything raises
+`ValueError`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from mnist_jax.classifier import Classifier
+from mnist_jax.unstable import traced
+
+MOST = 10**9  # of what is counted: more gradients than that take years, and counters are int32
+
+
+def counts(*, least: int = 1, **arguments: Any) -> None:
+    """Raises unless the arguments, those that are not None, are whole numbers from `least` to a billion."""
+    for name, value in arguments.items():
+        if value is None:
+            continue
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise ValueError(f"{name} must be a whole number, not {value!r}")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")
+        if value > MOST:
+            raise ValueError(f"{name} must be at most {MOST:,}, not {value:,}")
+
+
+def numbers(low: float, high: float = math.inf, *, above: bool = False, below: bool = False, **arguments: Any) -> None:
+    """Raises unless the arguments, those that are not None, are finite numbers from `low` to `high`.
+
+    They have to be larger than `low` where `above`, and smaller than `high` where `below`.
+    """
+    for name, value in arguments.items():
+        if value is None or traced(value):
+            continue
+        number = real(value)
+        if not math.isfinite(number):
+            raise ValueError(f"{name} must be a finite number, not {value!r}")
+        if number < low or (above and number == low):
+            raise ValueError(f"{name} must be {'above' if above else 'at least'} {low:g}, not {number:g}")
+        if number > high or (below and number == high):
+            raise ValueError(f"{name} must be {'below' if below else 'at most'} {high:g}, not {number:g}")
+
+
+def real(value: Any) -> float:
+    """The value of a real number of any library; NaN where it is none."""
+    array = np.asarray(value)
+    is_number = array.dtype.kind in "iuf" or str(array.dtype) == "bfloat16"
+    return float(array) if is_number and array.ndim == 0 else math.nan
+
+
+def images_of(classifier: Classifier, images: ArrayLike) -> jax.Array:
+    """The images in the type that the classifier computes in: double precision only where its weights are."""
+    images = images if isinstance(images, jax.Array) else np.asarray(images)
+    if images.ndim < 2 or not (jnp.issubdtype(images.dtype, jnp.floating) or images.dtype.kind in "iub"):
+        raise ValueError(f"images must be an array [B, *shape] of numbers, not {images.dtype} {list(images.shape)}")
+    if len(images) and not images.size:
+        raise ValueError(f"images must have pixels, not the shape {list(images.shape)}")
+    if not _all(images, lambda x: (x >= 0) & (x <= 1)):
+        raise ValueError("images must be numbers in [0, 1]; divide bytes by 255")
+    weights = [jnp.result_type(leaf) for leaf in jax.tree.leaves(classifier.params)]
+    floating = [kind for kind in weights if jnp.issubdtype(kind, jnp.floating)] or [images.dtype]
+    double = jax.dtypes.canonicalize_dtype(float) == np.float64 and np.float64 in floating
+    return jnp.asarray(images, np.float64 if double else np.float32)
+
+
+def classes_of(name: str, given: ArrayLike, count: int, classes: int | None) -> jax.Array:
+    """Classes `[B]` as int32. Raises `ValueError` unless they are `count` whole numbers below `classes`."""
+    given = given if isinstance(given, jax.Array) else np.asarray(given)
+    if given.shape != (count,) or (count and given.dtype.kind not in "iu"):
+        raise ValueError(f"{name} must be {count} integers, one for each image, not {given.dtype} {list(given.shape)}")
+    if classes is not None and not _all(given, lambda c: (c >= 0) & (c < classes)):
+        wrong = int(np.flatnonzero((np.asarray(given) < 0) | (np.asarray(given) >= classes))[0])
+        raise ValueError(f"{name} must be classes from 0 to {classes - 1}, but number {wrong} is {given[wrong]}")
+    return jnp.asarray(given, jnp.int32)
+
+
+def radii(radius: ArrayLike, images: jax.Array, name: str = "radius") -> jax.Array:
+    """The radius as `[B]`. Raises `ValueError` unless it is a finite number of at least 0, or `[B]` of them."""
+    given, radius = radius, radius if isinstance(radius, jax.Array) else np.asarray(radius)
+    if radius.dtype.kind not in "iuf" and not jnp.issubdtype(radius.dtype, jnp.floating):
+        raise ValueError(f"{name} must be a number, or one for each image, not {given!r}")
+    if radius.shape not in ((), (len(images),)):
+        raise ValueError(f"{name} must be a number, or one for each of the {len(images)} images")
+    if not _all(radius, lambda x: (x >= 0) & (x <= float(jnp.finfo(images.dtype).max))):
+        raise ValueError(f"{name} must be at least 0, and finite")
+    return jnp.broadcast_to(jnp.asarray(radius, images.dtype), (len(images),))
+
+
+def _all(array: jax.Array | np.ndarray, holds: Callable[[np.ndarray], np.ndarray]) -> bool:
+    """Whether it holds for all values, if there are any yet. By NumPy, which has nothing to compile."""
+    return traced(array) or bool(holds(np.asarray(array)).all())
