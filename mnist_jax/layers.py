@@ -16,7 +16,9 @@ of the parameters are those of Flax (NHWC, HWIO) on every backend. `experiments/
 alternatives.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 
 import jax
@@ -26,6 +28,7 @@ from jax import lax
 
 THIN = 4  # fewer inputs than that are few
 FEW = 4  # images: the backend's own convolution is about as fast for them, and compiled in a tenth of the time
+_plain: ContextVar[bool] = ContextVar("plain", default=False)  # whether to be formulated as on a GPU
 MOMENTUM = 0.9  # of running statistics: PyTorch calls it 0.1, the share of the new
 BATCH_LAST = (3, 1, 2, 0)  # exchanges NHWC and CHWN; its own inverse
 
@@ -41,6 +44,16 @@ PLAIN = {
     "preferred_element_type": None,
     "out_sharding": None,
 }
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """What is traced inside is convolutions and pooling as such: the same sums, for those who read the computation."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
 
 
 def convolution(
@@ -65,8 +78,8 @@ def convolution(
         precision=precision,
         **options,
     )
-    plain = dimension_numbers == NHWC and all(PLAIN.get(name, ...) == value for name, value in options.items())
-    if not plain or not inputs.size:
+    as_usual = dimension_numbers == NHWC and all(PLAIN.get(name, ...) == value for name, value in options.items())
+    if not as_usual or not inputs.size or _plain.get():
         return native(inputs, kernel)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(inputs.shape[1:3], kernel.shape[:2], window_strides, padding)
@@ -143,7 +156,8 @@ def convolution_and_max_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array) -
             pool(lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=NHWC)) + bias[None, None, None]
         )
 
-    if not x.size or min(n - k for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)) < 1:
+    small = min(n - k for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)) < 1
+    if not x.size or small or _plain.get():
         return natively(x, kernel, bias)
     if len(x) <= FEW:
         return natively(x, kernel, bias, _pool_by_place)
@@ -219,7 +233,8 @@ def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
             first = _maximum(first, other)
         return first.transpose(BATCH_LAST)
 
-    return lax.platform_dependent(x, cpu=slices, default=partial(nnx.max_pool, window_shape=shape, strides=shape))
+    native = partial(nnx.max_pool, window_shape=shape, strides=shape)
+    return native(x) if _plain.get() else lax.platform_dependent(x, cpu=slices, default=native)
 
 
 def _window_slices(x, window, strides):

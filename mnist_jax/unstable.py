@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax._src import source_info_util
 from jax.experimental.layout import Layout, with_layout_constraint
 
 # XLA's older code for fusions and fewer optimizations: compiled in two thirds of the time, and one image is attacked as
@@ -45,6 +46,12 @@ def row_major(array: jax.Array) -> jax.Array:
 def setting(name: str) -> Any:
     """What is set in this thread; that `jax.config` has an attribute for each of its options is documented for few."""
     return getattr(jax.config, name)
+
+
+def line_of(equation: Any) -> str:
+    """The line of the user's function that an equation of a jaxpr comes from; empty where it is not known."""
+    text = source_info_util.summarize(equation.source_info)
+    return "" if text == "<unknown>" else text
 
 
 def compile_quickly(*more: str) -> None:

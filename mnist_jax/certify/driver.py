@@ -1,0 +1,129 @@
+"""What is around every method: it checks, cuts into chunks, compiles, and looks at what the bounds say.
+
+A method's kernel is a pure function of a classifier, images `[B, *shape]`, labels `[B]` and radii `[B]` that gives
+lower bounds of the margin and candidates for adversarial images; it runs inside any transformation.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from mnist_jax import arguments, losses, unstable
+from mnist_jax.chunks import chunk_size, in_chunks
+from mnist_jax.classifier import Classifier
+from mnist_jax.geometry import INF, check_norm
+
+NORMS = (1.0, 2.0, INF)
+# An adversarial image has to be so by more than logits differ from one batch to the next, as in attacks.
+CLEARLY = 1e-5
+
+
+class CertifyResult(NamedTuple):
+    """What is proved of every image, a pytree with an entry for each.
+
+    Attributes:
+      certified: `[B]`, whether no image in [0, 1] within the radius gets another class than the label: neither in exact
+        arithmetic nor by a device that rounds, whatever the order in which it sums. Where a number is NaN or infinite,
+        nothing is certified.
+      fooled: `[B]`, whether `images` has an adversarial image within the radius; it was there, or met on the way. What
+        is neither certified nor fooled is open.
+      margin: `[B]`, a lower bound of the least margin, the label's logit less the largest of the others, over all of
+        these images; -inf where there is none.
+      images: `[B, *shape]`, adversarial where `fooled`, else the originals.
+    """
+
+    certified: jax.Array
+    fooled: jax.Array
+    margin: jax.Array
+    images: jax.Array
+
+
+Kernel = Callable[..., tuple[jax.Array, jax.Array]]
+
+
+def run(
+    kernel: Kernel,
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike | None,
+    radius: ArrayLike,
+    *,
+    norm: float,
+    at_once: int,
+    **how: Any,
+) -> CertifyResult:
+    """Runs a kernel on any number of images.
+
+    Args:
+      kernel: see above; it is given `norm`, `platform` and what is in `how` by name.
+      labels: None for the classifier's own predictions.
+      norm: 1, 2 or inf.
+      at_once: images in a chunk, at most. It is halved while the device's memory does not suffice.
+      how: settings that the compiled program depends on; hashable.
+
+    Raises:
+      ValueError: an argument is not what it should be.
+      UnsupportedOperation: the classifier computes something that no bound is known for.
+    """
+    norm = check_norm(norm, NORMS)
+    with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
+        x, classes, radii = checked(classifier, images, labels, radius)
+        how |= {"norm": norm, "platform": jax.default_backend()}
+        program = partial(_run, kernel, tuple(sorted(how.items())))
+        size = min(at_once, chunk_size(len(x)))
+        while True:
+            try:
+                return in_chunks(program, (x, classes, radii), classifier, size=size)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error) or size == 1:
+                    raise
+                size //= 2
+
+
+def checked(
+    classifier: Classifier, images: ArrayLike, labels: ArrayLike | None, radius: ArrayLike
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Images, labels `[B]`, and radii `[B]` of at least what was asked for."""
+    x = arguments.images_of(classifier, images)
+    logits = jax.eval_shape(classifier, x[:1]) if len(x) else None
+    if labels is None:
+        labels = in_chunks(_predictions, (x,), classifier)
+    classes = arguments.classes_of("labels", labels, len(x), None if logits is None else logits.shape[1])
+    return x, classes, _not_below(radius, arguments.radii(radius, x))
+
+
+def _not_below(asked: ArrayLike, radii: jax.Array) -> jax.Array:
+    """The radii, the next larger numbers of their type where they were rounded down."""
+    if unstable.traced((asked, radii)):
+        return radii
+    given, exact = np.asarray(radii), np.asarray(asked, np.float64)
+    return jnp.asarray(
+        np.where(given.astype(np.float64) < exact, np.nextafter(given, np.inf, dtype=given.dtype), given)
+    )
+
+
+@jax.jit
+def _predictions(classifier: Classifier, images: jax.Array) -> jax.Array:
+    return classifier(images).argmax(1).astype(jnp.int32)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _run(kernel, how, classifier, images, labels, radius) -> CertifyResult:
+    margin, candidates = kernel(classifier, images, labels, radius, **dict(how))
+    margin = jnp.where(jnp.isfinite(margin), margin, -jnp.inf)
+    at_once, found = (_misclassified(classifier, x, labels) for x in (images, candidates))
+    fooled = at_once | found
+    shown = jnp.where((found & ~at_once).reshape(-1, *[1] * (images.ndim - 1)), candidates, images)
+    return CertifyResult(margin > 0, fooled, margin, shown)
+
+
+def _misclassified(classifier: Classifier, images: jax.Array, labels: jax.Array) -> jax.Array:
+    """Whether the classifier gives another class, by more than rounding can undo, or logits that say nothing."""
+    logits = losses.wide(classifier(images))
+    finite = jnp.where(jnp.isfinite(logits), jnp.abs(logits), 0)
+    return (losses.margin(logits, labels) < -CLEARLY * finite.max(1)) | losses.broken(logits)

@@ -1,0 +1,108 @@
+"""Linear functions taken back to the image: bounds of the steps on the way, and of the margin."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mnist_jax.certify.bounds import Bounds
+from mnist_jax.certify.constants import Constants
+from mnist_jax.certify.region import Region
+from mnist_jax.certify.relaxations import Interval, steepness
+from mnist_jax.classifier import Classifier
+from mnist_jax.jaxprs import program
+
+LANES = 128  # linear functions that go back together
+
+
+def walk(classifier: Classifier, images: jax.Array, radius: jax.Array, norm: float, platform: str) -> Bounds:
+    """A walk that is about to begin."""
+    read = program.read(classifier, images.shape[1:], images.dtype, platform)
+    constants = Constants(read, jax.tree.leaves(classifier.params))
+    bounds = Bounds(read, constants, Region.around(images, radius), norm)
+    bounds.begin()
+    return bounds
+
+
+def tighten(bounds: Bounds, place: int, factors: dict[int, float], interval: Interval, wanted: jax.Array) -> Interval:
+    """Bounds by CROWN, of the entries where they are wanted: for an image at a time, as other images want others.
+
+    What is affine in the image is the same function for all of them, and taken back once.
+    """
+    shape, batch = interval.low.shape[:-1], interval.low.shape[-1]
+    size = interval.low[..., 0].size
+    center, off = (x.reshape(size, batch) for x in bounds.combined(factors))
+    wanted = wanted.reshape(size, batch)
+    together = min(LANES // 2, size)
+
+    def better(wanted: jax.Array, least: Callable, found: Interval) -> Interval:
+        """Goes through the entries that are wanted `[size]`; `least` is given some, and functions that are 1 there."""
+        order = jnp.argsort(~wanted)
+        order = jnp.concatenate([order, jnp.repeat(order[-1:], -size % together)])
+
+        def some(k: Any, found: Interval) -> Interval:
+            entries = jax.lax.dynamic_slice(order, (k * together,), (together,))
+            one = jax.nn.one_hot(entries, size, axis=0, dtype=center.dtype)
+            both = jnp.concatenate([one, -one], 1).reshape(*shape, 2 * together)
+            low, high = least(entries, {n: f * both for n, f in factors.items()})
+            return Interval(
+                found.low.at[entries].set(jnp.maximum(found.low[entries], low)),
+                found.high.at[entries].set(jnp.minimum(found.high[entries], -high)),
+            )
+
+        return jax.lax.fori_loop(0, -(-wanted.sum() // together), some, found)
+
+    def of_all(entries: jax.Array, functions: dict[int, jax.Array]) -> list[jax.Array]:
+        a = bounds.affine_back(place, functions)
+        least = jnp.split(bounds.region.least_of_all(a, bounds.p), 2)
+        return [bounds.total(s * center[entries], off[entries], x) for s, x in zip((1, -1), least, strict=True)]
+
+    def of_one(i: Any, found: Interval) -> Interval:
+        seen = bounds.of(i)
+        own, own_off = center[:, i], off[:, i]
+
+        def least(entries: jax.Array, functions: dict[int, jax.Array]) -> list[jax.Array]:
+            at = jnp.concatenate([own[entries], -own[entries]]) - jnp.concatenate([own_off[entries]] * 2)
+            return jnp.split(seen.back(place, functions, at)[0], 2)
+
+        new = better(wanted[:, i], least, Interval(found.low[:, i], found.high[:, i]))
+        return Interval(found.low.at[:, i].set(new.low), found.high.at[:, i].set(new.high))
+
+    flat = Interval(*(z.reshape(size, batch) for z in interval))
+    if any(bounds.values[n].bent for n in factors):
+        found = jax.lax.fori_loop(0, batch, of_one, flat)
+    else:
+        found = better(wanted.any(1), of_all, flat)
+    return Interval(*(z.reshape(*shape, batch) for z in found))
+
+
+def margin(bounds: Bounds, labels: jax.Array, rules: Sequence[str | None]) -> tuple[jax.Array, jax.Array]:
+    """Lower bounds of the margin `[B]`, the best by any rule for the slopes or by intervals, and candidates.
+
+    A rule is one of `relaxations.steepness`, or None for the usual slopes.
+    """
+    number, end = bounds.program.logits, len(bounds.program.equations)
+    (center, off), classes = bounds.combined({number: 1.0}), bounds.program.shapes[number].shape[1]
+    label = jax.nn.one_hot(labels, classes, axis=0, dtype=center.dtype)[None]
+
+    def lead(other: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Lower bounds of the label's logit less another `[B]`, and where they are nearly attained."""
+        function = label - jax.nn.one_hot(other, classes, dtype=center.dtype)[None, :, None]
+        at = (function * center - jnp.abs(function) * off).sum((0, 1))
+        found = [bounds.back(end, {number: function}, at, whole=False)]
+        found += [bounds.back(end, {number: function}, at, partial(slopes, bounds, rule)) for rule in rules]
+        least = jnp.stack([bound for bound, _ in found]).max(0)  # NaN stays
+        return jnp.where(other == labels, jnp.inf, least), found[min(1, len(rules))][1]
+
+    least, where = jax.lax.map(lead, jnp.arange(classes))
+    worst = least.argmin(0)
+    d = jax.vmap(lambda d, c: d[c], (-1, 0))(where, worst)[:, 0]
+    return least.min(0), bounds.region.at(jnp.moveaxis(d, 0, -1))
+
+
+def slopes(bounds: Bounds, rule: str | None, place: int) -> jax.Array | None:
+    """The slopes below at a step, by a rule of `relaxations.steepness`; None is the usual one."""
+    ramp = bounds.nodes[place].ramp
+    return None if rule is None or ramp is None else steepness(ramp.d, rule)

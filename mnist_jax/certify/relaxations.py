@@ -1,0 +1,261 @@
+"""Linear bounds of what is not linear: for every step, an interval of its result, and a line below and one above.
+
+All lines are in terms of differences to centers, of the arguments and of the result. Whatever a slope is rounded to,
+its line is moved until it holds with the slope as it is; what rounds here is counted at `SLACK` units.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mnist_jax.certify.rounding import TINY, unit
+
+SLACK = 16  # roundings of each number that a line is made of, at most
+# What a device's elementary functions are taken to be right to, in units of half the last place; those that tend to a
+# limit also absolutely, as some devices make them of others.
+ELEMENTARY = 32
+
+
+class Interval(NamedTuple):
+    """Bounds of a value, `[*shape, B]`."""
+
+    low: jax.Array
+    high: jax.Array
+
+    def within(self, other: "Interval") -> "Interval":
+        """What both say. NaN in one of them stays, so that nothing is proved by it."""
+        return Interval(jnp.maximum(self.low, other.low), jnp.minimum(self.high, other.high))
+
+
+class Lines(NamedTuple):
+    """`low + sum(below * (z - center)) <= y - center of y <= high + sum(above * (z - center))`.
+
+    Attributes:
+      below, above: a slope `[*shape, B]` for each argument.
+      low, high: `[*shape, B]`.
+    """
+
+    below: tuple[jax.Array, ...]
+    above: tuple[jax.Array, ...]
+    low: jax.Array
+    high: jax.Array
+
+
+class Curve(NamedTuple):
+    """An increasing, decreasing or even function of one variable.
+
+    Attributes:
+      f, derivative: of arrays.
+      bend: "convex", "concave", or "sigmoid" where it is first convex, below 0, and then concave.
+      grows: whether it is increasing; None where it is even and convex.
+      limited: whether it tends to a limit, so that its error is absolute.
+    """
+
+    f: Callable[[jax.Array], jax.Array]
+    derivative: Callable[[jax.Array], jax.Array]
+    bend: str
+    grows: bool | None = True
+    limited: bool = False
+
+
+def _logistic_slope(x: jax.Array) -> jax.Array:
+    return jax.nn.sigmoid(x) * jax.nn.sigmoid(-x)
+
+
+CURVES: dict[str, Curve] = {
+    "exp": Curve(jnp.exp, jnp.exp, "convex"),
+    "expm1": Curve(jnp.expm1, jnp.exp, "convex", limited=True),
+    "log": Curve(lambda x: jnp.where(x > 0, jnp.log(x), jnp.nan), lambda x: 1 / x, "concave", limited=True),
+    "log1p": Curve(lambda x: jnp.where(x > -1, jnp.log1p(x), jnp.nan), lambda x: 1 / (1 + x), "concave", limited=True),
+    "sqrt": Curve(lambda x: jnp.where(x > 0, jnp.sqrt(x), jnp.nan), lambda x: 0.5 / jnp.sqrt(x), "concave"),
+    "rsqrt": Curve(
+        lambda x: jnp.where(x > 0, jax.lax.rsqrt(x), jnp.nan), lambda x: -0.5 * jax.lax.rsqrt(x) / x, "convex", False
+    ),
+    "square": Curve(jnp.square, lambda x: 2 * x, "convex", None),
+    "softplus": Curve(lambda x: jnp.logaddexp(x, 0), jax.nn.sigmoid, "convex", limited=True),
+    "logistic": Curve(jax.nn.sigmoid, _logistic_slope, "sigmoid", limited=True),
+    "tanh": Curve(jnp.tanh, lambda x: 4 * _logistic_slope(2 * x), "sigmoid", limited=True),
+    "erf": Curve(
+        jax.scipy.special.erf, lambda x: 1.1283791670955126 * jnp.exp(-jnp.square(x)), "sigmoid", limited=True
+    ),
+}
+
+
+def even_power(y: int) -> Curve:
+    """`x ** y` for an even y."""
+    return Curve(lambda x: jax.lax.integer_pow(x, y), lambda x: y * jax.lax.integer_pow(x, y - 1), "convex", None)
+
+
+def curve_of(name: str, params: dict[str, Any]) -> Curve | None:
+    """The curve that a step of one argument is; None where it is none. For reciprocals see `reciprocal`."""
+    if name == "integer_pow":
+        return even_power(params["y"]) if params["y"] > 0 else None
+    if name == "tanh" and params.get("accuracy") is not None:
+        return None
+    return CURVES.get(name)
+
+
+def error(f: jax.Array, limited: bool) -> jax.Array:
+    """How far the device's value of an elementary function may be off."""
+    return ELEMENTARY * unit(f.dtype) * (jnp.abs(f) + (1 if limited else 0)) + TINY
+
+
+def curve_interval(curve: Curve, z: Interval) -> Interval:
+    at_low, at_high = curve.f(z.low), curve.f(z.high)
+    low, high = (at_high, at_low) if curve.grows is False else (at_low, at_high)
+    if curve.grows is None:
+        at_zero = curve.f(low * 0)  # of NaN it is NaN
+        low = jnp.where((z.low <= 0) & (z.high >= 0), at_zero, jnp.minimum(at_low, at_high))
+        high = jnp.maximum(at_low, at_high)
+    return Interval(low - error(low, curve.limited), high + error(high, curve.limited))
+
+
+def curve_lines(curve: Curve, z: Interval, center: jax.Array, result: jax.Array) -> Lines:
+    """Lines of a curve: the chord, and a tangent; where neither bounds it, through an end, no steeper than anywhere."""
+    (low, high), f, slope = z, curve.f, curve.derivative
+    f_low, f_high = f(low), f(high)
+    middle = low + (high - low) / 2
+    f_middle, tangent = f(middle), slope(middle)
+    ends = jnp.minimum(slope(low), slope(high)), jnp.maximum(slope(low), slope(high))
+    wide = high > low
+    chord = jnp.where(wide, (f_high - f_low) / jnp.where(wide, high - low, 1), tangent)
+    if curve.bend == "sigmoid":
+        chord = jnp.clip(chord, 0, slope(jnp.zeros_like(low)))
+        flat = ends[0] * (1 - 2 * ELEMENTARY * unit(low.dtype))
+        convex, concave = high <= 0, low >= 0
+        below = jnp.where(convex, tangent, jnp.where(concave, chord, flat))
+        above = jnp.where(concave, tangent, jnp.where(convex, chord, flat))
+        by_ends = _lower(z, f_low, f_high, below, center), _upper(z, f_low, f_high, above, center)
+        touch_low = jnp.where(convex, _through(middle, f_middle, below, center), by_ends[0])
+        touch_high = jnp.where(concave, _through(middle, f_middle, above, center), by_ends[1])
+    else:
+        chord = jnp.clip(chord, *ends)
+        by_tangent, by_chord = _through(middle, f_middle, tangent, center), (_upper, _lower)[curve.bend == "concave"]
+        by_chord = by_chord(z, f_low, f_high, chord, center)
+        if curve.bend == "convex":
+            below, above, touch_low, touch_high = tangent, chord, by_tangent, by_chord
+        else:
+            below, above, touch_low, touch_high = chord, tangent, by_chord, by_tangent
+    largest = jnp.maximum(jnp.maximum(jnp.abs(f_low), jnp.abs(f_high)), jnp.abs(f_middle))
+    steep = jnp.maximum(jnp.abs(below), jnp.abs(above)) + jnp.maximum(jnp.abs(ends[0]), jnp.abs(ends[1]))
+    reach = jnp.abs(low) + jnp.abs(high) + jnp.abs(center)
+    slack = 2 * error(largest, curve.limited) + 4 * ELEMENTARY * unit(low.dtype) * (steep * reach + jnp.abs(result))
+    return Lines((below,), (above,), touch_low - result - slack, touch_high - result + slack)
+
+
+def _through(x, y, slope, center):
+    """At the center, the line through a point."""
+    return y - slope * (x - center)
+
+
+def _lower(z, f_low, f_high, slope, center):
+    return jnp.minimum(_through(z.low, f_low, slope, center), _through(z.high, f_high, slope, center))
+
+
+def _upper(z, f_low, f_high, slope, center):
+    return jnp.maximum(_through(z.low, f_low, slope, center), _through(z.high, f_high, slope, center))
+
+
+def reciprocal(z: Interval) -> tuple[Interval, Curve]:
+    """The interval of `1 / z`, which is NaN where z may be 0, and a curve that bounds it where it is not.
+
+    Below 0 it is concave: it is bounded as minus that of `-z`.
+    """
+    apart = (z.low > 0) | (z.high < 0)
+    low, high = jnp.where(apart, 1 / z.high, jnp.nan), jnp.where(apart, 1 / z.low, jnp.nan)
+    curve = Curve(lambda x: 1 / x, lambda x: -1 / (x * x), "convex", False)
+    return Interval(low - error(low, False), high + error(high, False)), curve
+
+
+def reciprocal_lines(z: Interval, center: jax.Array, result: jax.Array) -> Lines:
+    """Lines of `1 / z`; NaN where z may be 0."""
+    sign = jnp.where(z.low > 0, 1.0, jnp.where(z.high < 0, -1.0, jnp.nan)).astype(center.dtype)
+    negative = sign < 0
+    turned = Interval(jnp.where(negative, -z.high, z.low), jnp.where(negative, -z.low, z.high))
+    turned = Interval(turned.low * sign * sign, turned.high)
+    lines = curve_lines(reciprocal(z)[1], turned, sign * center, sign * result)
+    (below,), (above,), low, high = lines
+    return Lines(
+        (jnp.where(negative, above, below),),
+        (jnp.where(negative, below, above),),
+        jnp.where(negative, -high, low),
+        jnp.where(negative, -low, high),
+    )
+
+
+def steepness(d: Interval, how: str) -> jax.Array:
+    """The slope of the line below `max(d, 0)`: 0 or 1 where d has one sign, else by the rule.
+
+    "adaptive" takes the one that leaves less area (Zhang et al. 2018, section 3.3), "flat" 0.
+    """
+    middle = (d.high > -d.low) if how == "adaptive" else jnp.zeros_like(d.low, bool)
+    return jnp.where(d.low >= 0, 1.0, jnp.where(d.high <= 0, 0.0, middle)).astype(d.low.dtype)
+
+
+class Ramp(NamedTuple):
+    """`y = base + max(d, 0)` with `d = argument - base`, of which base may be a constant.
+
+    Attributes:
+      d: bounds of the difference.
+      argument, base, result: their centers.
+      spread: how far the base may be from its center.
+      fixed: whether the base is a constant.
+    """
+
+    d: Interval
+    argument: jax.Array
+    base: jax.Array
+    result: jax.Array
+    spread: jax.Array
+    fixed: bool
+
+    def lines(self, slope: jax.Array) -> Lines:
+        """The line below has this slope, in [0, 1], taken as 0 or 1 where d has one sign; the one above is the chord.
+
+        `slope` may have axes between those of the value and the last, as `[*shape, S, B]`.
+        """
+        d, u = self.d, unit(self.argument.dtype)
+        low, high = jnp.minimum(d.low, 0), jnp.maximum(d.high, 0)  # NaN stays NaN
+        wide = high > low
+        chord = jnp.where(wide, high / jnp.where(wide, high - low, 1), 0.5)
+        chord = jnp.where(d.low >= 0, 1.0, jnp.where(d.high <= 0, 0.0, jnp.clip(chord, 0, 1))).astype(u_type(d))
+        chord = chord + 0 * (d.low + d.high)  # NaN, or inf - inf, is no slope
+        center = self.argument - self.base
+        at_low = jnp.maximum(d.low, 0) - chord * (d.low - center)
+        at_high = jnp.maximum(d.high, 0) - chord * (d.high - center)
+        sizes = jnp.abs(self.argument) + jnp.abs(self.base) + jnp.abs(self.result) + jnp.abs(d.low) + jnp.abs(d.high)
+        sizes = sizes + self.spread
+        slack = SLACK * u * sizes + TINY
+        high_line = jnp.maximum(at_low, at_high) + self.base - self.result + slack
+        between = slope.ndim - d.low.ndim
+        low_, high_, center_, slack_, shift = (
+            x.reshape(*x.shape[:-1], *[1] * between, x.shape[-1])
+            for x in (d.low, d.high, center, slack, self.base - self.result)
+        )
+        slope = jnp.where(low_ >= 0, 1.0, jnp.where(high_ <= 0, 0.0, slope)).astype(slope.dtype)
+        low_line = slope * center_ + shift - slack_
+        if self.fixed:
+            return Lines((slope,), (chord,), low_line, high_line)
+        return Lines((slope, 1 - slope), (chord, 1 - chord), low_line, high_line)
+
+
+def u_type(d: Interval) -> Any:
+    return d.low.dtype
+
+
+def product_interval(x: Interval, y: Interval) -> Interval:
+    corners = jnp.stack([x.low * y.low, x.low * y.high, x.high * y.low, x.high * y.high])
+    low, high = corners.min(0), corners.max(0)
+    return Interval(low - error(low, False), high + error(high, False))
+
+
+def product_lines(x: Interval, y: Interval, centers: tuple[jax.Array, jax.Array], result: jax.Array) -> Lines:
+    """Two of the four planes of McCormick 1976 that bound a product, one below and one above."""
+    (a, b), u = centers, unit(result.dtype)
+    low = y.low * a + x.low * b - x.low * y.low - result
+    high = y.high * a + x.low * b - x.low * y.high - result
+    reach = (jnp.abs(x.low) + jnp.abs(x.high) + jnp.abs(a)) * (jnp.abs(y.low) + jnp.abs(y.high) + jnp.abs(b))
+    slack = 2 * SLACK * u * (reach + jnp.abs(result)) + TINY
+    return Lines((y.low, x.low), (y.high, x.low), low - slack, high + slack)

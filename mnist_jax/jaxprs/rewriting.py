@@ -1,0 +1,174 @@
+"""What stands for an equation that depends on the image: the same function, of fewer kinds of steps.
+
+All of it holds in exact arithmetic. Maxima of any form become maxima of two; a minimum is one of negatives; absolute
+values and clipping are maxima; a quotient is a product. Activation functions with branches are known by what they
+compute, compared with JAX's own, whatever they are called.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+from jax import lax
+
+if TYPE_CHECKING:
+    from mnist_jax.jaxprs.program import Reader
+
+COMPARISONS = {"ge", "gt", "le", "lt", "ne", "eq"}
+
+
+def _maximum_of(values: Sequence[jax.Array]) -> jax.Array:
+    """The maximum as a tree of maxima of two, as flat as can be."""
+    values = list(values)
+    while len(values) > 1:
+        pairs = [lax.max(a, b) for a, b in zip(values[::2], values[1::2], strict=False)]
+        values = pairs + values[len(values) // 2 * 2 :]
+    return values[0]
+
+
+def _reduce_max(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    for axis in sorted(axes, reverse=True):
+        while (size := x.shape[axis]) > 1:
+            half = size // 2
+            one, other = (lax.slice_in_dim(x, i * half, (i + 1) * half, axis=axis) for i in range(2))
+            rest = lax.slice_in_dim(x, 2 * half, size, axis=axis)
+            x = lax.max(one, other)
+            x = lax.concatenate([x, rest], axis) if rest.size else x
+        x = lax.squeeze(x, [axis])
+    return x
+
+
+def _window_max(x: jax.Array, *, window, strides, padding) -> jax.Array:
+    """The maximum over windows. What lies outside is filled up with what is next to it, which the window has too."""
+    for axis, (low, high) in enumerate(padding):
+        first = lax.slice_in_dim(x, 0, 1, axis=axis)
+        last = lax.slice_in_dim(x, x.shape[axis] - 1, x.shape[axis], axis=axis)
+        if low or high:
+            x = lax.concatenate([first] * low + [x] + [last] * high, axis)
+    counts = [(n - w) // s + 1 for n, w, s in zip(x.shape, window, strides, strict=True)]
+    starts = itertools.product(*map(range, window))
+    return _maximum_of(
+        [
+            lax.slice(x, start, [i + s * (n - 1) + 1 for i, s, n in zip(start, strides, counts, strict=True)], strides)
+            for start in starts
+        ]
+    )
+
+
+def _reduce_window(reader: "Reader", operands: list[int], params: dict[str, Any], sign: int) -> list[int] | None:
+    window, padding = params["window_dimensions"], params["padding"]
+    dilated = {*params["base_dilation"], *params["window_dilation"]} != {1}
+    if dilated or any(not 0 <= pad < w for pads, w in zip(padding, window, strict=True) for pad in pads):
+        return None
+    maximum = functools.partial(_window_max, window=window, strides=params["window_strides"], padding=padding)
+    return reader.trace(lambda x: sign * maximum(sign * x) if sign < 0 else maximum(x), operands[0])
+
+
+def _integer_pow(reader: "Reader", operands: list[int], params: dict[str, Any]) -> list[int] | None:
+    y = params["y"]
+    if y == -1 or (y > 2 and y % 2 == 0):
+        return None
+    if y == 2:
+        return reader.trace(lax.square, *operands)
+    if y < -1:
+        return reader.trace(lambda x: lax.integer_pow(lax.integer_pow(x, -1), -y), *operands)
+    if y == 0:
+        return reader.trace(jnp.ones_like, *operands)
+    return operands if y == 1 else reader.trace(lambda x: x * lax.integer_pow(x, y - 1), *operands)
+
+
+def _mul(reader: "Reader", operands: list[int], params: dict[str, Any]) -> list[int] | None:
+    return reader.trace(lax.square, operands[0]) if operands[0] == operands[1] else None
+
+
+def _div(reader: "Reader", operands: list[int], params: dict[str, Any]) -> list[int] | None:
+    divided = reader.depends(operands[1:])
+    return reader.trace(lambda a, b: a * lax.integer_pow(b, -1), *operands) if divided else None
+
+
+def _same_type(reader: "Reader", operands: list[int], params: dict[str, Any]) -> list[int] | None:
+    return operands if reader.shape(operands[0]).dtype == params["new_dtype"] else None
+
+
+# By the name of the primitive: a function of the reader, the operands and the parameters that writes what stands for
+# it, and gives the results; or None, where it stays.
+RULES: dict[str, Callable[["Reader", list[int], dict[str, Any]], list[int] | None]] = {
+    "min": lambda reader, operands, _: reader.trace(lambda a, b: -jnp.maximum(-a, -b), *operands),
+    "abs": lambda reader, operands, _: reader.trace(lambda x: lax.max(x, -x), *operands),
+    "clamp": lambda reader, operands, _: reader.trace(
+        lambda low, x, high: jnp.minimum(jnp.maximum(x, low), high), *operands
+    ),
+    "reduce_max": lambda reader, operands, p: reader.trace(lambda x: _reduce_max(x, p["axes"]), *operands),
+    "reduce_min": lambda reader, operands, p: reader.trace(lambda x: -_reduce_max(-x, p["axes"]), *operands),
+    "reduce_window_max": functools.partial(_reduce_window, sign=1),
+    "reduce_window_min": functools.partial(_reduce_window, sign=-1),
+    "integer_pow": _integer_pow,
+    "mul": _mul,
+    "div": _div,
+    "convert_element_type": _same_type,
+}
+
+
+def _leaky_relu(reader: "Reader", x: int, slope: int | None = None) -> list[int] | None:
+    factor = 1e-2 if slope is None else reader.program.known.get(slope)
+    if factor is None or jnp.ndim(factor) or isinstance(factor, jax.core.Tracer):
+        return None
+    larger = jnp.maximum if factor <= 1 else jnp.minimum
+    return reader.trace(lambda x: larger(x, jnp.asarray(factor, x.dtype) * x), x)
+
+
+def _elu(reader: "Reader", x: int, alpha: int | None = None) -> list[int] | None:
+    scale = reader.constant(jnp.ones((), reader.shape(x).dtype)) if alpha is None else alpha
+    return reader.trace(lambda x, a: jnp.maximum(x, 0) + a * jnp.expm1(-jnp.maximum(-x, 0)), x, scale)
+
+
+def _logaddexp(reader: "Reader", a: int, b: int) -> list[int] | None:
+    """`b + softplus(a - b)`: softplus is a step of its own, as it is convex and the tree of it is not."""
+    (difference,) = reader.trace(jnp.subtract, a, b)
+    softplus = reader.write("softplus", None, [difference], [reader.shape(difference)], {})
+    return reader.trace(jnp.add, b, *softplus)
+
+
+def _hard_tanh(reader: "Reader", x: int) -> list[int]:
+    return reader.trace(lambda x: jnp.minimum(jnp.maximum(x, -1), 1), x)
+
+
+# JAX's functions with branches, and what stands for each. Their other operands are constants.
+KNOWN: tuple[tuple[Callable, Callable], ...] = (
+    (jax.nn.leaky_relu, _leaky_relu),
+    (jax.nn.elu, _elu),
+    (jax.nn.hard_tanh, _hard_tanh),
+    (jnp.logaddexp, _logaddexp),
+)
+
+
+def recognized(reader: "Reader", closed: Any, operands: Sequence[int]) -> list[int] | None:
+    """The results of a call whose computation is that of a function of `KNOWN`; None where it is that of none."""
+    if closed.consts or not any(eqn.primitive.name in COMPARISONS for eqn in closed.jaxpr.eqns):
+        return None
+    text = str(closed.jaxpr)
+    for function, written in KNOWN:
+        if text in _texts(function, tuple((v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars)):
+            return written(reader, *operands)
+    return None
+
+
+@functools.lru_cache
+def _texts(function: Callable, shapes: tuple[Any, ...]) -> set[str]:
+    """What JAX's function computes for operands of these shapes, as text, at every level of its calls."""
+    try:
+        closed = jax.make_jaxpr(function)(*[jax.ShapeDtypeStruct(*shape) for shape in shapes])
+    except TypeError:  # it takes other operands
+        return set()
+    texts: set[str] = set()
+    jaxprs = [closed.jaxpr]
+    while jaxprs:
+        jaxpr = jaxprs.pop()
+        texts.add(str(jaxpr))
+        for eqn in jaxpr.eqns:
+            jaxprs += list(jex.jaxprs_in_params(eqn.params))
+    return texts
