@@ -3,7 +3,7 @@
 from mnist_jax import startup  # before all that takes time  # noqa: F401
 
 # isort: split
-from mnist_jax import attack, geometry, losses
+from mnist_jax import attack, certify, geometry, losses
 from mnist_jax.classifier import Classifier
 from mnist_jax.errors import InputError
 from mnist_jax.networks import NETWORKS
@@ -17,6 +17,7 @@ __all__ = [
     "InputError",
     "__version__",
     "attack",
+    "certify",
     "checkpoint",
     "geometry",
     "load_classifier",

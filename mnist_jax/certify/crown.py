@@ -1,9 +1,12 @@
 """CROWN: linear bounds of the logits, taken back to the image."""
 
+from functools import partial
+
 import jax
 from jax.typing import ArrayLike
 
 from mnist_jax.certify import driver, linear
+from mnist_jax.certify.bounds import Bounds
 from mnist_jax.certify.driver import CertifyResult
 from mnist_jax.classifier import Classifier
 from mnist_jax.geometry import INF
@@ -51,5 +54,5 @@ def kernel(
 ) -> tuple[jax.Array, jax.Array]:
     """The method, inside any transformation: lower bounds of the margin `[B]`, and candidates like the images."""
     bounds = linear.walk(classifier, images, radius, norm, platform)
-    bounds.forwards(linear.tighten)
-    return linear.margin(bounds, labels, [None, "flat"])
+    bounds.forwards(partial(linear.tighten, Bounds.back))
+    return linear.margin(bounds, labels, [Bounds.back, partial(linear.with_slopes, "flat")])

@@ -75,7 +75,8 @@ def run(
         x, classes, radii = checked(classifier, images, labels, radius)
         how |= {"norm": norm, "platform": jax.default_backend()}
         program = partial(_run, kernel, tuple(sorted(how.items())))
-        size = min(at_once, chunk_size(len(x)))
+        # Two programs at most: of one image, as at a prompt, and of many.
+        size = min(at_once, chunk_size(at_once)) if len(x) > 1 else 1
         while True:
             try:
                 return in_chunks(program, (x, classes, radii), classifier, size=size)

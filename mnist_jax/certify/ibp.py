@@ -54,4 +54,4 @@ def as_is(bounds: Bounds, place: int, factors: dict[int, float], interval: Inter
 
 def first(bounds: Bounds, place: int, factors: dict[int, float], interval: Interval, wanted: jax.Array) -> Interval:
     """Better bounds before the first nonlinear step."""
-    return interval if bounds.nodes else linear.tighten(bounds, place, factors, interval, wanted)
+    return interval if bounds.nodes else linear.tighten(Bounds.back, bounds, place, factors, interval, wanted)

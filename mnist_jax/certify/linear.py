@@ -1,7 +1,6 @@
 """Linear functions taken back to the image: bounds of the steps on the way, and of the margin."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -26,8 +25,14 @@ def walk(classifier: Classifier, images: jax.Array, radius: jax.Array, norm: flo
     return bounds
 
 
-def tighten(bounds: Bounds, place: int, factors: dict[int, float], interval: Interval, wanted: jax.Array) -> Interval:
-    """Bounds by CROWN, of the entries where they are wanted: for an image at a time, as other images want others.
+# A way to bound linear functions: as `Bounds.back` with the walk, the place of an equation, functions and constants.
+Way = Callable[[Bounds, int, dict[int, jax.Array], jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def tighten(
+    way: Way, bounds: Bounds, place: int, factors: dict[int, float], interval: Interval, wanted: jax.Array
+) -> Interval:
+    """Bounds of the entries where they are wanted: for an image at a time, as other images want others.
 
     What is affine in the image is the same function for all of them, and taken back once.
     """
@@ -65,7 +70,7 @@ def tighten(bounds: Bounds, place: int, factors: dict[int, float], interval: Int
 
         def least(entries: jax.Array, functions: dict[int, jax.Array]) -> list[jax.Array]:
             at = jnp.concatenate([own[entries], -own[entries]]) - jnp.concatenate([own_off[entries]] * 2)
-            return jnp.split(seen.back(place, functions, at)[0], 2)
+            return jnp.split(way(seen, place, functions, at)[0], 2)
 
         new = better(wanted[:, i], least, Interval(found.low[:, i], found.high[:, i]))
         return Interval(found.low.at[:, i].set(new.low), found.high.at[:, i].set(new.high))
@@ -78,11 +83,8 @@ def tighten(bounds: Bounds, place: int, factors: dict[int, float], interval: Int
     return Interval(*(z.reshape(*shape, batch) for z in found))
 
 
-def margin(bounds: Bounds, labels: jax.Array, rules: Sequence[str | None]) -> tuple[jax.Array, jax.Array]:
-    """Lower bounds of the margin `[B]`, the best by any rule for the slopes or by intervals, and candidates.
-
-    A rule is one of `relaxations.steepness`, or None for the usual slopes.
-    """
+def margin(bounds: Bounds, labels: jax.Array, ways: Sequence[Way]) -> tuple[jax.Array, jax.Array]:
+    """Lower bounds of the margin `[B]`, the best by any of the ways or by intervals, and candidates by the first."""
     number, end = bounds.program.logits, len(bounds.program.equations)
     (center, off), classes = bounds.combined({number: 1.0}), bounds.program.shapes[number].shape[1]
     label = jax.nn.one_hot(labels, classes, axis=0, dtype=center.dtype)[None]
@@ -92,9 +94,9 @@ def margin(bounds: Bounds, labels: jax.Array, rules: Sequence[str | None]) -> tu
         function = label - jax.nn.one_hot(other, classes, dtype=center.dtype)[None, :, None]
         at = (function * center - jnp.abs(function) * off).sum((0, 1))
         found = [bounds.back(end, {number: function}, at, whole=False)]
-        found += [bounds.back(end, {number: function}, at, partial(slopes, bounds, rule)) for rule in rules]
+        found += [way(bounds, end, {number: function}, at) for way in ways]
         least = jnp.stack([bound for bound, _ in found]).max(0)  # NaN stays
-        return jnp.where(other == labels, jnp.inf, least), found[min(1, len(rules))][1]
+        return jnp.where(other == labels, jnp.inf, least), found[min(1, len(ways))][1]
 
     least, where = jax.lax.map(lead, jnp.arange(classes))
     worst = least.argmin(0)
@@ -102,7 +104,13 @@ def margin(bounds: Bounds, labels: jax.Array, rules: Sequence[str | None]) -> tu
     return least.min(0), bounds.region.at(jnp.moveaxis(d, 0, -1))
 
 
-def slopes(bounds: Bounds, rule: str | None, place: int) -> jax.Array | None:
-    """The slopes below at a step, by a rule of `relaxations.steepness`; None is the usual one."""
-    ramp = bounds.nodes[place].ramp
-    return None if rule is None or ramp is None else steepness(ramp.d, rule)
+def with_slopes(
+    rule: str, bounds: Bounds, place: int, functions: dict[int, jax.Array], constant: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Bounds with slopes below by a rule of `relaxations.steepness`."""
+
+    def slope(place: int) -> jax.Array | None:
+        ramp = bounds.nodes[place].ramp
+        return None if ramp is None else steepness(ramp.d, rule)
+
+    return bounds.back(place, functions, constant, slope)

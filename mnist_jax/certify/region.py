@@ -114,7 +114,8 @@ def _least_2(a, low, high, radius):
         better = jnp.sqrt(weight / jnp.maximum(rest, tiny))
         return jnp.where((rest > 0) & (weight > 0), jnp.minimum(better, multiplier), multiplier)
 
-    multiplier = jax.lax.fori_loop(0, NEWTON, closer, multiplier)
+    # The value's derivative by the multiplier is 0 at the best one, so that none is taken.
+    multiplier = jax.lax.stop_gradient(jax.lax.fori_loop(0, NEWTON, closer, multiplier))
     d = inside(multiplier)
     value = _sum(a * d + multiplier * d**2 / 2) - multiplier * squared / 2
     size = _sum(jnp.abs(a * d) + multiplier * d**2) + multiplier * squared
@@ -134,7 +135,7 @@ def _least_1(a, low, high, radius):
         return jnp.where(over_full, middle, least), jnp.where(over_full, most, middle)
 
     ends = (jnp.zeros_like(radius), jnp.broadcast_to(_largest(a), radius.shape))
-    multiplier = jax.lax.fori_loop(0, HALVINGS, halve, ends)[1]
+    multiplier = jax.lax.stop_gradient(jax.lax.fori_loop(0, HALVINGS, halve, ends)[1])
     taken = jnp.where(size_of > multiplier, room, 0)
     value = -multiplier * radius - _sum(taken * (size_of - multiplier))
     size = multiplier * radius + _sum(taken * size_of)
