@@ -85,6 +85,8 @@ def optimized(
     def step(_, state):
         slopes, memory, best = state
         gradient, (least, _) = jax.grad(bound, has_aux=True)(slopes)
+        # Where a gradient is no number, as at radius 0, the slope stays; the bound is one all the same.
+        gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), gradient)
         update, memory = rule.update(gradient, memory)
         slopes = jax.tree.map(lambda s, u: jnp.clip(s + u, 0, 1), slopes, update)
         return slopes, memory, jnp.maximum(best, least)

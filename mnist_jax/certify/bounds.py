@@ -115,7 +115,7 @@ class Bounds:
     p: float
     values: dict[int, Value] = field(default_factory=dict)
     nodes: dict[int, Node] = field(default_factory=dict)
-    underflow: jax.Array | float = 0.0
+    underflow: jax.Array = field(default_factory=lambda: jnp.zeros(1))
 
     def begin(self) -> None:
         """Sets the value of the image."""
@@ -344,7 +344,7 @@ class Bounds:
         """The sum that a bound is, rounded down."""
         bound = constant - off + least
         rounded = 4 * unit(bound.dtype) * (jnp.abs(constant) + jnp.abs(off) + jnp.abs(least))
-        return bound - rounded - self.underflow
+        return bound - rounded - jnp.expand_dims(self.underflow, tuple(range(bound.ndim - 1)))
 
     def _transposed(self, equation: Equation, results: list[Any], functions: dict[int, jax.Array]) -> None:
         which = affine.dependent(self.program, equation)

@@ -100,8 +100,8 @@ def margin(bounds: Bounds, labels: jax.Array, ways: Sequence[Way]) -> tuple[jax.
 
     least, where = jax.lax.map(lead, jnp.arange(classes))
     worst = least.argmin(0)
-    d = jax.vmap(lambda d, c: d[c], (-1, 0))(where, worst)[:, 0]
-    return least.min(0), bounds.region.at(jnp.moveaxis(d, 0, -1))
+    d = jax.vmap(lambda d, c: d[c], (-1, 0), -1)(where, worst)
+    return least.min(0), bounds.region.at(d)
 
 
 def with_slopes(

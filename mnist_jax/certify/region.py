@@ -23,7 +23,7 @@ class Region(NamedTuple):
       low, high: the least and largest difference to them in every pixel, by ball and box.
       center: middle of the box that low and high are, as rounded.
       width: half the width of that box around the center, rounded up.
-      radius: `[B]`.
+      radius: `[1, ..., 1, B]`.
     """
 
     images: jax.Array
@@ -37,6 +37,7 @@ class Region(NamedTuple):
     def around(cls, images: jax.Array, radius: jax.Array) -> "Region":
         """The region around images `[B, *shape]`."""
         x = jnp.moveaxis(images, 0, -1)[None]
+        radius = radius.reshape(*[1] * (x.ndim - 1), -1)
         u = unit(x.dtype)
         low, high = -jnp.minimum(radius, x), jnp.minimum(radius, (1 - x) * (1 + 2 * u))
         center = x + (low + high) / 2
@@ -74,7 +75,7 @@ class Region(NamedTuple):
         lost = 2 * gamma(a[..., 0].size + 8, a.dtype)
         box = _sum(jnp.abs(a) * self.width) * (1 + lost)
         if p == INF:
-            return -box, jnp.where(a > 0, self.low, self.high)
+            return -box.reshape(-1), jnp.where(a > 0, self.low, self.high)
         scale = _largest(a)  # so that squares neither overflow nor vanish
         scale = jnp.where(scale > 0, scale, 1)
         radius = jnp.broadcast_to(self.radius, scale.shape)
@@ -85,15 +86,16 @@ class Region(NamedTuple):
         value = value - _sum(a * shift)
         size = size + _sum(jnp.abs(a) * (jnp.abs(shift) + jnp.abs(d)))
         rounded = 4 * u * _sum(jnp.abs(a) * (jnp.abs(self.center) + self.width)) * (1 + lost)
-        return jnp.maximum(value - lost * size - rounded, -box), d
+        return jnp.maximum(value - lost * size - rounded, -box).reshape(-1), d
 
 
 def _sum(x: jax.Array) -> jax.Array:
-    return x.reshape(-1, x.shape[-1]).sum(0)
+    """Over all but the lanes: `[1, ..., 1, N]`."""
+    return x.sum(tuple(range(x.ndim - 1)), keepdims=True)
 
 
 def _largest(x: jax.Array) -> jax.Array:
-    return jnp.abs(x).reshape(-1, x.shape[-1]).max(0)
+    return jnp.abs(x).max(tuple(range(x.ndim - 1)), keepdims=True)
 
 
 def _least_2(a, low, high, radius):

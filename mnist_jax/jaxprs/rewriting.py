@@ -107,6 +107,7 @@ RULES: dict[str, Callable[["Reader", list[int], dict[str, Any]], list[int] | Non
     "reduce_window_max": functools.partial(_reduce_window, sign=1),
     "reduce_window_min": functools.partial(_reduce_window, sign=-1),
     "integer_pow": _integer_pow,
+    "erfc": lambda reader, operands, _: reader.trace(lambda x: 1 - lax.erf(x), *operands),
     "mul": _mul,
     "div": _div,
     "convert_element_type": _same_type,
