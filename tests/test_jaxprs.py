@@ -202,9 +202,8 @@ def test_a_function_of_another_meaning_is_not_taken_for_a_known_one():
     def leaky_relu(x):
         return jnp.where(x >= 0.1, x, 0.01 * x)
 
-    with pytest.raises(UnsupportedOperation, match="ge"):
-        got = read(lambda _, x: two(leaky_relu(x)))
-        [affine.is_affine(got, e) or (_ for _ in ()).throw(e.refused("")) for e in got.equations if e.name == "ge"]
+    assert "ge" in names(lambda _, x: two(leaky_relu(x)))
+    assert "ge" not in names(lambda _, x: two(jax.nn.leaky_relu(x)))
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 1), (2, 3)])

@@ -1,0 +1,193 @@
+"""How far images are certified, and how near the nearest adversarial image is that was found.
+
+    python experiments/certify_table.py [--networks MLP CNN] [--recipes best original] [--norms inf 2 1]
+        [--methods ibp crown alpha_crown] [--images 100] [--npz FOLDER] [--seconds 800] [--table]
+
+For each network, norm and method: the largest certified radius of the first so many correctly classified val images,
+and their distance by `nearest`. Results are kept in experiments/certified.json after every few images; what is there is
+not done again, so that the script can be stopped at any time, stops by itself after so many seconds, and goes on when it
+is started again. Times are of searches whose programs are compiled: the first few images are given twice.
+
+With --lirpa FOLDER (a checkout of auto_LiRPA 0.7.1; needs PyTorch), its bounds on the same images instead, by ten
+bisections of radii up to --high, in the names `lirpa-ibp`, `lirpa-crown-ibp`, `lirpa-crown` and `lirpa-alpha_crown`.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mnist_jax import NETWORKS, attack, certify, data
+from mnist_jax.classifier import Classifier
+from mnist_jax.storage import checkpoint, files, pytorch
+
+KEPT = Path(__file__).with_name("certified.json")
+PIECE = 100  # images between two saves
+SLOWLY = 8  # where each takes seconds
+LIRPA = {
+    "lirpa-ibp": "IBP",
+    "lirpa-crown-ibp": "CROWN-IBP",
+    "lirpa-crown": "CROWN",
+    "lirpa-alpha_crown": "CROWN-Optimized",
+}
+HALVINGS = 10
+
+Search = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def network(name: str, recipe: str, npz: Path | None) -> Any:
+    if npz:
+        return pytorch.load(npz / f"{name}.npz", name)
+    return checkpoint.load(checkpoint.shipped() / f"{name}-{recipe}.safetensors")
+
+
+def first_correct(classifier: Classifier, count: int) -> tuple[np.ndarray, np.ndarray]:
+    split = data.load().val
+    images, labels = np.asarray(data.normalize(split.images[: count + 500])), split.labels[: count + 500]
+    correct = np.flatnonzero(np.asarray(classifier(images).argmax(1)) == labels)[:count]
+    return images[correct], labels[correct]
+
+
+def ours(method: str, classifier: Classifier, norm: float) -> Search:
+    if method == "nearest":
+        return lambda images, labels: np.asarray(attack.nearest(classifier, images, labels, norm=norm).distance)
+    bound = getattr(certify, method)
+    return lambda images, labels: certify.largest_radius(classifier, images, labels, norm=norm, method=bound)
+
+
+def in_pytorch(trained: Any) -> Any:
+    """The MLP or the CNN as PyTorch's own layers."""
+    import torch
+    from torch import nn
+
+    weights = {
+        name: torch.tensor(array) for name, array in pytorch.to_state_dict(trained.weights, trained.network).items()
+    }
+    layers: list[Any] = []
+    for name, weight in weights.items():
+        if not name.endswith("weight"):
+            continue
+        bias = weights[name.replace("weight", "bias")]
+        convolution = weight.ndim == 4
+        if not convolution and not any(isinstance(layer, nn.Flatten) for layer in layers):
+            layers.append(nn.Flatten())
+        layer = nn.Conv2d(*weight.shape[1::-1], weight.shape[2]) if convolution else nn.Linear(*weight.shape[::-1])
+        layer.load_state_dict({"weight": weight, "bias": bias})
+        layers += [layer, nn.ReLU(), nn.MaxPool2d(2)] if convolution else [layer, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def theirs(method: str, trained: Any, norm: float, options: argparse.Namespace) -> Search:
+    """The largest radii by auto_LiRPA, all images at once, as its users search."""
+    sys.path.insert(0, str(options.lirpa))
+    import torch
+    from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
+
+    bounded = BoundedModule(in_pytorch(trained), torch.zeros(1, 1, 28, 28), device="cpu")
+
+    def certified(x: torch.Tensor, radius: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        r = radius.reshape(-1, 1, 1, 1)
+        box = {"x_L": (x - r).clamp(0, 1), "x_U": (x + r).clamp(0, 1)} if norm == math.inf else {}
+        eps = 0.0 if norm == math.inf else radius
+        image = BoundedTensor(x, PerturbationLpNorm(norm=norm, eps=eps, **box))
+        optimized = method == "lirpa-alpha_crown"
+        with torch.set_grad_enabled(optimized):
+            lower, _ = bounded.compute_bounds(x=(image,), method=LIRPA[method], C=c, bound_upper=False)
+        return lower.detach().min(1).values > 0
+
+    def search(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        x, y = torch.tensor(images.transpose(0, 3, 1, 2)), torch.tensor(labels.astype(np.int64))
+        others = torch.stack([torch.tensor([j for j in range(10) if j != label]) for label in y.tolist()])
+        c = torch.eye(10)[y][:, None] - torch.eye(10)[others]
+        low, high = torch.zeros(len(x)), torch.full((len(x),), options.high)
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            proved = certified(x, middle, c)
+            low, high = torch.where(proved, middle, low), torch.where(proved, high, middle)
+        return low.numpy()
+
+    return search
+
+
+def work(key: dict[str, Any], search: Search, images: np.ndarray, labels: np.ndarray, until: float) -> None:
+    """Goes on with one row of the table, a piece at a time."""
+    rows = kept()
+    row = next((r for r in rows if r["key"] == key), None)
+    if row is None:
+        row = {"key": key, "radii": [], "seconds": 0.0}
+        rows.append(row)
+    slow = key["network"].startswith("CNN") and key["method"].endswith("crown")
+    piece = SLOWLY if slow else PIECE
+    warm = False
+    for start in tqdm(
+        range(len(row["radii"]), len(images), piece), desc=" ".join(map(str, key.values())), disable=None
+    ):
+        if time.monotonic() > until:
+            return
+        part = slice(start, start + piece)
+        if not warm and not key["method"].startswith("lirpa"):
+            search(images[part], labels[part])
+            warm = True
+        began = time.perf_counter()
+        radii = search(images[part], labels[part])
+        row["seconds"] += time.perf_counter() - began
+        row["radii"] += [float(f"{r:.6g}") for r in radii]
+        files.write(KEPT, json.dumps(rows, indent=0).encode())
+
+
+def kept() -> list[dict[str, Any]]:
+    return json.loads(KEPT.read_text()) if KEPT.exists() else []
+
+
+def table() -> str:
+    """A line for each network and norm: medians, quartiles of the best certificate, and seconds an image."""
+    lines = ["| network | norm | method | images | median | quartiles | s/image |", "|:--|--:|:--|--:|--:|--:|--:|"]
+    for row in kept():
+        key, radii = row["key"], np.array(row["radii"])
+        if not len(radii):
+            continue
+        low, middle, high = np.quantile(radii, [0.25, 0.5, 0.75])
+        lines.append(
+            f"| {key['network']} ({key['recipe']}) | {key['norm']} | {key['method']} | {len(radii)} | {middle:.4g} "
+            f"| {low:.4g} to {high:.4g} | {row['seconds'] / len(radii):.3g} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME")
+    parser.add_argument("--recipes", nargs="+", default=["best", "original"])
+    parser.add_argument("--norms", nargs="+", default=["inf", "2", "1"])
+    parser.add_argument("--methods", nargs="+", default=["crown", "nearest"])
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--npz", type=Path, metavar="FOLDER", help="of state_dicts to use instead of the shipped")
+    parser.add_argument("--lirpa", type=Path, metavar="FOLDER")
+    parser.add_argument("--high", type=float, default=0.064, help="largest radius for auto_LiRPA's bisections")
+    parser.add_argument("--seconds", type=float, default=800, help="begin nothing new after that")
+    parser.add_argument("--table", action="store_true", help="only print what is kept")
+    options = parser.parse_args()
+    until = time.monotonic() + options.seconds
+    for name in () if options.table else options.networks:
+        for recipe in ["npz"] if options.npz else options.recipes:
+            trained = network(name, recipe, options.npz)
+            classifier = trained.classifier()
+            images, labels = first_correct(classifier, options.images)
+            for norm in options.norms:
+                for method in options.methods:
+                    key = {"network": name, "recipe": recipe, "norm": norm, "method": method}
+                    p = float(norm)
+                    search = theirs(method, trained, p, options) if options.lirpa else ours(method, classifier, p)
+                    work(key, search, images, labels, until)
+    print(table())
+
+
+if __name__ == "__main__":
+    main()
