@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_jax import data
-from mnist_jax.commands import campaign, console
+from mnist_jax.commands import campaign, console, job
 from mnist_jax.data import SPLITS
 from mnist_jax.errors import InputError
 from mnist_jax.evaluation import accuracy
@@ -67,7 +67,7 @@ def check(options: argparse.Namespace) -> int:
     record = results.load(options.verify)
     results.check_about(options.verify, record)
     model, split, dataset = (record.about[key] for key in ("model", "split", "dataset"))
-    tested = campaign.subject(options.model or model, split, options, dataset)
+    tested = job.subject(options.model or model, split, options, dataset)
     console.note(f"verifying {options.verify} with {tested.path}")
     report = verify.verify(record, tested.path, tested.classifier, tested.split, options.verify)
     console.report(report, verify.text(report), as_json=options.json)

@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.classifier import Classifier
 from mnist_jax.data import Split
 from mnist_jax.errors import InputError
 from mnist_jax.evaluation import predict
 from mnist_jax.geometry import exact_norm
-from mnist_jax.storage.results import CLASSES, Record, check_about, targets_of
+from mnist_jax.storage.results import CLASSES, R, Record, check_about, targets_of
 
 # Logits differ in their last bits from one batch and device to the next; a failure that fools by twice what attacks
 # leave to that, 1e-5 of the largest logit, is none.
@@ -22,7 +23,9 @@ CLOSE = 1e-4  # relative: sums and differences of float32 are rounded otherwise 
 SHOWN = 5  # wrong images in the text
 
 
-def verify(record: Record, model: Path, classifier: Classifier, split: Split, path: Path) -> dict[str, Any]:
+def verify(
+    record: Record[AttackResult], model: Path, classifier: Classifier, split: Split, path: Path
+) -> dict[str, Any]:
     """What holds of the record at `path`, whose network is said to be the one at `model`.
 
     Every image is given to the classifier anew, and its distance is measured in double precision.
@@ -77,7 +80,7 @@ def verify(record: Record, model: Path, classifier: Classifier, split: Split, pa
     }
 
 
-def _originals(record: Record, split: Split, path: Path) -> np.ndarray:
+def _originals(record: Record[R], split: Split, path: Path) -> np.ndarray:
     """The images of the split, in [0, 1], where the record is of this split."""
     indices = record.indices
     if not ((indices >= 0) & (indices < len(split.labels))).all():
@@ -89,7 +92,7 @@ def _originals(record: Record, split: Split, path: Path) -> np.ndarray:
     return split.images[indices] / np.float32(255)
 
 
-def _allowed(lengths: np.ndarray, record: Record) -> np.ndarray:
+def _allowed(lengths: np.ndarray, record: Record[AttackResult]) -> np.ndarray:
     """Whether a success may be so far away, by more than rounding."""
     radius = record.about["options"].get("radius", math.inf)
     if record.about["method"] == "fixed_norm":  # at exactly that norm
