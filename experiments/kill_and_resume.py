@@ -51,11 +51,11 @@ class Command:
 
     def __init__(self, name: str, images: Path) -> None:
         self.name = name
-        module = {"train": "train", "attack": "campaign"}[name]
+        module = {"train": "train", "attack": "job"}[name]
         program = f"import mnist_jax.commands.{name}; {OFTEN.format(module)}; "
         program += "from mnist_jax.commands import console; "
         if name == "attack":  # a few images at a time, to have something to go on with
-            program += "mnist_jax.commands.campaign.CHUNKS_AT_ONCE = 1; "
+            program += "mnist_jax.commands.job.CHUNKS_AT_ONCE = 1; "
         program += f"console.run(mnist_jax.commands.{name}.main)"
         self.line = [sys.executable, "-c", program, *COMMANDS[name], "--data-dir", str(images)]
 

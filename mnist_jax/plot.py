@@ -234,18 +234,43 @@ def accuracy_by_radius(curves: Mapping[str, np.ndarray], norm: float, *, radii: 
         axes = figure.subplots()
         # In the legend as they lie in the figure, the most robust network first.
         for name in sorted(curves, key=lambda name: -np.minimum(curves[name], limit).mean()):
-            distances = np.sort(curves[name])
-
-            def share(radius, distances=distances):
-                return 1 - np.searchsorted(distances, radius, side="right") / len(distances)
-
-            x = np.unique([0, *distances[distances < limit], limit])
-            axes.step(x, share(x), where="post", label=name, **styles[name])
-            axes.plot(marked, share(marked), "o", color=styles[name]["color"], markersize=4, zorder=3)
-        axes.set(xlim=(0, limit), ylim=(0, 1.02), ylabel="accuracy")
-        axes.set_xlabel(f"radius, ${_norm_of_r(norm)}$")
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+            x = _steps(limit, curves[name])
+            axes.step(x, _farther(curves[name], x), where="post", label=name, **styles[name])
+            shares = _farther(curves[name], marked)
+            axes.plot(marked, shares, "o", color=styles[name]["color"], markersize=4, zorder=3)
+        _accuracy_axes(axes, limit, norm)
         figure.legend(loc="outside right upper", handlelength=2.8, fontsize=8)
+        return _png(figure)
+
+
+def certified_by_radius(radii: np.ndarray, norm: float, distances: np.ndarray | None = None) -> bytes:
+    """The share of images that are certified at a radius, against the radius; and of those that an attack leaves.
+
+    Between the two is what is open: no adversarial image within the radius was found, nor was it proved that there is
+    none.
+
+    Args:
+      radii: `[N]`, the largest certified radius of each image, 0 where there is none.
+      norm: p of radii and distances.
+      distances: `[N]`, from each image to its nearest adversarial image that was found: 0 where it is misclassified
+        from the start, inf where the attack failed.
+    """
+    radii = np.asarray(radii, np.float64)
+    both = [radii] if distances is None else [radii, np.asarray(distances, np.float64)]
+    limit = max((np.quantile(shown, 0.99) for each in both if (shown := each[np.isfinite(each)]).size), default=0) or 1
+    x = _steps(limit, *both)
+    certified, robust = _farther(radii, x), _farther(both[-1], x)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+        axes = figure.subplots()
+        if distances is not None:
+            axes.step(x, robust, where="post", color=COLORS["test"], label="robust: no adversarial image found")
+            axes.fill_between(x, certified, robust, step="post", color=GREY, alpha=0.25, linewidth=0, label="open")
+        axes.step(x, certified, where="post", color=COLORS["train"], label="certified")
+        _accuracy_axes(axes, limit, norm)
+        axes.set_ylabel("accuracy" if distances is not None else "certified accuracy")
+        if distances is not None:
+            axes.legend(loc="upper right", fontsize=8)  # where curves that only fall leave room
         return _png(figure)
 
 
@@ -316,6 +341,23 @@ def distance_and_time(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -
 def latex_available() -> bool:
     """Whether the programs are installed with which Matplotlib typesets by LaTeX."""
     return all(shutil.which(program) for program in ("latex", "dvipng"))
+
+
+def _farther(distances: np.ndarray, radii: np.ndarray) -> np.ndarray:
+    """The share of the distances that are farther than each radius."""
+    return 1 - np.searchsorted(np.sort(distances), radii, side="right") / max(len(distances), 1)
+
+
+def _steps(limit: float, *distances: np.ndarray) -> np.ndarray:
+    """The radii up to the limit at which a share changes."""
+    return np.unique(np.concatenate([[0, limit], *(each[each < limit] for each in distances)]))
+
+
+def _accuracy_axes(axes: Axes, limit: float, norm: float) -> None:
+    """Accuracy against the radius."""
+    axes.set(xlim=(0, limit), ylim=(0, 1.02), ylabel="accuracy")
+    axes.set_xlabel(f"radius, ${_norm_of_r(norm)}$")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
 
 
 def _text(value: Any, latex: bool = False) -> str:

@@ -42,7 +42,14 @@ REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "seed_networks"
 MOST_KEPT = 2**30  # bytes of compiled programs; a run makes less than half of that
 MOST_MAPPED = 4500  # pieces of memory; they and what belongs to them take about 1 GB
 LIBC = ctypes.CDLL(None)
-COMMANDS = ("test_attack_command", "test_console", "test_evaluate", "test_train", "test_verify")
+COMMANDS = (
+    "test_attack_command",
+    "test_certify_command",
+    "test_console",
+    "test_evaluate",
+    "test_train",
+    "test_verify",
+)
 
 
 def pytest_configure(config):
@@ -160,7 +167,7 @@ def refused(monkeypatch, capsys):
         errors = [
             line
             for line in err.splitlines()
-            if not line.startswith(("device: ", "training ", "evaluating ", "attacking ", "verifying "))
+            if not line.startswith(("device: ", "training ", "evaluating ", "attacking ", "certifying ", "verifying "))
         ]
         assert (end.value.code, out, len(errors)) == (2, "", 1), (end.value.code, out, err)
         assert errors[0].startswith("error: ")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mnist_jax import data, load_classifier
-from mnist_jax.commands import attack, campaign, console, prompt
+from mnist_jax.commands import attack, campaign, console, job, prompt
 from mnist_jax.errors import InputError
 from mnist_jax.storage import checkpoint
 from mnist_jax.storage.results import load, save
@@ -134,7 +134,7 @@ def test_only_results_of_the_same_attack_are_gone_on_with(tmp_path, few_digits, 
         (own / name).write_bytes(content)
         refuses("other data;", *same)
         (own / name).write_bytes((few_digits / name).read_bytes())
-    monkeypatch.setattr(campaign, "VERSION", "next")
+    monkeypatch.setattr(job, "VERSION", "next")
     refuses("other version", *same)
     monkeypatch.undo()
     with jax.enable_x64(True):

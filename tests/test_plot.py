@@ -214,3 +214,24 @@ def test_distance_and_time_has_a_panel_a_norm():
     changed = pixels_of(plot.distance_and_time({"L2": without | {"alma:100-adv_lib": row}}))
     assert changed.shape == one.shape
     assert (changed != one).any()
+
+
+def test_certified_by_radius():
+    random = np.random.default_rng(0)
+    radii = np.where(random.random(50) < 0.1, 0, random.random(50))
+    distances = np.where(radii > 0.9, np.inf, radii * 1.5)  # the attack fails on some
+    alone, both = plot.certified_by_radius(radii, np.inf), plot.certified_by_radius(radii, 2, distances)
+    assert both == plot.certified_by_radius(radii, 2, distances)
+    for png, drawn in ((alone, ("train",)), (both, ("train", "test"))):
+        for name, color in plot.COLORS.items():
+            wanted = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+            near = (np.abs(pixels_of(png) - wanted).max(-1) < 0.02).sum()
+            assert (near > 200) == (name in drawn)
+    for nothing in (np.zeros(0), np.zeros(3)):
+        plot.certified_by_radius(nothing, 1, nothing)
+
+
+def test_shares_farther_than_a_radius():
+    distances = np.array([0, 1, np.inf, 1])
+    np.testing.assert_array_equal(plot._farther(distances, np.array([0, 0.5, 1, 2])), [0.75, 0.75, 0.25, 0.25])
+    assert plot._steps(1.5, distances, np.array([0.5, 3])).tolist() == [0, 0.5, 1, 1.5]

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnist_jax import startup
+from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.methods import DEFAULT, METHODS
-from mnist_jax.commands import campaign, console, prompt
+from mnist_jax.commands import campaign, console, job, prompt
 from mnist_jax.commands.campaign import Campaign
 from mnist_jax.errors import InputError
 from mnist_jax.storage import checkpoint
@@ -30,7 +31,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     campaign.add_options(parser, "the attack")
     more = parser.add_argument_group("where the method has them", argument_default=argparse.SUPPRESS)
     own = "(default: the method's)"
-    more.add_argument("--targets", type=campaign.integers, help="class to reach, or one for each image, as in 3,5")
+    more.add_argument("--targets", type=job.integers, help="class to reach, or one for each image, as in 3,5")
     more.add_argument("--effort", type=_effort, help=f"fast, standard, thorough, or a number of gradients {own}")
     more.add_argument("--steps", type=console.number(int, 1, console.MANY), help=f"gradients of one run {own}")
     more.add_argument("--restarts", type=console.number(int, 1, console.MANY), help=f"runs at most {own}")
@@ -49,7 +50,7 @@ def _effort(text: str) -> int | str:
     return console.number(int, 1, console.MANY)(text)
 
 
-def draw(run: Campaign, record: Record) -> Path | None:
+def draw(run: Campaign, record: Record[AttackResult]) -> Path | None:
     """The figure of the first few images that were attacked with success."""
     from mnist_jax import plot  # Matplotlib takes a while to import
 

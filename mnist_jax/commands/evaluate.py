@@ -1,4 +1,4 @@
-"""Print the accuracies of trained networks, or the robust accuracy of one, or recheck the results of an attack."""
+"""Print the accuracies of trained networks, or the robust accuracy of one, or recheck a file of results."""
 
 import argparse
 import functools
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from mnist_jax import data
-from mnist_jax.commands import campaign, console
+from mnist_jax.commands import campaign, certification, console, job
 from mnist_jax.data import SPLITS
 from mnist_jax.errors import InputError
 from mnist_jax.evaluation import accuracy
-from mnist_jax.storage import checkpoint, results, verify
+from mnist_jax.storage import checkpoint, results, verify, verify_certificates
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -19,7 +19,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     which.add_argument("--model", help="a checkpoint's path, or a name such as CNN or CNN-original")
     which.add_argument("--all", action="store_true", help="every network that ships with the project")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--verify", type=Path, metavar="RESULTS", help="recheck a file of attack results, image by image")
+    what.add_argument("--verify", type=Path, metavar="RESULTS", help="recheck a file of attack results or certificates")
     what.add_argument("--robust", action="store_true", help="accuracy at a radius, by AutoAttack's standard ensemble")
     parser.add_argument("--output", type=Path, default=checkpoint.RUNS, help="folder of your own networks, and results")
     parser.add_data_options(dataset=None)
@@ -64,13 +64,19 @@ def row(result: dict[str, Any]) -> str:
 
 def check(options: argparse.Namespace) -> int:
     """Rechecks the results of --verify; 1 where something that the file says does not hold."""
-    record = results.load(options.verify)
+    record = results.load(options.verify, "attack results or certificates")
     results.check_about(options.verify, record)
     model, split, dataset = (record.about[key] for key in ("model", "split", "dataset"))
-    tested = campaign.subject(options.model or model, split, options, dataset)
+    tested = job.subject(options.model or model, split, options, dataset)
     console.note(f"verifying {options.verify} with {tested.path}")
-    report = verify.verify(record, tested.path, tested.classifier, tested.split, options.verify)
-    console.report(report, verify.text(report), as_json=options.json)
+    what = (record, tested.path, tested.classifier, tested.split, options.verify)
+    if isinstance(record.result, results.Certificates):
+        report = verify_certificates.verify(*what, certification.prover(options.verify, record))
+        text = verify_certificates.text(report)
+    else:
+        report = verify.verify(*what)
+        text = verify.text(report)
+    console.report(report, text, as_json=options.json)
     return 1 if report["wrong"] else 0
 
 

@@ -24,7 +24,7 @@ from mnist_jax.attack.minimal_norm.automatic import automatic
 from mnist_jax.attack.minimal_norm.dichotomy import dichotomy
 from mnist_jax.classifier import Classifier
 from mnist_jax.commands import console
-from mnist_jax.commands.campaign import subject
+from mnist_jax.commands.job import subject
 from mnist_jax.errors import InputError
 from mnist_jax.geometry import exact_norm
 from mnist_jax.networks import IMAGE_SHAPE

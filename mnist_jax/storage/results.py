@@ -1,10 +1,10 @@
-"""Results of attacks as files: .npz, with what made them."""
+"""Results of attacks, and certificates, as files: .npz, with what made them."""
 
 import io
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,31 +17,50 @@ CLASSES = 10
 FORMAT = 1  # of the file; files of a newer format are refused
 
 
-class Record(NamedTuple):
-    """The results of an attack on some images of a split, as a file keeps them.
+class Certificates(NamedTuple):
+    """What is proved of each of some images, at a radius of its own.
+
+    Attributes:
+      radius: `[N]`, that of all the rest: the one that was asked for; or else the largest that was certified for the
+        image, 0 where none was.
+      certified, fooled, margin, images: as in `CertifyResult`.
+    """
+
+    radius: np.ndarray
+    certified: np.ndarray
+    fooled: np.ndarray
+    margin: np.ndarray
+    images: np.ndarray
+
+
+R = TypeVar("R", bound=AttackResult | Certificates)
+
+
+class Record(NamedTuple, Generic[R]):
+    """The results for some images of a split, as a file keeps them: of an attack, or certificates.
 
     Attributes:
       indices: `[N]`, places in the split.
       labels: `[N]`.
-      result: the `AttackResult` for them, as NumPy arrays.
+      result: the `AttackResult` or `Certificates` for them, as NumPy arrays.
       about: what made it, all that the results depend on: the model and the fingerprint of its weights, the dataset,
         the split and the fingerprint of its images and labels, method, norm, options, precision, platform, version.
         Where `targets` among the options are more than one, they are those of the images in the order of `indices`, and
-        then of images that are still to be attacked.
+        then of images that are still to be attacked. Without a `radius` among them, certificates are of the largest.
     """
 
     indices: np.ndarray
     labels: np.ndarray
-    result: AttackResult
+    result: R
     about: dict[str, Any]
 
 
-def save(path: Path, record: Record, aside: Path | None = None) -> None:
+def save(path: Path, record: Record[R], aside: Path | None = None) -> None:
     """Writes the record as .npz, whole or not at all; what was there before is kept as `aside`, where that is given.
     Raises `InputError` where that can't be done.
 
-    The arrays are `indices`, `labels` and the fields of `AttackResult`; `about` is JSON, where an infinite norm is
-    "inf", and `format` a number.
+    The arrays are `indices`, `labels` and the fields of `AttackResult` or of `Certificates`; `about` is JSON, where an
+    infinite norm is "inf", and `format` a number.
     """
     arrays = {"indices": record.indices, "labels": record.labels, **record.result._asdict()}
     about = json.dumps(files.strict({"version": VERSION} | record.about), sort_keys=True, allow_nan=False)
@@ -50,13 +69,15 @@ def save(path: Path, record: Record, aside: Path | None = None) -> None:
     files.write(path, buffer.getvalue(), aside)
 
 
-def load(path: Path) -> Record:
-    """Reads a record. Raises `InputError` where the file is missing, damaged, of a newer version, or something else."""
+def load(path: Path, wanted: str = "attack results") -> Record[Any]:
+    """Reads a record, of an attack or of certificates; `wanted` is what to call it where it can't be read. Raises
+    `InputError` where the file is missing, damaged, of a newer version, or something else."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             if file["format"] > FORMAT:
                 raise InputError(f"{path} was written by a newer mnist_jax; upgrade mnist_jax to read it")
-            result = AttackResult(*[file[name] for name in AttackResult._fields])
+            kind: type[Any] = Certificates if "certified" in file.files else AttackResult
+            result = kind(*[file[name] for name in kind._fields])
             about = json.loads(str(file["about"]))
             record = Record(file["indices"], file["labels"], result, about)
     except InputError:
@@ -64,32 +85,41 @@ def load(path: Path) -> Record:
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}") from error
     except Exception as error:  # whatever zip and npy raise for damaged ones
-        raise InputError(f"{path} is not a file of attack results, or damaged ({first_line(error)})") from error
+        raise InputError(f"{path} is not a file of {wanted}, or damaged ({first_line(error)})") from error
     _check(path, record)
     if about.get("norm") == "inf":
         about["norm"] = math.inf
     return record
 
 
-def _check(path: Path, record: Record) -> None:
+def _check(path: Path, record: Record[Any]) -> None:
     """Raises `InputError` where the record does not have the form that all of them have."""
     if not isinstance(record.about, dict):
         raise InputError(f"{path} is damaged: it does not say what made it")
     indices, images, count = record.indices, record.result.images, record.indices.size
-    rows = (indices, record.labels, *record.result[1:])
+    rows = (indices, record.labels, *(array for array in record.result if array is not images))
     whole = all(a.shape == (count,) for a in rows) and images.shape[:1] == (count,) and images.ndim > 1
     classes = all(a.dtype.kind in "iu" for a in (indices, record.labels))
     if not (whole and classes and images.dtype.kind == "f" and all(a.dtype.kind in "fiub" for a in rows)):
         raise InputError(f"{path} is damaged: its arrays are not of one length, or not of numbers")
     if len(set(indices.tolist())) < count:
         raise InputError(f"{path} is damaged: it has an image twice")
-    _, _, success, gradients, forwards = record.result
-    counts = all(((n >= 0) & (n == np.round(n))).all() for n in (gradients, forwards))
-    if not (counts and np.isin(success, (0, 1)).all()):
-        raise InputError(f"{path} is damaged: its successes or its counts are none")
+    if not (_are_certificates if isinstance(record.result, Certificates) else _are_successes)(record.result):
+        what = "certificates or its radii" if isinstance(record.result, Certificates) else "successes or its counts"
+        raise InputError(f"{path} is damaged: its {what} are none")
 
 
-def check_about(path: Path, record: Record) -> None:
+def _are_successes(result: AttackResult) -> bool:
+    counts = all(((n >= 0) & (n == np.round(n))).all() for n in (result.gradients, result.forwards))
+    return counts and bool(np.isin(result.success, (0, 1)).all())
+
+
+def _are_certificates(result: Certificates) -> bool:
+    radii = np.isfinite(result.radius) & (result.radius >= 0)
+    return bool(radii.all()) and all(np.isin(flags, (0, 1)).all() for flags in (result.certified, result.fooled))
+
+
+def check_about(path: Path, record: Record[R]) -> None:
     """Raises `InputError` unless the record says what it is of, as `about` should."""
     about = record.about
     for key in ("norm", "model", "weights", "method", "dataset", "split"):
@@ -120,7 +150,7 @@ def _is_norm(value: Any) -> bool:
     return _is_number(value) and (value == 0 or value >= 1)
 
 
-def targets_of(record: Record) -> list[int] | None:
+def targets_of(record: Record[R]) -> list[int] | None:
     """The target of every image of a record, if it has them."""
     targets, count = record.about["options"].get("targets"), len(record.indices)
     return targets if targets is None else (targets * count if len(targets) == 1 else targets)[:count]

@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.classifier import Classifier
 from mnist_jax.data import Split
 from mnist_jax.errors import InputError
 from mnist_jax.evaluation import predict
 from mnist_jax.geometry import exact_norm
-from mnist_jax.storage.results import CLASSES, Record, check_about, targets_of
+from mnist_jax.storage.results import CLASSES, R, Record, check_about, targets_of
 
 # Logits differ in their last bits from one batch and device to the next; a failure that fools by twice what attacks
 # leave to that, 1e-5 of the largest logit, is none.
@@ -22,7 +23,9 @@ CLOSE = 1e-4  # relative: sums and differences of float32 are rounded otherwise 
 SHOWN = 5  # wrong images in the text
 
 
-def verify(record: Record, model: Path, classifier: Classifier, split: Split, path: Path) -> dict[str, Any]:
+def verify(
+    record: Record[AttackResult], model: Path, classifier: Classifier, split: Split, path: Path
+) -> dict[str, Any]:
     """What holds of the record at `path`, whose network is said to be the one at `model`.
 
     Every image is given to the classifier anew, and its distance is measured in double precision.
@@ -34,23 +37,20 @@ def verify(record: Record, model: Path, classifier: Classifier, split: Split, pa
     Raises:
       InputError: the file is of other weights or another split, or not whole.
     """
-    check_about(path, record)
-    if hashlib.sha256(model.read_bytes()).hexdigest() != record.about["weights"]:
-        raise InputError(f"{path} was made with other weights than those of {model}; it takes the right ones")
-    originals = _originals(record, split, path)
+    x = originals(record, model, split, path)
     options, targets = record.about["options"], targets_of(record)
     images, distance = np.asarray(record.result.images), np.asarray(record.result.distance, float)
     success = np.asarray(record.result.success, bool)
-    logits = _logits(classifier, images)
-    predictions = logits.argmax(1)
+    answers = logits(classifier, images)
+    predictions = answers.argmax(1)
     fooled = predictions != record.labels if targets is None else predictions == targets
     with np.errstate(all="ignore"):  # what is not a number is not within any limit
-        r = images.astype(float) - originals
+        r = images.astype(float) - x
         lengths = exact_norm(r, float(record.about["norm"]))
         error = np.where(success, np.abs(distance - lengths), 0) / np.maximum(lengths, 1e-3)
         inside = ((images >= 0) & (images <= 1)).reshape(len(images), -1).all(1)
-        clearly = _fools(logits, record.labels, targets)
-        at_once = _fools(_logits(classifier, originals), record.labels, targets)  # without any perturbation
+        clearly = fools(answers, record.labels, targets)
+        at_once = fools(logits(classifier, x), record.labels, targets)  # without any perturbation
         faults = {
             "not in [0, 1]": ~inside,
             "not misclassified": success & ~fooled,
@@ -61,11 +61,6 @@ def verify(record: Record, model: Path, classifier: Classifier, split: Split, pa
         }
         if "radius" in options:
             faults["farther than the radius"] = success & ~(lengths <= options["radius"] * (1 + CLOSE) + 1e-6)
-    wrong = [
-        {"index": int(index), "what": [what for what, which in faults.items() if which[i]]}
-        for i, index in enumerate(record.indices)
-        if any(which[i] for which in faults.values())
-    ]
     largest = float(error.max(initial=0))
     return {
         "file": str(path),
@@ -73,12 +68,15 @@ def verify(record: Record, model: Path, classifier: Classifier, split: Split, pa
         "images": len(images),
         "successes": int(success.sum()),
         "largest_error": largest if math.isfinite(largest) else None,
-        "wrong": wrong,
+        "wrong": faulty(record, faults),
     }
 
 
-def _originals(record: Record, split: Split, path: Path) -> np.ndarray:
-    """The images of the split, in [0, 1], where the record is of this split."""
+def originals(record: Record[R], model: Path, split: Split, path: Path) -> np.ndarray:
+    """The images of the split, in [0, 1]. Raises `InputError` unless the record is of it and of these weights."""
+    check_about(path, record)
+    if hashlib.sha256(model.read_bytes()).hexdigest() != record.about["weights"]:
+        raise InputError(f"{path} was made with other weights than those of {model}; it takes the right ones")
     indices = record.indices
     if not ((indices >= 0) & (indices < len(split.labels))).all():
         raise InputError(f"{path} has images that the split does not have; is it of another dataset?")
@@ -89,7 +87,16 @@ def _originals(record: Record, split: Split, path: Path) -> np.ndarray:
     return split.images[indices] / np.float32(255)
 
 
-def _allowed(lengths: np.ndarray, record: Record) -> np.ndarray:
+def faulty(record: Record[R], faults: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Each image that has a fault: its index, and what does not hold of it."""
+    return [
+        {"index": int(index), "what": [what for what, which in faults.items() if which[i]]}
+        for i, index in enumerate(record.indices)
+        if any(which[i] for which in faults.values())
+    ]
+
+
+def _allowed(lengths: np.ndarray, record: Record[AttackResult]) -> np.ndarray:
     """Whether a success may be so far away, by more than rounding."""
     radius = record.about["options"].get("radius", math.inf)
     if record.about["method"] == "fixed_norm":  # at exactly that norm
@@ -97,7 +104,7 @@ def _allowed(lengths: np.ndarray, record: Record) -> np.ndarray:
     return lengths <= radius * (1 - CLOSE)
 
 
-def _fools(logits: np.ndarray, labels: np.ndarray, targets: list[int] | None) -> np.ndarray:
+def fools(logits: np.ndarray, labels: np.ndarray, targets: list[int] | None) -> np.ndarray:
     """Whether the largest logit but the label's, or the target's, is clearly the largest of all."""
     rows, one = np.arange(len(logits)), labels if targets is None else np.asarray(targets, int)
     others = logits.copy()
@@ -106,7 +113,7 @@ def _fools(logits: np.ndarray, labels: np.ndarray, targets: list[int] | None) ->
     return (-lead if targets is None else lead) > CLEAR * np.abs(logits).max(1, initial=0)
 
 
-def _logits(classifier: Classifier, images: np.ndarray) -> np.ndarray:
+def logits(classifier: Classifier, images: np.ndarray) -> np.ndarray:
     """What the classifier says of the images, by the highest precision of the device, in double precision."""
     if not len(images):
         return np.zeros((0, CLASSES))
@@ -116,10 +123,13 @@ def _logits(classifier: Classifier, images: np.ndarray) -> np.ndarray:
 
 def text(report: dict[str, Any]) -> str:
     lines = [f"{report['images']} images, {report['successes']} successes, {len(report['wrong'])} wrong"]
-    for one in report["wrong"][:SHOWN]:
-        lines.append(f"image {one['index']}: {', '.join(one['what'])}")
-    if len(report["wrong"]) > SHOWN:
-        lines.append(f"and {len(report['wrong']) - SHOWN} more; --json lists them")
+    lines += in_words(report["wrong"])
     if report["largest_error"] is not None:
         lines.append(f"distances hold to {report['largest_error']:.1e}")
     return "\n".join(lines)
+
+
+def in_words(wrong: list[dict[str, Any]]) -> list[str]:
+    """A line for each of the first images that have a fault."""
+    lines = [f"image {one['index']}: {', '.join(one['what'])}" for one in wrong[:SHOWN]]
+    return lines + ([f"and {len(wrong) - SHOWN} more; --json lists them"] if len(wrong) > SHOWN else [])

@@ -1,0 +1,131 @@
+"""Certificates of images of a split, as a command's options ask for them."""
+
+import argparse
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mnist_jax import certify, data, device
+from mnist_jax.certify.driver import NORMS
+from mnist_jax.chunks import fill
+from mnist_jax.commands import job
+from mnist_jax.commands.job import Job
+from mnist_jax.errors import InputError, first_line, unknown
+from mnist_jax.geometry import check_norm
+from mnist_jax.storage.results import Certificates, Record
+
+METHODS: dict[str, Callable[..., certify.CertifyResult]] = {
+    name: function
+    for name, function in inspect.getmembers(certify, inspect.isfunction)
+    if "radius" in inspect.signature(function).parameters
+}
+DEFAULT = "crown"
+
+AT_LEAST = 8  # images: for each smaller number there would be a program to compile, which takes longer than they do
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Certification(Job[Certificates]):
+    """Certificates at a radius, or else at the largest radius of each image."""
+
+    noun, verb, kind, kept = "a certification", "certifying", Certificates, "certificates"
+
+    def on(self, places: np.ndarray) -> Certificates:
+        images, labels = np.asarray(data.normalize(self.images[places])), self.labels[places]
+        method = partial(_filled, METHODS[self.method])
+        try:
+            if "radius" in self.given:
+                radius = np.full(len(places), self.given["radius"])
+            else:
+                radius = certify.largest_radius(self.classifier, images, labels, norm=self.norm, method=method)
+            result = method(self.classifier, images, labels, radius, norm=self.norm)
+        except certify.UnsupportedOperation as error:
+            raise _unsupported(self.chosen.subject.path, error) from error
+        certified, fooled, margin, shown = map(np.asarray, result)
+        if "radius" not in self.given:  # where a device does not give the same bits twice
+            radius = np.where(certified, radius, 0)
+        return Certificates(radius, certified, fooled, margin, shown)
+
+    def at_once(self, count: int) -> int:
+        return AT_LEAST * device.cores()  # a proof takes long, and this is enough for all cores
+
+    def status(self, result: Certificates) -> str:
+        return f"{result.certified.sum()} certified, {_open(result).sum()} open"
+
+    def summarize(self, record: Record[Certificates]) -> dict[str, Any]:
+        """The numbers of the summary; without a radius, those of the certified images' largest."""
+        result = record.result
+        numbers = {
+            "images": len(result.certified),
+            "certified": int(result.certified.sum()),
+            "fooled": int(result.fooled.sum()),
+            "open": int(_open(result).sum()),
+            "certified_accuracy": float(result.certified.mean()),
+        }
+        if "radius" in self.given:
+            return numbers
+        radii = result.radius[result.certified].astype(float)
+        low, median, high = np.quantile(radii, [0.25, 0.5, 0.75]).tolist() if len(radii) else [None] * 3
+        return numbers | {
+            "median": median,
+            "mean": float(radii.mean()) if len(radii) else None,
+            "quartiles": [low, high],
+        }
+
+
+def _open(result: Certificates) -> np.ndarray:
+    return ~(result.certified | result.fooled)
+
+
+def _filled(
+    method: Callable[..., certify.CertifyResult],
+    classifier: Any,
+    images: Any,
+    labels: Any,
+    radius: Any,
+    **how: Any,
+) -> certify.CertifyResult:
+    """What the method gives, to which a few images are given with copies of the last one."""
+    count = len(images)
+    if 0 < count < AT_LEAST:
+        images, labels, radius = (fill(np.asarray(array), AT_LEAST) for array in (images, labels, radius))
+    return jax.tree.map(lambda array: array[:count], method(classifier, images, labels, radius, **how))
+
+
+def _unsupported(path: Path, error: certify.UnsupportedOperation) -> InputError:
+    return InputError(f"{path} can't be certified: {first_line(error)}")
+
+
+def prover(path: Path, record: Record[Certificates]) -> Callable[..., certify.CertifyResult]:
+    """The method that made the record at `path`. It, and this, raise `InputError` where it can't be used here."""
+    name, norm = record.about["method"], record.about["norm"]
+    if name not in METHODS or norm not in NORMS:
+        raise InputError(f"{path} is of {name} in norm {norm:g}, which is unknown here; a newer mnist_jax may know it")
+
+    def prove(*arguments: Any, **how: Any) -> certify.CertifyResult:
+        try:
+            return _filled(METHODS[name], *arguments, **how)
+        except certify.UnsupportedOperation as error:
+            raise _unsupported(path, error) from error
+
+    return prove
+
+
+def prepare(options: argparse.Namespace) -> Certification:
+    """Checks the options, loads network and images. Raises `InputError` before anything is written."""
+    if options.method not in METHODS:
+        raise unknown("method", options.method, METHODS)
+    try:
+        norm = check_norm(getattr(options, "norm", np.inf), NORMS)
+    except ValueError as error:
+        raise InputError(f"--norm {options.norm:g} does not apply to {options.method} ({error})") from error
+    chosen, given = job.choose(options), job.given(options, ["radius"])
+    certification = Certification(chosen=chosen, method=options.method, norm=norm, given=given)
+    certification.announce()
+    return certification

@@ -1,0 +1,103 @@
+"""Certify the images of a split, at a radius or at the largest that each allows, and keep what is proved."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mnist_jax.attack.engine.result import AttackResult
+from mnist_jax.commands import certification, console, job
+from mnist_jax.commands.certification import DEFAULT, METHODS, Certification
+from mnist_jax.errors import InputError
+from mnist_jax.storage import checkpoint
+from mnist_jax.storage.results import Certificates, Record, check_about, load
+
+CLOSE = 1e-5  # relative: distances are single precision
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = console.Parser("certify", __doc__)
+    parser.add_argument("--model", required=True, help="a checkpoint's path, or a name such as CNN or CNN-original")
+    parser.add_argument("--method", default=DEFAULT, help=f"one of {', '.join(METHODS)}")
+    parser.add_argument("--output", type=Path, default=checkpoint.RUNS, help="folder for the results")
+    results = "without --radius: results of an attack such as nearest on the same images, for the figure"
+    parser.add_argument("--attack-results", type=Path, metavar="FILE", help=results)
+    parser.add_data_options(dataset=None)
+    job.add_options(parser, "the certificates", verb="certify", norms="1, 2 or inf (default: inf)")
+    options = parser.parse_args(argv)
+    if options.attack_results and "radius" in options:
+        parser.error("argument --attack-results: not allowed with argument --radius")
+    return options
+
+
+def distances(path: Path, run: Certification) -> np.ndarray:
+    """Of the images of the run, what an attack found. Raises `InputError` unless it attacked them all, in the same norm
+    and the same network, without targets or a radius."""
+    record = load(path)
+    if not isinstance(record.result, AttackResult):
+        raise InputError(f"{path} is not a file of attack results")
+    check_about(path, record)
+    if differ := console.different({key: run.about[key] for key in ("norm", "weights", "split", "data")}, record.about):
+        raise InputError(f"{path} is of an attack with other {' and '.join(differ)} than what is certified here")
+    if limits := [option for option in ("radius", "targets") if option in record.about["options"]]:
+        raise InputError(f"{path} is of an attack with {limits[0]}; nearest without it looks for what is needed here")
+    row = {index: place for place, index in enumerate(record.indices.tolist())}
+    if missing := [index for index in run.indices.tolist() if index not in row]:
+        raise InputError(f"{path} has no result for image {missing[0]}; attack all images that are certified here")
+    return np.asarray(record.result.distance)[[row[index] for index in run.indices.tolist()]]
+
+
+def contradictions(certificates: Certificates, found: np.ndarray) -> int:
+    """How many images have an adversarial image within their certified radius; says so where there are any."""
+    count = int((certificates.certified & (found < certificates.radius * (1 - CLOSE))).sum())
+    if count:
+        console.note(f"warning: {count} images have an adversarial image within their certified radius")
+    return count
+
+
+def draw(run: Certification, record: Record[Certificates], found: np.ndarray | None) -> Path | None:
+    """The figure of certified accuracy by radius, and of what the attack found; None where all have one radius."""
+    if "radius" in run.given:
+        return None
+    from mnist_jax import plot  # Matplotlib takes a while to import
+
+    return console.draw(run.figure, lambda: plot.certified_by_radius(record.result.radius, run.norm, found))
+
+
+def text(summary: dict[str, Any]) -> str:
+    def figure(value: float | None) -> str:
+        return "-" if value is None else format(value, ".4g")
+
+    wrong, radius, drawn = "misclassified", [], []
+    if "radius" in summary["options"]:
+        wrong, at = "fooled", f"at radius {summary['options']['radius']:g} of norm {summary['norm']:g}"
+    else:
+        at = "each at a radius of its own"
+        median, mean, low, high = map(figure, (summary["median"], summary["mean"], *summary["quartiles"]))
+        radius = [f"radius:     median {median}, mean {mean}, quartiles {low} and {high}, of norm {summary['norm']:g}"]
+    if summary["figure"]:
+        drawn = [f"figure:     {summary['figure']}"]
+    return "\n".join(
+        [
+            f"certified:  {summary['certified_accuracy']:.2%} of {summary['images']} images, {at}",
+            f"others:     {summary['fooled']} {wrong}, {summary['open']} open",
+            *radius,
+            f"cost:       {summary['images_per_second']:g} images per second",
+            f"results:    {summary['results']}",
+            *drawn,
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(argv)
+    console.start()
+    run = certification.prepare(options)
+    found = distances(options.attack_results, run) if options.attack_results else None
+    record, summary = job.carry_out(run, options)
+    if found is not None:
+        summary |= {"attack_results": str(options.attack_results), "contradicted": contradictions(record.result, found)}
+    drawn = draw(run, record, found)
+    summary |= {"figure": str(drawn) if drawn else None}
+    console.report(summary, text(summary), as_json=options.json)

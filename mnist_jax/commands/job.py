@@ -1,0 +1,321 @@
+"""Something done with images of a split, as a command's options ask for it: begun, interrupted, gone on with, kept."""
+
+import argparse
+import hashlib
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from mnist_jax import data
+from mnist_jax.chunks import chunk_size
+from mnist_jax.classifier import Classifier
+from mnist_jax.commands import console
+from mnist_jax.errors import InputError
+from mnist_jax.storage import checkpoint, files
+from mnist_jax.storage.results import R, Record, check_about, load, save, targets_of
+from mnist_jax.version import VERSION
+
+CHUNKS_AT_ONCE = 4  # between two looks at Ctrl-C: more of them fill their batches better
+SECONDS_BETWEEN_SAVES = 3.0  # every save writes all results so far
+
+
+def add_options(parser: console.Parser, title: str, *, verb: str, norms: str) -> argparse._ArgumentGroup:
+    """The options of every job. Those that are not given are not among what is parsed."""
+    group = parser.add_argument_group(title, argument_default=argparse.SUPPRESS)
+    group.add_argument("--norm", type=_norm, help=f"p of the norm: {norms}")
+    group.add_argument("--radius", type=console.number(float, 0, 1e6), help="largest norm of the perturbations")
+    group.add_argument("--split", help=f"one of {', '.join(data.SPLITS)} (default: val)")
+    which = group.add_mutually_exclusive_group()
+    which.add_argument("--count", type=console.number(int, 1), help=f"{verb} the first so many (default: all)")
+    which.add_argument("--ids", type=integers, help=f"{verb} just these, as in 3,14")
+    group.add_argument("--resume", action="store_true", help=f"keep what is done, and {verb} the rest")
+    return group
+
+
+def _norm(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value == 0 or value >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 0, a number of at least 1, or inf")
+    return value
+
+
+def integers(text: str) -> list[int]:
+    """An option's type: whole numbers, as in 3,14."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 3,14") from error
+
+
+class Subject(NamedTuple):
+    """A trained network, and images to try it on."""
+
+    path: Path  # of the network
+    classifier: Classifier
+    dataset: str
+    split: data.Split
+
+
+def subject(model: str, split: str, options: argparse.Namespace, dataset: str | None = None) -> Subject:
+    """The network of that name or path, and a split of the dataset: that of the options, else the one named here, else
+    the one that the network was trained for. Raises `InputError`."""
+    path = checkpoint.find(model, options.output)
+    trained = checkpoint.load(path)
+    name = options.dataset or dataset or trained.about.get("dataset", "mnist")
+    return Subject(path, trained.classifier(), name, data.load_split(split, name, options.data_dir))
+
+
+class Chosen(NamedTuple):
+    """What the options of a job say it is about."""
+
+    subject: Subject
+    split: str
+    indices: np.ndarray  # of the images, in the split
+    folder: Path  # for the results
+
+
+def choose(options: argparse.Namespace) -> Chosen:
+    """Loads network and images. Raises `InputError`."""
+    split = getattr(options, "split", "val")
+    about = subject(options.model, split, options)
+    return Chosen(about, split, _indices(options, split, len(about.split.labels)), options.output)
+
+
+def _indices(options: argparse.Namespace, split: str, count: int) -> np.ndarray:
+    """The indices of the images to work on."""
+    if "ids" not in options:
+        wanted = getattr(options, "count", count)
+        if wanted > count:
+            raise InputError(f"--count {wanted} is more than the {count} images of {split}")
+        return np.arange(wanted)
+    if outside := [i for i in options.ids if not 0 <= i < count]:
+        raise InputError(f"--ids {outside[0]} is not an image of {split}: they go from 0 to {count - 1}")
+    if len(set(options.ids)) < len(options.ids):
+        raise InputError("--ids names an image twice; name each once")
+    return np.array(options.ids)
+
+
+def given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Those of the options that were given, which the results depend on."""
+    return {name: getattr(options, name) for name in names if name in options}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Job(ABC, Generic[R]):
+    """Something done with each of some images, by a method in a norm, whose results a file keeps."""
+
+    noun: ClassVar[str]  # what it is, with its article
+    verb: ClassVar[str]  # what it is doing
+    kind: ClassVar[type]  # of its results
+    kept: ClassVar[str]  # what these are
+
+    chosen: Chosen
+    method: str
+    norm: float
+    given: dict[str, Any]  # options
+    targets: np.ndarray | None = None  # the classes to reach, one for each image
+
+    @abstractmethod
+    def on(self, places: np.ndarray) -> R:
+        """The results for the images at these places, as NumPy arrays."""
+
+    @abstractmethod
+    def status(self, result: R) -> str:
+        """What stands beside the bar, of the results so far."""
+
+    @abstractmethod
+    def summarize(self, record: Record[R]) -> dict[str, Any]:
+        """The numbers of the summary."""
+
+    def at_once(self, count: int) -> int:
+        """Of so many images, how many are done between two looks at Ctrl-C: as many as fill the chunks."""
+        return CHUNKS_AT_ONCE * chunk_size(max(count, 1))
+
+    @property
+    def indices(self) -> np.ndarray:
+        return self.chosen.indices
+
+    @property
+    def classifier(self) -> Classifier:
+        return self.chosen.subject.classifier
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        """uint8."""
+        return self.chosen.subject.split.images[self.indices]
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        return self.chosen.subject.split.labels[self.indices]
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """All that the results depend on: it is compared before others join them."""
+        path, _, dataset, split = self.chosen.subject
+        return {
+            "model": path.stem,
+            "weights": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "method": self.method,
+            "norm": self.norm,
+            "dataset": dataset,
+            "split": self.chosen.split,
+            "data": data.fingerprint(split),
+            "options": self.given,
+            "precision": jnp.result_type(float).name,
+            "platform": jax.default_backend(),
+            "version": VERSION,
+        }
+
+    @property
+    def path(self) -> Path:
+        """Of the results."""
+        radius = f"-radius{self.given['radius']:g}" if "radius" in self.given else ""
+        stem = self.chosen.subject.path.stem
+        return self.chosen.folder / f"{stem}-{self.method}-l{self.norm:g}{radius}-{self.chosen.split}.npz"
+
+    @property
+    def figure(self) -> Path:
+        return self.path.with_suffix(".png")
+
+    def announce(self) -> None:
+        """Says what will be done. Raises `InputError` where its results can't be kept."""
+        files.make_folder(self.chosen.folder)
+        subject = self.chosen.subject
+        console.note(f"{self.verb} {subject.path}: {len(self.indices)} images of {subject.dataset} {self.chosen.split}")
+
+
+def carry_out(job: Job[R], options: argparse.Namespace) -> tuple[Record[R], dict[str, Any]]:
+    """Does what was not done before the --resume; keeps the results now and then. Gives those of the images that were
+    asked for, in their order, and a summary of them."""
+    for path in (job.path, job.figure):
+        files.sweep(path)
+    before, aside = (_earlier(job), None) if "resume" in options else (None, _room(job))
+    began = time.monotonic()
+    record, new = _work(job, before, aside)
+    seconds = time.monotonic() - began
+    place = {index: row for row, index in enumerate(record.indices.tolist())}
+    asked = _rows(record, np.array([place[index] for index in job.indices.tolist()]))
+    if more := len(record.indices) - len(asked.indices):
+        console.note(f"{job.path} keeps the results of {more} more images")
+    speed = {"images_per_second": round(new / seconds, 2), "seconds": round(seconds, 2)}
+    kept = {"results": str(job.path), "earlier_results": str(aside) if aside else None}
+    return asked, job.about | job.summarize(asked) | speed | kept
+
+
+def _earlier(job: Job[R]) -> Record[R]:
+    """The results of the interrupted job to go on with."""
+    path = job.path
+    if not path.exists():
+        raise InputError(f"there is nothing to resume: {path} does not exist; leave --resume out to start anew")
+    record = _load(job)
+    if different := _differences(job, record):
+        raise InputError(f"{path} is of {job.noun} with other {different}; resume with the same")
+    return record
+
+
+def _load(job: Job[R]) -> Record[R]:
+    """What is there under the name of the results. Raises `InputError` where it is something else."""
+    record = load(job.path, job.kept)
+    if not isinstance(record.result, job.kind):
+        raise InputError(f"{job.path} is not a file of {job.kept}")
+    check_about(job.path, record)
+    return record
+
+
+def _room(job: Job[R]) -> Path | None:
+    """Where to keep what is there under the name of the results, unless it is what will be there again."""
+    if not job.path.exists():
+        return None
+    try:
+        record = _load(job)
+    except InputError:
+        what = f"which is none of this {job.noun.split()[1]}"
+    else:
+        different = _differences(job, record)
+        what = f"of {job.noun} with other {different}" if different else "with more images (--resume would go on)"
+        if not different and set(record.indices.tolist()) <= set(job.indices.tolist()):
+            return None
+    aside = files.free_name(job.path)
+    console.note(f"note: {job.path}, {what}, will be kept as {aside}")
+    return aside
+
+
+def _differences(job: Job[R], record: Record[R]) -> str:
+    """In what the job differs from that of the record, in words; nothing where their results belong together."""
+    ours, theirs = job.about, record.about
+    options, were = ours["options"], theirs["options"]
+    different = console.different(ours | {"options": were}, theirs)  # options apart, below
+    changed = sorted(key for key in {*options, *were} - {"targets"} if options.get(key) != were.get(key))
+    if changed:
+        had = ", ".join(f"{key} {were[key]}" if key in were else f"no {key}" for key in changed)
+        different.append(f"options (it had {had})")
+    before = targets_of(record)
+    if (before is None) != (job.targets is None):
+        different.append("targets")
+    elif before is not None and job.targets is not None:
+        now = dict(zip(job.indices.tolist(), job.targets.tolist(), strict=True))
+        # Images that only one of them has may have any.
+        if any(now.get(index, target) != target for index, target in zip(record.indices.tolist(), before, strict=True)):
+            different.append("targets")
+    return " and ".join(different)
+
+
+def _work(job: Job[R], record: Record[R] | None, aside: Path | None) -> tuple[Record[R], int]:
+    """All results, with those of the record, and how many are new."""
+    saved = -math.inf
+    done = set() if record is None else set(record.indices.tolist())
+    todo = np.array([place for place, index in enumerate(job.indices.tolist()) if index not in done], int)
+    count, left, about = len(job.indices), len(todo), job.about
+    if record is not None and job.targets is not None:
+        targets = [*(targets_of(record) or []), *job.targets[todo].tolist()]
+        targets = targets[:1] if len(set(targets)) == 1 else targets
+        about = about | {"options": about["options"] | {"targets": targets}}
+        record = record._replace(about=about)
+    with (
+        tqdm(total=count, initial=count - left, unit="image", disable=None) as bar,
+        console.Interrupt() as interrupt,
+    ):
+        for places in _blocks(todo, job.at_once(left)):
+            new = Record(job.indices[places], job.labels[places], job.on(places), about)
+            record = new if record is None else _join(record, new)
+            left -= len(places)
+            if not left or interrupt.wanted or time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                save(job.path, record, aside)
+                if aside and job.figure.exists():
+                    job.figure.replace(aside.with_suffix(".png"))
+                saved, aside = time.monotonic(), None
+            bar.set_postfix_str(job.status(record.result), refresh=False)
+            bar.update(len(places))
+            if interrupt.wanted and left:
+                console.note(f"stopped after {len(record.indices)} images; --resume goes on from there")
+                raise interrupt.wanted
+    assert record is not None  # there is an image to work on: splits are not empty
+    return record, len(todo)
+
+
+def _blocks(places: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """The places, so many at a time."""
+    yield from (places[i : i + size] for i in range(0, len(places), size))
+
+
+def _join(a: Record[R], b: Record[R]) -> Record[R]:
+    result = jax.tree.map(lambda *arrays: np.concatenate(arrays), a.result, b.result)
+    return Record(np.concatenate([a.indices, b.indices]), np.concatenate([a.labels, b.labels]), result, a.about)
+
+
+def _rows(record: Record[R], rows: np.ndarray) -> Record[R]:
+    result = jax.tree.map(lambda array: array[rows], record.result)
+    return Record(record.indices[rows], record.labels[rows], result, record.about)

@@ -1,0 +1,123 @@
+"""Recheck a file of certificates: by an attack on what it says is certified, and by proving some of it anew."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mnist_jax.attack.minimal_norm.nearest import nearest
+from mnist_jax.certify.driver import CertifyResult
+from mnist_jax.classifier import Classifier
+from mnist_jax.data import Split
+from mnist_jax.geometry import exact_norm
+from mnist_jax.storage.results import Certificates, Record
+from mnist_jax.storage.verify import CLOSE, faulty, fools, in_words, logits, originals
+
+PROVED = 20  # images at most: a proof takes longer than anything else
+
+
+def verify(
+    record: Record[Certificates],
+    model: Path,
+    classifier: Classifier,
+    split: Split,
+    path: Path,
+    prove: Callable[..., CertifyResult],
+) -> dict[str, Any]:
+    """What holds of the record at `path`, whose network is said to be the one at `model`.
+
+    Every image is given to the classifier anew. Those that are certified are attacked by `nearest`, and the distance of
+    what it finds is measured in double precision; some of them, evenly spread, are proved anew by `prove`, the method
+    that the record names.
+
+    Returns:
+      `images`; `certified`, `fooled` and `open`; `refuted`, by an adversarial image within the radius; `proved_anew`,
+      how many were tried, and `unproved`, of these; and `wrong`: for each image of which something does not hold, its
+      index and what.
+
+    Raises:
+      InputError: the file is of other weights or another split, or not whole.
+      UnsupportedOperation: the method has no bound for something that the classifier computes.
+    """
+    x, found = originals(record, model, split, path), record.result
+    certified, fooled = (np.asarray(flags, bool) for flags in (found.certified, found.fooled))
+    norm = float(record.about["norm"])
+    refuted = _refuted(classifier, record, x, certified)
+    chosen = _some(certified & ~refuted)
+    unproved = np.zeros_like(certified)
+    if len(chosen):
+        # A largest radius is so by a hair, and another device or batch rounds otherwise.
+        radius = np.asarray(found.radius, float)[chosen] * (1 - CLOSE)
+        unproved[chosen] = ~np.asarray(prove(classifier, x[chosen], record.labels[chosen], radius, norm=norm).certified)
+    faults = _claims(classifier, record, x) | {"refuted, by an adversarial image within its radius": refuted}
+    faults |= {"not proved anew": unproved}
+    return {
+        "file": str(path),
+        "model": str(model),
+        "method": record.about["method"],
+        "images": len(x),
+        "certified": int(certified.sum()),
+        "fooled": int(fooled.sum()),
+        "open": int((~certified & ~fooled).sum()),
+        "refuted": int(refuted.sum()),
+        "proved_anew": len(chosen),
+        "unproved": int(unproved.sum()),
+        "wrong": faulty(record, faults),
+    }
+
+
+def _claims(classifier: Classifier, record: Record[Certificates], x: np.ndarray) -> dict[str, np.ndarray]:
+    """What does not hold of the images as they are, by what it is."""
+    found = record.result
+    certified, fooled = (np.asarray(flags, bool) for flags in (found.certified, found.fooled))
+    images, radius = np.asarray(found.images), np.asarray(found.radius, float)
+    with np.errstate(all="ignore"):  # what is not a number is not within any limit
+        lengths = exact_norm(images.astype(float) - x, float(record.about["norm"]))
+        answers = logits(classifier, images)
+        misclassified = (answers.argmax(1) != record.labels) | ~np.isfinite(answers).all(1)
+        faults = {
+            "not in [0, 1]": ~((images >= 0) & (images <= 1)).reshape(len(images), -1).all(1),
+            "certified and fooled": certified & fooled,
+            "certified without a margin": certified & ~(found.margin > 0),
+            "not misclassified": fooled & ~misclassified,
+            "farther than its radius": fooled & ~(lengths <= radius * (1 + CLOSE) + 1e-6),
+            "not the image itself": ~fooled & ~(exact_norm(images.astype(float) - x, np.inf) <= 1e-6),
+        }
+    if (asked := record.about["options"].get("radius")) is not None:
+        faults["at another radius than it says"] = radius != asked
+    return faults
+
+
+def _refuted(classifier: Classifier, record: Record[Certificates], x: np.ndarray, certified: np.ndarray) -> np.ndarray:
+    """Which of the certified images have an adversarial image within their radius, as far as an attack can tell."""
+    refuted, rows, norm = np.zeros(len(x), bool), np.flatnonzero(certified), float(record.about["norm"])
+    if not len(rows):
+        return refuted
+    labels = record.labels[rows]
+    images = np.asarray(nearest(classifier, x[rows], labels, norm=norm).images)
+    distance = exact_norm(images.astype(float) - x[rows], norm)
+    within = distance <= np.asarray(record.result.radius, float)[rows]
+    as_they_are = fools(logits(classifier, x[rows]), labels, None)
+    refuted[rows] = as_they_are | (fools(logits(classifier, images), labels, None) & within)
+    return refuted
+
+
+def _some(which: np.ndarray) -> np.ndarray:
+    """The places of some of them, evenly spread."""
+    rows = np.flatnonzero(which)
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(PROVED, len(rows))).astype(int))]
+
+
+def text(report: dict[str, Any]) -> str:
+    lines = [
+        f"{report['images']} images, {report['certified']} certified, {report['fooled']} fooled, "
+        f"{report['open']} open, {len(report['wrong'])} wrong",
+        *in_words(report["wrong"]),
+    ]
+    proved = report["proved_anew"] - report["unproved"]
+    if left := report["certified"] - report["refuted"]:
+        lines.append(f"not refuted by an attack: {left} of {report['certified']} that are certified")
+    if report["proved_anew"]:
+        lines.append(f"re-proved by {report['method']}: {proved} of {report['proved_anew']}")
+    return "\n".join(lines)

@@ -1,0 +1,310 @@
+"""python -m mnist_jax.certify, as a person runs it: results, resumption, bad input, and what --verify says of them."""
+
+import json
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from mnist_jax import attack, certify, data, load_classifier
+from mnist_jax.attack.engine.result import AttackResult
+from mnist_jax.attack.methods import METHODS as ATTACKS
+from mnist_jax.commands import certification, console, evaluate, job
+from mnist_jax.commands import certify as command_line
+from mnist_jax.errors import InputError
+from mnist_jax.storage import checkpoint
+from mnist_jax.storage.results import Record, load, save
+
+MODEL = ("--model", "MLP-original")
+IBP = (*MODEL, "--method", "ibp")  # the fastest to compile
+
+
+def test_results_are_what_the_summary_says_and_hold(run, tmp_path):
+    status, out, err = run("certify", *MODEL, "--radius", 0.02, "--ids", "3,14,247,5", "--json", cwd=tmp_path)
+    assert status == 0, err
+    assert "device: " in err
+    assert "certifying" in err
+    summary = json.loads(out)
+    assert summary["results"] == "runs/MLP-original-crown-linf-radius0.02-val.npz"
+    assert (summary["norm"], summary["figure"]) == ("inf", None)
+    record = load(tmp_path / summary["results"])
+    assert record.indices.tolist() == [3, 14, 247, 5]
+    val = data.load_split("val")
+    np.testing.assert_array_equal(record.labels, val.labels[record.indices])
+    result = record.result
+    np.testing.assert_array_equal(result.radius, 0.02)
+    np.testing.assert_array_equal(result.certified, result.margin > 0)
+    assert result.fooled.tolist() == [False, False, True, False]  # 247 is misclassified
+    assert summary["certified"] == result.certified.sum() > 0
+    assert summary["certified_accuracy"] == result.certified.mean()
+    assert summary["certified"] + summary["fooled"] + summary["open"] == summary["images"] == 4
+
+
+def certified(folder, *arguments):
+    """What the command gives: results of what was asked for, and the summary, by its functions."""
+    options = command_line.parse([*map(str, (*IBP, "--output", folder, *arguments))])
+    return job.carry_out(certification.prepare(options), options)
+
+
+def said(monkeypatch, capsys, *arguments):
+    """What the command prints."""
+    monkeypatch.setattr(console, "start", lambda: None)
+    command_line.main([*map(str, arguments)])
+    return capsys.readouterr().out
+
+
+LARGEST = "MLP-original-ibp-linf-val"
+
+
+@pytest.fixture(scope="module")
+def largest(tmp_path_factory):
+    """A file of the largest radii of twelve images, of which one is misclassified."""
+    folder = tmp_path_factory.mktemp("largest")
+    certified(folder, "--ids", "0,1,2,3,4,5,6,7,9,10,11,247")
+    return folder / f"{LARGEST}.npz"
+
+
+def found_by_an_attack(largest, path, factor=1.5, **fields):
+    """A file as of an attack that found all images at that many times their certified radius."""
+    record = load(largest)
+    count = len(record.indices)
+    distance = factor * record.result.radius
+    zeros = np.zeros(count, int)
+    result = AttackResult(record.result.images, distance, np.ones(count, bool), zeros, zeros)
+    about = record.about | {"method": "nearest"}
+    save(path, Record(record.indices, record.labels, result, about)._replace(**fields))
+    return path
+
+
+def test_largest_radii_are_certified_and_drawn(largest, tmp_path, monkeypatch, capsys):
+    record = load(largest)
+    result = record.result
+    assert record.about["options"] == {}
+    assert result.certified.tolist() == [True] * 11 + [False]
+    np.testing.assert_array_equal(result.radius > 0, result.certified)
+    np.testing.assert_array_equal(result.fooled, ~result.certified)
+    classifier, val = load_classifier(checkpoint.shipped() / "MLP-original.safetensors"), data.load_split("val")
+    images = np.asarray(data.normalize(val.images[record.indices]))
+    again = certify.ibp(classifier, images, record.labels, result.radius * np.float32(1.01))
+    assert not np.asarray(again.certified).any()
+
+    folder = largest.parent
+    arguments = (*IBP, "--output", folder, "--ids", "0,1,2,247", "--resume")
+    text = said(monkeypatch, capsys, *arguments)
+    assert [line.split(":")[0] for line in text.splitlines()] == [
+        *("certified", "others", "radius", "cost", "results", "figure"),
+    ]
+    assert "75.00% of 4 images, each at a radius of its own" in text
+    assert "1 misclassified, 0 open" in text
+    alone = largest.with_suffix(".png").read_bytes()
+    attacked = found_by_an_attack(largest, tmp_path / "nearest.npz")
+    summary = json.loads(said(monkeypatch, capsys, *arguments, "--json", "--attack-results", attacked))
+    assert (summary["contradicted"], summary["attack_results"]) == (0, str(attacked))
+    assert largest.with_suffix(".png").read_bytes() not in (alone, b"")
+    assert len(load(largest).indices) == 12
+    found_by_an_attack(largest, attacked, 0.99)
+    assert (
+        json.loads(said(monkeypatch, capsys, *arguments, "--json", "--attack-results", attacked))["contradicted"] == 3
+    )
+
+
+def test_attack_results_of_something_else_are_refused(largest, tmp_path):
+    options = command_line.parse([*IBP, "--output", str(tmp_path), "--ids", "9,0"])
+    run = certification.prepare(options)
+    path, record = tmp_path / "nearest.npz", load(largest)
+    assert (command_line.distances(found_by_an_attack(largest, path), run) == 1.5 * record.result.radius[[8, 0]]).all()
+    about = record.about
+    for fields, message in (
+        ({"about": about | {"norm": 2.0}}, "other norm than"),
+        ({"about": about | {"weights": "", "split": "test"}}, "other weights and split than"),
+        ({"about": about | {"options": {"radius": 0.1}}}, "of an attack with radius"),
+        ({"about": about | {"options": {"targets": [1]}}}, "of an attack with targets"),
+        ({"indices": record.indices + 1}, "has no result for image 9"),
+    ):
+        with pytest.raises(InputError, match=message):
+            command_line.distances(found_by_an_attack(largest, path, **fields), run)
+    with pytest.raises(InputError, match="is not a file of attack results"):
+        command_line.distances(largest, run)
+
+
+def test_an_interrupted_certification_goes_on(command, tmp_path):
+    process = command("certify", *IBP, cwd=tmp_path)
+    path = tmp_path / "runs" / f"{LARGEST}.npz"
+    for _ in range(600):
+        if path.exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "--resume goes on" in err
+    kept = load(path)
+    assert len(kept.indices) in range(1, 10_000)
+    count = len(kept.indices) + 3
+    record, summary = certified(tmp_path / "runs", "--count", count, "--resume")
+    assert summary["images"] == count
+    np.testing.assert_array_equal(record.indices, np.arange(count))
+    for ours, theirs in zip(record.result, kept.result, strict=True):
+        np.testing.assert_array_equal(ours[: len(kept.indices)], theirs)
+
+
+def test_only_certificates_of_the_same_kind_are_gone_on_with(largest, tmp_path, capsys):
+    first, _ = certified(tmp_path, "--radius", 0.002, "--count", 3)
+    path = tmp_path / "MLP-original-ibp-linf-radius0.002-val.npz"
+    # What an image gets does not depend on those beside it.
+    record, _ = certified(tmp_path, "--radius", 0.002, "--ids", "5,2", "--resume")
+    np.testing.assert_array_equal(record.result.margin[1], first.result.margin[2])
+    assert load(path).indices.tolist() == [0, 1, 2, 5]
+    path.replace(tmp_path / f"{LARGEST}.npz")
+    with pytest.raises(InputError, match=r"other options \(it had radius 0.002\); resume with the same"):
+        certified(tmp_path, "--count", 4, "--resume")
+    found_by_an_attack(largest, tmp_path / f"{LARGEST}.npz")
+    with pytest.raises(InputError, match="is not a file of certificates"):
+        certified(tmp_path, "--count", 4, "--resume")
+    capsys.readouterr()
+    _, summary = certified(tmp_path, "--count", 4)
+    assert summary["earlier_results"] == str(tmp_path / f"{LARGEST}-1.npz")
+    assert "which is none of this certification, will be kept as" in capsys.readouterr().err
+    (tmp_path / f"{LARGEST}.npz").write_bytes(b"nonsense")
+    with pytest.raises(InputError, match="is not a file of certificates, or damaged"):
+        certified(tmp_path, "--count", 4, "--resume")
+
+
+def test_names_of_results_are_never_those_of_an_attack():
+    assert not set(certification.METHODS) & set(ATTACKS)
+    assert set(certification.METHODS) >= {"alpha_crown", "crown", "ibp"}
+    assert not any("-" in name for name in certification.METHODS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "crwon"), "unknown method 'crwon': did you mean crown"),
+        (("--norm", 3), "--norm 3 does not apply to crown (norm must be 1 or 2 or inf, not 3)"),
+        (("--norm", 0.5), "'0.5' is not 0, a number of at least 1, or inf"),
+        (("--radius", -1), "'-1' is not a number of at least 0"),
+        (("--split", "vall"), "did you mean val?"),
+        (("--count", 10_001), "more than the 10000 images of val"),
+        (("--ids", "3,10000"), "--ids 10000 is not an image of val"),
+        (("--seed", 1), "unrecognized arguments: --seed 1"),
+        (("--radius", 1, "--attack-results", "x.npz"), "--attack-results: not allowed with argument --radius"),
+        (("--attack-results", "x.npz"), "there is no file x.npz"),
+        (("--resume",), "nothing to resume"),
+    ],
+)
+def test_bad_input_is_one_line(refused, tmp_path, arguments, message):
+    assert message in refused("certify", "--model", "MLP", *arguments, cwd=tmp_path)
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_what_no_bound_is_known_for_is_one_line(refused, largest, tmp_path, monkeypatch):
+    def ibp(*arguments, **how):
+        raise certify.UnsupportedOperation("no bounds of sort are known here (why), which is at line 3")
+
+    monkeypatch.setitem(certification.METHODS, "ibp", ibp)
+    said = refused("certify", *IBP, "--radius", 0.1, "--count", 2, cwd=tmp_path)
+    assert said.endswith(
+        "MLP-original.safetensors can't be certified: no bounds of sort are known here (why), which is at line 3"
+    )
+    assert not list(tmp_path.glob("runs/*"))
+    with pytest.raises(InputError, match="can't be certified"):
+        evaluate.check(evaluate.parse(["--verify", str(largest)]))
+
+
+def report(path, capsys):
+    """What --verify says of a file, by its function: of each wrong image what is wrong, and the rest."""
+    status = evaluate.check(evaluate.parse(["--verify", str(path), "--json"]))
+    said = json.loads(capsys.readouterr().out)
+    assert (status == 1) == bool(said["wrong"])
+    return {one["index"]: one["what"] for one in said["wrong"]}, said
+
+
+def changed(path, folder, **fields):
+    """A copy of the certificates with other fields, of the record or of what was proved."""
+    record = load(path)
+    result = record.result._replace(**{k: v for k, v in fields.items() if k in record.result._fields})
+    rest = {k: v for k, v in fields.items() if k in record._fields}
+    save(folder / "changed.npz", record._replace(result=result, **rest))
+    return folder / "changed.npz"
+
+
+def test_what_was_certified_is_verified(largest, capsys):
+    wrong, said = report(largest, capsys)
+    assert wrong == {}
+    assert (said["certified"], said["fooled"], said["open"], said["refuted"]) == (11, 1, 0, 0)
+    assert (said["proved_anew"], said["unproved"]) == (11, 0)
+    assert evaluate.check(evaluate.parse(["--verify", str(largest)])) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "12 images, 11 certified, 1 fooled, 0 open, 0 wrong",
+        "not refuted by an attack: 11 of 11 that are certified",
+        "re-proved by ibp: 11 of 11",
+    ]
+
+
+REFUTED = "refuted, by an adversarial image within its radius"
+
+
+def test_false_certificates_are_refuted_or_not_proved(largest, tmp_path, capsys):
+    result = load(largest).result
+    radius, flags, margin = result.radius.copy(), result.certified.copy(), result.margin.copy()
+    radius[2] = 0.15  # where there are adversarial images
+    radius[4] *= 1.3  # beyond what can be proved, but not where the attack finds anything
+    flags[11], radius[11], margin[11] = True, 0.01, 1  # it is misclassified
+    fooled = np.zeros(12, bool)
+    path = changed(largest, tmp_path, radius=radius, certified=flags, margin=margin, fooled=fooled)
+    wrong, said = report(path, capsys)
+    assert wrong == {2: [REFUTED], 4: ["not proved anew"], 247: [REFUTED]}
+    assert (said["refuted"], said["proved_anew"], said["unproved"]) == (2, 10, 1)
+    assert evaluate.check(evaluate.parse(["--verify", str(path)])) == 1
+    assert f"image 2: {REFUTED}" in capsys.readouterr().out
+
+
+def test_other_lies_are_found(largest, tmp_path, capsys):
+    record = load(largest)
+    result = record.result
+    images, margin, fooled, flags = (
+        np.array(a) for a in (result.images, result.margin, result.fooled, result.certified)
+    )
+    margin[0] = np.nan
+    fooled[1] = True
+    flags[2], fooled[2], images[2] = False, True, 1 - images[2]
+    images[3] += 0.01
+    path = changed(largest, tmp_path, images=images, margin=margin, fooled=fooled, certified=flags)
+    wrong, _ = report(path, capsys)
+    assert wrong[0] == ["certified without a margin"]
+    assert wrong[1] == ["certified and fooled", "not misclassified"]
+    assert "farther than its radius" in wrong[2]
+    assert "not the image itself" in wrong[3]
+    assert set(wrong) == {0, 1, 2, 3}
+    about = record.about | {"options": {"radius": 0.5}}
+    wrong, _ = report(changed(largest, tmp_path, about=about), capsys)
+    assert set(map(tuple, wrong.values())) == {("at another radius than it says",)}
+
+
+def test_files_that_cannot_be_verified_are_refused(largest, tmp_path):
+    record = load(largest)
+    result = record.result
+    for fields, message in (
+        ({"about": record.about | {"weights": "other"}}, "other weights"),
+        ({"about": record.about | {"method": "ibq"}}, "is of ibq in norm inf, which is unknown here"),
+        ({"about": record.about | {"norm": 3.0}}, "is of ibp in norm 3, which is unknown here"),
+        ({"labels": np.asarray(record.labels) + 1}, "other labels"),
+        ({"images": np.zeros((12, 5, 5, 1))}, "another shape"),
+        ({"radius": result.radius - 1}, "its certificates or its radii are none"),
+        ({"radius": result.radius * np.nan}, "its certificates or its radii are none"),
+        ({"certified": result.certified + 2}, "its certificates or its radii are none"),
+        ({"margin": result.margin[1:]}, "not of one length"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate.check(evaluate.parse(["--verify", str(changed(largest, tmp_path, **fields))]))
+
+
+def test_a_certificate_of_the_real_attack_is_not_contradicted(largest):
+    """The two halves of the figure, as they are: nothing is found within what is certified."""
+    record = load(largest)
+    classifier = load_classifier(checkpoint.shipped() / "MLP-original.safetensors")
+    val = data.load_split("val")
+    images = data.normalize(val.images[record.indices])
+    distance = attack.nearest(classifier, images, record.labels, norm=np.inf).distance
+    assert (np.asarray(distance) > record.result.radius)[record.result.certified].all()
