@@ -4,9 +4,9 @@
         [--methods ibp crown alpha_crown] [--images 100] [--npz FOLDER] [--seconds 800] [--table]
 
 For each network, norm and method: the largest certified radius of the first so many correctly classified val images,
-and their distance by `nearest`. Results are kept in experiments/certified.json after every few images; what is there is
-not done again, so that the script can be stopped at any time, stops by itself after so many seconds, and goes on when it
-is started again. Times are of searches whose programs are compiled: the first few images are given twice.
+and their distance by `nearest`. Results are kept in experiments/certified.json after every few images, and what is
+there is not done again: stopped at any time, or by itself after so many seconds, the script goes on when it is started
+again. Times are of searches whose programs are compiled: the first few images are given twice.
 
 With --lirpa FOLDER (a checkout of auto_LiRPA 0.7.1; needs PyTorch), its bounds on the same images instead, by ten
 bisections of radii up to --high, in the names `lirpa-ibp`, `lirpa-crown-ibp`, `lirpa-crown` and `lirpa-alpha_crown`.

@@ -266,6 +266,100 @@ def test_no_trap_is_certified(trap, name):
     assert not np.isnan(result.margin[0])
 
 
+BIG = np.array([1e8, 1, -1e8], np.float32)  # whose sum is 1, and 0 to a device
+
+
+def beside(level, value):
+    """Logits: a constant one, and the value."""
+    return lambda p, x: jnp.concatenate([level + 0 * x[:, :1], value(p, x)], 1)
+
+
+def gathered(p, x):
+    return jax.nn.relu(x.at[:, jnp.array([0, 7])].get(mode="fill", fill_value=-5.0).sum(1, keepdims=True) + 5)
+
+
+def summed_in_a_loop(p, x):
+    return x[:, :1] * lax.scan(lambda c, v: (c + v, None), jnp.float32(0), p)[0]
+
+
+def of_one_pixel(join):
+    """A sum of a hundred times what joins a row and a single number, both of one pixel."""
+
+    def value(p, x):
+        row = jnp.broadcast_to(jax.nn.relu(x[:, :1]), (len(x), 100))
+        return join(row, jax.nn.relu(x[:, :1])).sum(1, keepdims=True)
+
+    return value
+
+
+# Each has an image within 0.1 of 0.5 where the second logit is larger, if only in exact arithmetic.
+ROUNDED = {
+    "a base that is off": (
+        BIG,
+        lambda p, x: jnp.concatenate([0.5 + 0 * x[:, :1], jnp.maximum(x[:, :1] - 9, p.sum())], 1),
+    ),
+    "two sums that are off": (BIG, beside(0.2, lambda p, x: x[:, :1] * p.sum() * p.sum())),
+    "what fills a gap": (None, beside(0.55, gathered)),
+    "a sum in a loop": (BIG, beside(0.2, summed_in_a_loop)),
+    "a power": (np.float32(0.9954956), beside(0.0049120, lambda p, x: x[:, :1] * lax.integer_pow(p, 1024) / 0.6 * 0.5)),
+    "half precision": (BIG, beside(0.2, lambda p, x: x[:, :1] * p.sum().astype(jnp.bfloat16).astype(jnp.float32))),
+    "a number for a row, product": (None, beside(30.0, of_one_pixel(jnp.multiply))),
+    "a number for a row, maximum": (None, beside(55.0, of_one_pixel(jnp.maximum))),
+    "a number for a row, quotient": (None, beside(55.0, of_one_pixel(lambda a, b: a / (b / a + 1e-9)))),
+    "below the least normal number": (
+        np.array([1e30, 1e-39], np.float32),
+        beside(1.0, lambda p, x: x[:, :1] * p[0] * p[1] * p[0]),
+    ),
+}
+
+
+@pytest.mark.parametrize("p", [1, INF])
+@pytest.mark.parametrize("case", ROUNDED)
+def test_what_is_off_is_charged_for(case, p):
+    params, apply = ROUNDED[case]
+    classifier = Classifier(apply, params)
+    for method in (certify.ibp, certify.crown):
+        assert not method(classifier, np.full((1, 2), 0.5, np.float32), [0], 0.1, norm=p).certified[0]
+
+
+def test_of_a_wider_type_is_refused():
+    def apply(_, x):
+        return jnp.concatenate([x, x.astype(jnp.float64).astype(x.dtype)], 1)
+
+    with jax.enable_x64(True), pytest.raises(certify.UnsupportedOperation, match="one precision"):
+        certify.ibp(Classifier(apply, None), np.full((1, 2), 0.5, np.float32), [0], 0.1)
+
+
+@pytest.mark.parametrize(
+    "what", ["scatter-add", "reduce_prod", "lgamma"], ids=["scattered", "a product", "not elementary"]
+)
+def test_constants_of_unknown_rounding_are_refused(what):
+    made = {
+        "scatter-add": lambda p: jnp.zeros(1).at[jnp.zeros(3, int)].add(p)[0],
+        "reduce_prod": jnp.prod,
+        "lgamma": lambda p: lax.lgamma(p)[0],
+    }[what]
+    with pytest.raises(certify.UnsupportedOperation, match=what):
+        certify.ibp(Classifier(lambda p, x: x * made(p), BIG), np.full((1, 2), 0.5, np.float32), [0], 0.1)
+
+
+def normalized(p, x):
+    """Layer normalization, weights that are standardized, an inner softmax, and batch normalization by division."""
+    h = (x - x.mean(1, keepdims=True)) / jnp.sqrt(x.var(1, keepdims=True) + 1)
+    w = (p - p.mean()) / jnp.sqrt(p.var() + 1e-3)
+    return (h / jnp.sqrt(p[:1] ** 2 + 1)[None]) * w[None] * jax.nn.softmax(jnp.clip(x, 0, jnp.inf), 1)
+
+
+def test_what_newer_networks_are_made_of():
+    p = np.array([1.0, -2.0, 0.5], np.float32)
+    x = np.random.default_rng(0).uniform(size=(4, 3)).astype(np.float32)
+    classifier = Classifier(normalized, p)
+    at_once = certify.crown(classifier, x, None, 0.0)
+    logits = np.sort(np.asarray(classifier(x)), 1)
+    np.testing.assert_allclose(at_once.margin, logits[:, -1] - logits[:, -2], atol=1e-3)
+    assert (np.asarray(certify.crown(classifier, x, None, 0.01).margin) < at_once.margin).all()
+
+
 def test_planted_images_are_not_certified_away():
     """Networks with one adversarial image at a known place, in a bump too narrow for any gradient to lead there."""
     rng = np.random.default_rng(11)
@@ -293,7 +387,7 @@ def test_planted_images_are_not_certified_away():
 def test_no_image_is_certified_and_fooled(mnist, p):
     classifier = load_classifier("MLP")
     images, labels = np.asarray(data.normalize(mnist.val.images[:64])), mnist.val.labels[:64]
-    found = attack.nearest(classifier, images, labels, norm=p)
+    found = attack.nearest(classifier, images, labels, norm=p, effort=1)
     for share in (1.0, 0.999, 0.5):
         radius = np.where(found.success, np.asarray(found.distance), 1) * share
         result = certify.crown(classifier, images, labels, radius, norm=p)

@@ -217,7 +217,7 @@ def test_convolutions_are_those_of_jax(strides, padding):
         return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
 
     (eqn,) = jax.make_jaxpr(convolve)(x[..., 0]).eqns
-    assert convolution.is_plain(eqn.params)
+    assert convolution.is_plain(eqn.params, x.shape)
     expected, back = jax.vjp(jax.vmap(convolve, -1, -1), x)
     got = convolution.run(jnp.asarray(x), jnp.asarray(kernel), eqn.params)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)

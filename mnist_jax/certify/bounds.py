@@ -60,7 +60,8 @@ class Value(NamedTuple):
     def error(self) -> jax.Array:
         """By how much all that is rounded may be off here."""
         forwards, back = (gamma(n + EXTRA, self.center.dtype) for n in (self.roundings, self.back + self.roundings))
-        error = (2 * forwards * self.size + 3 * back * self.width) * (1 + 1e-3) + TINY
+        # The size and the width are sums that were rounded themselves, by as much at most.
+        error = (2 * forwards * self.size + 3 * back * self.width) * (1 + 1e-3 + 2 * back) + TINY
         return error if self.off is None else error + self.off
 
     @property
@@ -121,6 +122,7 @@ class Bounds:
         """Sets the value of the image."""
         r = self.region
         size = jnp.abs(r.center) + r.width + TINY
+        self.underflow = jnp.zeros(r.images.shape[-1], r.images.dtype) + self.constants.sound.astype(r.images.dtype)
         self.set(self.program.image, Value(r.center, r.width, size, None, 1, 1, False))
 
     def set(self, number: int, value: Value) -> None:
@@ -174,17 +176,16 @@ class Bounds:
         for i, error in enumerate(errors):
             if error is None:
                 continue
-            if equation.name == "div":
-                raise equation.refused("it divides by a number that is rounded itself; multiply by its reciprocal")
-            mixed = [
-                (jnp.zeros_like(v.size) if equation.name in affine.LINEAR else v.size)
-                if v is not None
-                else error
-                if i == j
-                else affine.without(c)
-                for j, (v, c) in enumerate(zip(given, constants, strict=True))
-            ]
-            parts.append(affine.by_absolutes(equation, mixed, which, added=True))
+            if equation.name == "div":  # of the reciprocal
+                divisor = jnp.abs(jnp.asarray(constants[i]))
+                least = jnp.where(divisor > error, divisor - error, jnp.nan)
+                equation, error = affine.as_product(equation), error / (divisor * least) * (1 + 1e-5)
+            reaches = [v if v is None else v.size if v.off is None else v.size + v.off for v in given]
+            if equation.name in affine.LINEAR:  # where the constant is added
+                reaches = [v if v is None else jnp.zeros_like(v) for v in reaches]
+            others = [affine.without(c) if v is None else v for v, c in zip(reaches, constants, strict=True)]
+            others[i] = error
+            parts.append(affine.by_absolutes(equation, others, which, added=True))
         if not parts:
             return [None] * len(equation.results)
         return [sum(each) * (1 + 1e-3) for each in zip(*parts, strict=True)]

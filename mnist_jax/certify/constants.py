@@ -4,28 +4,43 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from mnist_jax.certify.relaxations import ELEMENTARY, error
+from mnist_jax.certify.relaxations import ELEMENTARY, error, power_units
 from mnist_jax.certify.rounding import TINY, gamma, unit
 from mnist_jax.jaxprs import affine
 from mnist_jax.jaxprs.program import Equation, Program
 
 # Increasing or decreasing functions: where an operand is off, so is the result, by at most as much as at the ends.
-MONOTONE = {"sqrt", "rsqrt", "exp", "expm1", "log", "log1p", "tanh", "logistic", "erf", "cbrt", "exp2"}
+MONOTONE = {"sqrt", "rsqrt", "exp", "expm1", "log", "log1p", "tanh", "logistic", "erf", "erfc", "cbrt", "exp2"}
 # Functions of operands that are exact; they are right to some units in the last place.
-ELEMENTARIES = MONOTONE | {"sin", "cos", "tan", "pow", "erfc", "integer_pow", "square", "asin", "acos", "atan", "atan2"}
+ELEMENTARY_FUNCTIONS = MONOTONE | {"sin", "cos", "tan", "pow", "integer_pow", "square", "asin", "acos", "atan", "atan2"}
 ABSOLUTE = {"sin", "cos", "tan", "log", "log1p", "expm1"}  # not relative to results near 0
 SUMS = {"add", "add_any", "sub", "mul", "div", "dot_general", "conv_general_dilated", "reduce_sum", "cumsum"}
 SUMS |= {"reduce_window_sum"}
+PRODUCTS = {"mul", "dot_general", "conv_general_dilated"}
+# What puts numbers elsewhere, or chooses among them. An error goes where its number goes.
+MOVES = (set(affine.LINEAR) - SUMS) | {"abs", "max", "min", "reduce_max", "reduce_min", "clamp", "reduce_window_max"}
+# What gives exact numbers of exact ones besides these.
+EXACT = {"iota", "floor", "ceil", "round", "sign", "sort", "scatter", "device_put", "select_and_gather_add", "cummax"}
+EXACT |= {"cummin", "reduce_precision", "bitcast_convert_type", "nextafter", "top_k", "empty2", "random_bits"}
 
 
 class Constants:
-    """Values `constants[number]` that don't depend on the image, and the errors of those that were rounded."""
+    """Values `constants[number]` that don't depend on the image, and the errors of those that were rounded.
+
+    What is not on the lists here is refused: nothing is known of its error.
+
+    Attributes:
+      sound: 0, or NaN where a weight is so small that a device may take it for 0; it is added to every bound.
+    """
 
     def __init__(self, program: Program, weights: list[Any]):
         self.program = program
         self.values: dict[int, Any] = dict(program.known) | dict(zip(program.weights, weights, strict=True))
         self.errors: dict[int, jax.Array] = {}
+        subnormal = jnp.stack([jnp.zeros((), bool), *map(_subnormal, self.values.values())]).any()
+        self.sound = jnp.where(subnormal, jnp.nan, 0.0)
 
     def __getitem__(self, number: int) -> Any:
         return self.values[number]
@@ -38,26 +53,24 @@ class Constants:
         """Works an equation out.
 
         Raises:
-          UnsupportedOperation: nothing is known of how it treats operands that are off already.
+          UnsupportedOperation: nothing is known of its error.
         """
         operands = [self.values[n] for n in equation.operands]
         results = equation.bind(*operands)
         self.values |= dict(zip(equation.results, results, strict=True))
-        floating = all(jnp.issubdtype(r.dtype, jnp.floating) for r in results)
         errors = [self.errors.get(n) for n in equation.operands]
-        if not floating or (equation.name not in SUMS | ELEMENTARIES and all(e is None for e in errors)):
-            if any(e is not None for e in errors):
+        exact = all(e is None for e in errors)
+        if not any(jnp.issubdtype(r.dtype, jnp.inexact) for r in results):
+            if not exact:
                 raise equation.refused("it makes whole numbers or truth values of rounded ones")
-            return
-        if equation.name in SUMS:
-            made = [self._sum(equation, operands, errors)]
-        elif equation.name in ELEMENTARIES:
-            made = [self._elementary(equation, operands, errors, results[0])]
-        elif equation.name in affine.LINEAR or equation.name in ("max", "min"):
-            made = self._moved(equation, operands, errors)
-        else:
-            raise equation.refused("nothing is known of it for operands that are rounded")
-        self.errors |= dict(zip(equation.results, made, strict=True))
+        elif equation.name in SUMS:
+            self.errors[equation.results[0]] = self._sum(equation, operands, errors)
+        elif equation.name in ELEMENTARY_FUNCTIONS:
+            self.errors[equation.results[0]] = self._elementary(equation, operands, errors, results[0])
+        elif not exact and equation.name in MOVES:
+            self.errors |= dict(zip(equation.results, self._moved(equation, operands, errors), strict=True))
+        elif not (exact and equation.name in MOVES | EXACT):
+            raise equation.refused("nothing is known of its rounding, or of its treatment of rounded numbers")
 
     def _sum(self, equation: Equation, operands: list[Any], errors: list[Any]) -> jax.Array:
         sizes = [jnp.abs(jnp.asarray(x)) for x in operands]
@@ -66,41 +79,63 @@ class Constants:
         dtype = self.program.shapes[equation.results[0]].dtype
         if equation.name == "div":
             (a, b), (e, f) = sizes, offs
-            least = b - f
-            error = (a + e) / jnp.where(least > 0, least, jnp.nan) - a / b + 8 * unit(dtype) * a / b
-            return error * (1 + 1e-3) + TINY
-        if equation.name in ("mul", "dot_general", "conv_general_dilated"):
+            least = jnp.where(b > f, b - f, jnp.nan)
+            return (e / least + a * f / (b * least) + 8 * unit(dtype) * a / b) * (1 + 1e-3) + TINY
+        if equation.name in PRODUCTS:
             (a, b), (e, f) = sizes, offs
             parts = [equation.bind(a, f)[0], equation.bind(e, b)[0], equation.bind(e, f)[0]]
             size = equation.bind(a, b)[0]
         else:
             plus = affine.as_sum(equation)
             parts, size = plus.bind(*offs), plus.bind(*sizes)[0]
-        return (sum(parts) + 2 * gamma(roundings + 2, dtype) * size) * (1 + 1e-3) + TINY
+        lost = gamma(roundings + 2, dtype)
+        return (sum(parts) + 2 * lost * size) * (1 + 1e-3 + 2 * lost) + TINY
 
     def _elementary(self, equation: Equation, operands: list[Any], errors: list[Any], result: Any) -> jax.Array:
-        own = 2 * error(jnp.asarray(result), equation.name in ABSOLUTE)
+        units = power_units(equation.params["y"]) if equation.name == "integer_pow" else ELEMENTARY
+        own = 2 * error(jnp.asarray(result), equation.name in ABSOLUTE, units)
         if all(e is None for e in errors):
             return own
+        if equation.name == "square":
+            (x,), (e,) = operands, errors
+            return (2 * jnp.abs(x) * e + e * e + own) * (1 + 1e-3)
         if equation.name not in MONOTONE:
-            raise equation.refused("nothing is known of it for operands that are rounded")
+            raise equation.refused("nothing is known of it for numbers that are rounded")
         (x,), (e,) = operands, errors
         e = e + 2 * ELEMENTARY * unit(result.dtype) * jnp.abs(x)
         ends = [jnp.abs(equation.bind(x + s * e)[0] - result) for s in (-1, 1)]
         return (jnp.maximum(*ends) + 2 * own) * (1 + 1e-3)
 
     def _moved(self, equation: Equation, operands: list[Any], errors: list[Any]) -> list[jax.Array]:
-        """Errors go where their values go."""
-        if equation.name in ("max", "min"):
-            offs = [jnp.zeros_like(x) if e is None else e for x, e in zip(operands, errors, strict=True)]
-            return [jnp.maximum(*offs)]
-        if equation.name == "neg":
-            return [errors[0]]
+        """Errors go where their numbers go; the largest of several maxima moves by the largest error at most."""
+        offs = [affine.without(x) if e is None else e for x, e in zip(operands, errors, strict=True)]
+        if equation.name in ("max", "min", "clamp"):
+            shape = jnp.shape(self.values[equation.results[0]])
+            return [jnp.stack([jnp.broadcast_to(e, shape) for e in offs]).max(0)]
+        if equation.name in ("neg", "abs"):
+            return [offs[0]]
+        if equation.name in ("reduce_max", "reduce_min"):
+            return [offs[0].max(equation.params["axes"])]
+        if equation.name == "convert_element_type":
+            kind = equation.params["new_dtype"]
+            x = jnp.abs(operands[0]).astype(jnp.result_type(operands[0], kind))
+            return [((offs[0] + x * 2 * unit(kind)) * (1 + 1e-3) + TINY).astype(kind)]
+        if equation.name not in affine.LINEAR:
+            raise equation.refused("nothing is known of it for numbers that are rounded")
         places = affine.LINEAR[equation.name](len(operands))
-        offs = [
-            (affine.without(x) if e is None else e) if i in places else x
-            for i, (x, e) in enumerate(zip(operands, errors, strict=True))
-        ]
         if any(e is not None for i, e in enumerate(errors) if i not in places):
-            raise equation.refused("nothing is known of it for operands that are rounded")
-        return equation.bind(*offs)
+            raise equation.refused("rounded numbers choose or place others")
+        given = [e if i in places else x for i, (x, e) in enumerate(zip(operands, offs, strict=True))]
+        return affine.by_sizes(equation, added=False).bind(*given)
+
+
+def _subnormal(x: Any) -> jax.Array:
+    """Whether any of the numbers lies below the least normal one, which a comparison might not see."""
+    x = jnp.asarray(x)
+    if x.dtype not in (jnp.float32, jnp.float64):
+        return jnp.zeros((), bool)
+    whole = jnp.uint32 if x.dtype == jnp.float32 else jnp.uint64
+    bits = lax.bitcast_convert_type(x, whole) << 1  # without the sign
+    return (
+        (bits != 0) & (bits < (lax.bitcast_convert_type(jnp.asarray(jnp.finfo(x.dtype).tiny, x.dtype), whole) << 1))
+    ).any()

@@ -53,5 +53,6 @@ def as_is(bounds: Bounds, place: int, factors: dict[int, float], interval: Inter
 
 
 def first(bounds: Bounds, place: int, factors: dict[int, float], interval: Interval, wanted: jax.Array) -> Interval:
-    """Better bounds before the first nonlinear step."""
-    return interval if bounds.nodes else linear.tighten(Bounds.back, bounds, place, factors, interval, wanted)
+    """Better bounds of what is affine in the image."""
+    bent = any(bounds.values[n].bent for n in factors)
+    return interval if bent else linear.tighten(Bounds.back, bounds, place, factors, interval, wanted)

@@ -51,6 +51,7 @@ class Curve(NamedTuple):
       bend: "convex", "concave", or "sigmoid" where it is first convex, below 0, and then concave.
       grows: whether it is increasing; None where it is even and convex.
       limited: whether it tends to a limit, so that its error is absolute.
+      units: of half the last place, that its value is right to.
     """
 
     f: Callable[[jax.Array], jax.Array]
@@ -58,6 +59,11 @@ class Curve(NamedTuple):
     bend: str
     grows: bool | None = True
     limited: bool = False
+    units: int = ELEMENTARY
+
+    def error(self, value: jax.Array) -> jax.Array:
+        """How far the device's value may be off."""
+        return error(value, self.limited, self.units)
 
 
 def _logistic_slope(x: jax.Array) -> jax.Array:
@@ -85,7 +91,16 @@ CURVES: dict[str, Curve] = {
 
 def even_power(y: int) -> Curve:
     """`x ** y` for an even y."""
-    return Curve(lambda x: jax.lax.integer_pow(x, y), lambda x: y * jax.lax.integer_pow(x, y - 1), "convex", None)
+
+    def derivative(x: jax.Array) -> jax.Array:
+        return y * jax.lax.integer_pow(x, y - 1)
+
+    return Curve(lambda x: jax.lax.integer_pow(x, y), derivative, "convex", None, units=power_units(y))
+
+
+def power_units(y: int) -> int:
+    """What a whole power, by repeated multiplication, is right to."""
+    return ELEMENTARY + 4 * abs(y)
 
 
 def curve_of(name: str, params: dict[str, Any]) -> Curve | None:
@@ -97,9 +112,9 @@ def curve_of(name: str, params: dict[str, Any]) -> Curve | None:
     return CURVES.get(name)
 
 
-def error(f: jax.Array, limited: bool) -> jax.Array:
+def error(f: jax.Array, limited: bool, units: int = ELEMENTARY) -> jax.Array:
     """How far the device's value of an elementary function may be off."""
-    return ELEMENTARY * unit(f.dtype) * (jnp.abs(f) + (1 if limited else 0)) + TINY
+    return units * unit(f.dtype) * (jnp.abs(f) + (1 if limited else 0)) + TINY
 
 
 def curve_interval(curve: Curve, z: Interval) -> Interval:
@@ -109,7 +124,7 @@ def curve_interval(curve: Curve, z: Interval) -> Interval:
         at_zero = curve.f(low * 0)  # of NaN it is NaN
         low = jnp.where((z.low <= 0) & (z.high >= 0), at_zero, jnp.minimum(at_low, at_high))
         high = jnp.maximum(at_low, at_high)
-    return Interval(low - error(low, curve.limited), high + error(high, curve.limited))
+    return Interval(low - curve.error(low), high + curve.error(high))
 
 
 def curve_lines(curve: Curve, z: Interval, center: jax.Array, result: jax.Array) -> Lines:
@@ -123,7 +138,7 @@ def curve_lines(curve: Curve, z: Interval, center: jax.Array, result: jax.Array)
     chord = jnp.where(wide, (f_high - f_low) / jnp.where(wide, high - low, 1), tangent)
     if curve.bend == "sigmoid":
         chord = jnp.clip(chord, 0, slope(jnp.zeros_like(low)))
-        flat = ends[0] * (1 - 2 * ELEMENTARY * unit(low.dtype))
+        flat = ends[0] * (1 - 2 * curve.units * unit(low.dtype))
         convex, concave = high <= 0, low >= 0
         below = jnp.where(convex, tangent, jnp.where(concave, chord, flat))
         above = jnp.where(concave, tangent, jnp.where(convex, chord, flat))
@@ -141,7 +156,7 @@ def curve_lines(curve: Curve, z: Interval, center: jax.Array, result: jax.Array)
     largest = jnp.maximum(jnp.maximum(jnp.abs(f_low), jnp.abs(f_high)), jnp.abs(f_middle))
     steep = jnp.maximum(jnp.abs(below), jnp.abs(above)) + jnp.maximum(jnp.abs(ends[0]), jnp.abs(ends[1]))
     reach = jnp.abs(low) + jnp.abs(high) + jnp.abs(center)
-    slack = 2 * error(largest, curve.limited) + 4 * ELEMENTARY * unit(low.dtype) * (steep * reach + jnp.abs(result))
+    slack = 2 * curve.error(largest) + 4 * curve.units * unit(low.dtype) * (steep * reach + jnp.abs(result))
     return Lines((below,), (above,), touch_low - result - slack, touch_high - result + slack)
 
 
@@ -226,8 +241,8 @@ class Ramp(NamedTuple):
         at_low = jnp.maximum(d.low, 0) - chord * (d.low - center)
         at_high = jnp.maximum(d.high, 0) - chord * (d.high - center)
         sizes = jnp.abs(self.argument) + jnp.abs(self.base) + jnp.abs(self.result) + jnp.abs(d.low) + jnp.abs(d.high)
-        sizes = sizes + self.spread
-        slack = SLACK * u * sizes + TINY
+        # A maximum moves by no more than a constant base that is off; a base that is none pays for itself.
+        slack = SLACK * u * (sizes + self.spread) + TINY + (self.spread if self.fixed else 0)
         high_line = jnp.maximum(at_low, at_high) + self.base - self.result + slack
         between = slope.ndim - d.low.ndim
         low_, high_, center_, slack_, shift = (

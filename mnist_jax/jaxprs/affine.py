@@ -9,6 +9,7 @@ of a value whose bound is sought. With the lanes last, what is copied, compared 
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -46,7 +47,6 @@ LINEAR: dict[str, Callable[[int], range]] = {
     "gather": lambda _: range(1),
     "dynamic_slice": lambda _: range(1),
     "dynamic_update_slice": lambda _: range(2),
-    "optimization_barrier": range,
 }
 # Linear in one operand at a time, of which the other, a constant, has the coefficients.
 BILINEAR = {"mul": (0, 1), "dot_general": (0, 1), "conv_general_dilated": (0, 1), "div": (0,)}
@@ -78,8 +78,8 @@ def _check_precision(program: Program, equation: Equation) -> None:
     for kind in (given, made):
         if kind not in (jnp.float32, jnp.float64):
             raise equation.refused(f"it computes in {kind}; float32 and float64 are bounded")
-    if equation.name == "convert_element_type" and made.itemsize < given.itemsize:
-        raise equation.refused(f"it rounds {given} to {made}")
+    if equation.name == "convert_element_type" and made != given:
+        raise equation.refused(f"it goes from {given} to {made}; bounds are of one precision")
     if equation.name in PRODUCTS:
         precision = equation.params["precision"]
         each = precision if isinstance(precision, tuple) else (precision,)
@@ -95,9 +95,11 @@ def run(equation: Equation, operands: Sequence[Any], which: Sequence[bool]) -> l
     lanes = next(x.shape[-1] for x, depends in zip(operands, which, strict=True) if depends)
     if equation.name == "reshape":
         return [lax.reshape(operands[0], (*equation.params["new_sizes"], lanes))]
-    if equation.name == "optimization_barrier":
-        return list(lax.optimization_barrier(tuple(operands)))
-    if equation.name == "conv_general_dilated" and which[0] and convolution.is_plain(equation.params):
+    if (
+        equation.name == "conv_general_dilated"
+        and which[0]
+        and convolution.is_plain(equation.params, operands[0].shape)
+    ):
         return [convolution.run(operands[0], operands[1], equation.params)]
     if equation.name == "concatenate":
         every = [x if d else jnp.broadcast_to(x[..., None], (*x.shape, lanes)) for x, d in _pairs(operands, which)]
@@ -108,6 +110,10 @@ def run(equation: Equation, operands: Sequence[Any], which: Sequence[bool]) -> l
         return [{"add": lax.add, "sub": lax.sub, "mul": lax.mul, "div": lax.div}[equation.name](*_alike(a, b))]
     axes = tuple(-1 if d else None for d in which)
     return list(jax.vmap(lambda *each: tuple(equation.bind(*each)), in_axes=axes, out_axes=-1)(*operands))
+
+
+def _is_plain_convolution(equation: Equation, which: Sequence[bool], x: Any) -> bool:
+    return equation.name == "conv_general_dilated" and which[0] and convolution.is_plain(equation.params, x.shape)
 
 
 def _pairs(operands, which):
@@ -140,14 +146,27 @@ def by_absolutes(equation: Equation, operands: Sequence[Any], which: Sequence[bo
         values.append(x if depends or not jnp.issubdtype(jnp.result_type(x), jnp.floating) else jnp.abs(x))
     if equation.name == "neg":
         return [values[0]]
-    return run(as_sum(equation), values, which)
+    return run(by_sizes(equation, added), values, which)
+
+
+def by_sizes(equation: Equation, added: bool) -> Equation:
+    """The equation for absolute values: a sum in place of a difference; what fills gaps, by its size or not at all."""
+    if equation.name == "gather" and equation.params.get("fill_value") is not None:
+        fill = abs(equation.params["fill_value"]) if added else 0
+        return replace(equation, params=equation.params | {"fill_value": fill})
+    return as_sum(equation)
+
+
+def as_product(equation: Equation) -> Equation:
+    """A product in place of a quotient."""
+    return replace(equation, name="mul", primitive=lax.mul_p, params={})
 
 
 def as_sum(equation: Equation) -> Equation:
     """The equation, or a sum in place of a difference: of absolute values."""
     if equation.name != "sub":
         return equation
-    return Equation("add", lax.add_p, equation.operands, equation.results, {}, equation.line)
+    return replace(equation, name="add", primitive=lax.add_p, params={})
 
 
 def _without(equation: Equation, constant: Any) -> Any:
@@ -179,7 +198,7 @@ def transpose(
 
     if equation.name == "reshape":
         return [lax.reshape(results[0], given[0].shape)]
-    if equation.name == "conv_general_dilated" and which[0] and convolution.is_plain(equation.params):
+    if _is_plain_convolution(equation, which, given[0]):
         return [convolution.transpose(results[0], operands[1], given[0].shape, equation.params)]
     out = jax.eval_shape(forwards, *given)
     results = [jnp.zeros(o.shape, o.dtype) if x is None else x for x, o in zip(results, out, strict=True)]
@@ -204,7 +223,8 @@ def terms(program: Program, equation: Equation) -> tuple[int, int]:
         return 0, math.prod(out) // max(math.prod(shapes[0]), 1)
     if name == "gather":
         return 0, math.prod(out)
-    place = dependent(program, equation).index(True) if name in PRODUCTS else 0
+    which = dependent(program, equation)
+    place = which.index(True) if any(which) else 0
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         inner = math.prod(shapes[0][axis] for axis in contracted)

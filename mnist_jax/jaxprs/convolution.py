@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def is_plain(params: dict[str, Any]) -> bool:
-    """Whether it is an ordinary convolution: no dilation, no groups."""
+def is_plain(params: dict[str, Any], shape: Sequence[int]) -> bool:
+    """Whether it is an ordinary convolution of inputs of that shape: one image, no dilation, no groups."""
+    if shape[params["dimension_numbers"].lhs_spec[0]] != 1:
+        return False
     dilations = {*params["lhs_dilation"], *params["rhs_dilation"]}
     groups = {params["feature_group_count"], params["batch_group_count"]}
     return dilations <= {1} and groups == {1} and min(itertools.chain(*params["padding"]), default=0) >= 0

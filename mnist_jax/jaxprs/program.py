@@ -29,7 +29,22 @@ CALLS = {
     "checkpoint": "jaxpr",
 }
 # Equations that give their operands back as they are.
-IDENTITIES = {"stop_gradient", "copy", "copy_p", "name", "sharding_constraint"}
+IDENTITIES = {"stop_gradient", "optimization_barrier", "copy", "copy_p", "name", "sharding_constraint"}
+
+
+# Equations whose operands JAX may leave to be broadcast.
+ELEMENTWISE = {"add", "add_any", "sub", "mul", "div", "max", "min", "pow", "atan2", "nextafter", "rem"}
+
+
+# Equations of constants in the function itself, such as counts, that are worked out at once.
+FOLDED = {"convert_element_type", "broadcast_in_dim", "neg", "add", "sub", "mul", "max", "min", "gt", "ge", "lt", "le"}
+
+
+def _whole(x: Any) -> bool:
+    """Whether it is a scalar constant that is a small whole number, or infinite."""
+    if not isinstance(x, np.ndarray) or x.ndim or x.dtype.kind not in "iufb":
+        return False
+    return bool(np.isinf(x)) if not np.isfinite(x) else bool(abs(x) < 2**10 and x == np.round(x))
 
 
 class UnsupportedOperation(ValueError):
@@ -109,6 +124,8 @@ def read(classifier: Classifier, shape: tuple[int, ...], dtype: Any, platform: s
     program.weights, program.image = tuple(inputs[:-1]), inputs[-1]
     program.depends.add(program.image)
     (program.logits,) = reader.inline(closed, inputs)
+    if program.logits not in program.depends:
+        raise UnsupportedOperation("the classifier's logits do not depend on the image: there is nothing to certify")
     _refuse_probabilities(program)
     return program
 
@@ -157,7 +174,9 @@ class Reader:
         numbers |= {v: self.constant(c) for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)}
 
         def number(atom):
-            return self.constant(atom.val) if isinstance(atom, jex.Literal) else numbers[atom]
+            if isinstance(atom, jex.Literal):
+                return self.constant(np.asarray(atom.val, atom.aval.dtype))
+            return numbers[atom]
 
         for eqn in closed.jaxpr.eqns:
             inner, self.line = self.line, unstable.line_of(eqn) or self.line
@@ -182,17 +201,35 @@ class Reader:
                 if results is not None:
                     return results
             return self.inline(closed, operands)
+        if name in IDENTITIES:
+            return operands
+        if name == "scan":
+            return self._scan(eqn, operands)
         if self.depends(operands):
-            if name in IDENTITIES:
-                return operands
-            if name == "scan":
-                return self._scan(eqn, operands)
+            if name in ELEMENTWISE:
+                operands = [self._as_large(n, eqn.outvars[0].aval.shape) for n in operands]
             rule = rewriting.RULES.get(name)
             results = rule and rule(self, operands, eqn.params)
             if results is not None:
                 return results
+        elif (folded := self._folded(eqn, operands)) is not None:
+            return [self.constant(folded)]
         avals = [v.aval for v in eqn.outvars]
         return self.write(name, eqn.primitive, operands, avals, eqn.params)
+
+    def _folded(self, eqn: Any, operands: list[int]) -> Any:
+        """What comes of whole numbers that are written in the function itself, which is exact; else None."""
+        known = [self.program.known.get(n) for n in operands]
+        if eqn.primitive.name not in FOLDED or not known or not all(map(_whole, known)):
+            return None
+        with jax.ensure_compile_time_eval():
+            return np.asarray(eqn.primitive.bind(*known, **eqn.params))
+
+    def _as_large(self, number: int, shape: tuple[int, ...]) -> int:
+        """The value broadcast to a shape, so that its bounds, and what goes back to it, have one too."""
+        if self.shape(number).shape == shape or number not in self.program.depends:
+            return number
+        return self.trace(lambda x: jnp.broadcast_to(x, shape), number)[0]
 
     def _place(self, platforms: Sequence[Any]) -> int:
         """Of the branches, that of our platform; the one for None is for all others."""

@@ -7,12 +7,14 @@ compute, compared with JAX's own, whatever they are called.
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 if TYPE_CHECKING:
@@ -81,6 +83,15 @@ def _integer_pow(reader: "Reader", operands: list[int], params: dict[str, Any]) 
     return operands if y == 1 else reader.trace(lambda x: x * lax.integer_pow(x, y - 1), *operands)
 
 
+def _extremum(reader: "Reader", operands: list[int], params: dict[str, Any], limit: float) -> list[int] | None:
+    """A maximum with -inf, or a minimum with inf, changes nothing; a minimum is a maximum of negatives."""
+    for one, other in (operands, operands[::-1]):
+        bound = reader.program.known.get(other)
+        if bound is not None and not isinstance(bound, jax.core.Tracer) and np.all(np.asarray(bound) == limit):
+            return [one]
+    return None if limit < 0 else reader.trace(lambda a, b: -jnp.maximum(-a, -b), *operands)
+
+
 def _mul(reader: "Reader", operands: list[int], params: dict[str, Any]) -> list[int] | None:
     return reader.trace(lax.square, operands[0]) if operands[0] == operands[1] else None
 
@@ -97,7 +108,8 @@ def _same_type(reader: "Reader", operands: list[int], params: dict[str, Any]) ->
 # By the name of the primitive: a function of the reader, the operands and the parameters that writes what stands for
 # it, and gives the results; or None, where it stays.
 RULES: dict[str, Callable[["Reader", list[int], dict[str, Any]], list[int] | None]] = {
-    "min": lambda reader, operands, _: reader.trace(lambda a, b: -jnp.maximum(-a, -b), *operands),
+    "max": functools.partial(_extremum, limit=-math.inf),
+    "min": functools.partial(_extremum, limit=math.inf),
     "abs": lambda reader, operands, _: reader.trace(lambda x: lax.max(x, -x), *operands),
     "clamp": lambda reader, operands, _: reader.trace(
         lambda low, x, high: jnp.minimum(jnp.maximum(x, low), high), *operands
@@ -153,7 +165,7 @@ def recognized(reader: "Reader", closed: Any, operands: Sequence[int]) -> list[i
         return None
     text = str(closed.jaxpr)
     for function, written in KNOWN:
-        if text in _texts(function, tuple((v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars)):
+        if text in _texts(function, tuple((v.aval.shape, v.aval.dtype, v.aval.weak_type) for v in closed.jaxpr.invars)):
             return written(reader, *operands)
     return None
 
@@ -162,8 +174,8 @@ def recognized(reader: "Reader", closed: Any, operands: Sequence[int]) -> list[i
 def _texts(function: Callable, shapes: tuple[Any, ...]) -> set[str]:
     """What JAX's function computes for operands of these shapes, as text, at every level of its calls."""
     try:
-        closed = jax.make_jaxpr(function)(*[jax.ShapeDtypeStruct(*shape) for shape in shapes])
-    except TypeError:  # it takes other operands
+        closed = jax.make_jaxpr(function)(*[jax.ShapeDtypeStruct(s, kind, weak_type=weak) for s, kind, weak in shapes])
+    except (TypeError, ValueError):  # it takes other operands
         return set()
     texts: set[str] = set()
     jaxprs = [closed.jaxpr]
