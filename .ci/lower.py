@@ -1,4 +1,4 @@
-"""Lowers training, evaluation and every attack, in each norm that it has, for GPUs and TPUs: it compiles nothing.
+"""Lowers training, evaluation, attacks and certificates, in all their norms, for GPUs and TPUs: it compiles nothing.
 
 What one of these can't do, an operation that it lacks or 64-bit numbers, fails here on a machine that has none of them.
 """
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from mnist_jax import Classifier, load_classifier, training, unstable
+from mnist_jax import Classifier, certify, load_classifier, training, unstable
 from mnist_jax.attack import methods
 from mnist_jax.data import Split, normalize
 from mnist_jax.networks import NETWORKS
@@ -51,6 +51,10 @@ def attacking(method: str, norm: float) -> Callable:
     )
 
 
+def certifying(bound: Callable, norm: float) -> Callable:
+    return lambda classifier, images, labels: bound(classifier, images, labels, 0.01, norm=norm)
+
+
 def programs() -> Iterator[tuple[str, Callable, tuple]]:
     for name in NETWORKS:
         for recipe in ("original", "best"):
@@ -59,6 +63,9 @@ def programs() -> Iterator[tuple[str, Callable, tuple]]:
         raw = jax.ShapeDtypeStruct(IMAGES.shape, jnp.uint8)
         yield f"evaluation {name}", lambda classifier, images: classifier(normalize(images)), (classifier, raw)
     classifier: Classifier = abstract(load_classifier("CNN"))
+    for bound in (certify.ibp, certify.crown, certify.alpha_crown):
+        for norm in (1, 2, np.inf):
+            yield f"{bound.__name__} L{norm:g}", certifying(bound, norm), (classifier, IMAGES, LABELS)
     key = jax.eval_shape(jax.random.key, 0)
     for method in methods.METHODS:
         for norm in NORMS:

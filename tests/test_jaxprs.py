@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from mnist_jax import Classifier, layers, load_classifier
+from mnist_jax import Classifier, certify, layers, load_classifier
 from mnist_jax.certify.constants import Constants
 from mnist_jax.jaxprs import affine, convolution, program
 from mnist_jax.jaxprs.program import UnsupportedOperation
@@ -82,6 +82,14 @@ def test_the_branch_of_the_platform(platform, factor):
     constants = [float(got.known[n]) for e in got.equations for n in e.operands if e.name == "mul" and n in got.known]
     assert constants == [factor]
     assert got.platforms == {"cpu", "tpu"}
+
+
+def test_bounds_are_of_the_branch_that_the_device_takes():
+    def apply(_, x):
+        return two(lax.platform_dependent(x, cpu=lambda x: x, default=lambda x: -x)) - jnp.array([[0.0, 0.5]])
+
+    result = certify.ibp(Classifier(apply, None), np.full((1, *SHAPE), 0.25, np.float32), [0], 0.01)
+    np.testing.assert_allclose(result.margin, 0.48, atol=1e-5)
 
 
 @pytest.mark.parametrize("network", ["MLP_bn", "CNN_bn"])
@@ -183,8 +191,6 @@ def test_the_equations_compute_the_function(name):
     ],
 )
 def test_what_is_not_known_is_refused_by_name_and_line(apply, what):
-    from mnist_jax import certify
-
     classifier = Classifier(lambda _, x: two(apply(x)), None)
     with pytest.raises(UnsupportedOperation, match=rf"{what}.*test_jaxprs\.py:\d+"):
         certify.ibp(classifier, np.zeros((1, *SHAPE), np.float32), [0], 0.1)

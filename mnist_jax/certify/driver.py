@@ -11,16 +11,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 
 from mnist_jax import arguments, losses, unstable
 from mnist_jax.chunks import chunk_size, in_chunks
 from mnist_jax.classifier import Classifier
 from mnist_jax.geometry import INF, check_norm
+from mnist_jax.jaxprs import program
 
 NORMS = (1.0, 2.0, INF)
 # An adversarial image has to be so by more than logits differ from one batch to the next, as in attacks.
 CLEARLY = 1e-5
+
+
+OTHERS = "others"  # of the platforms: those that the classifier does not name
 
 
 class CertifyResult(NamedTuple):
@@ -60,7 +65,7 @@ def run(
     """Runs a kernel on any number of images.
 
     Args:
-      kernel: see above; it is given `norm`, `platform` and what is in `how` by name.
+      kernel: see above; it is given `norm`, what is in `how`, and the `platform` that it is compiled for, by name.
       labels: None for the classifier's own predictions.
       norm: 1, 2 or inf.
       at_once: images in a chunk, at most. It is halved while the device's memory does not suffice.
@@ -73,13 +78,12 @@ def run(
     norm = check_norm(norm, NORMS)
     with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
         x, classes, radii = checked(classifier, images, labels, radius)
-        how |= {"norm": norm, "platform": jax.default_backend()}
-        program = partial(_run, kernel, tuple(sorted(how.items())))
+        program_ = partial(_run, kernel, tuple(sorted({**how, "norm": norm}.items())))
         # Two programs at most: of one image, as at a prompt, and of many.
         size = min(at_once, chunk_size(at_once)) if len(x) > 1 else 1
         while True:
             try:
-                return in_chunks(program, (x, classes, radii), classifier, size=size)
+                return in_chunks(program_, (x, classes, radii), classifier, size=size)
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error) or size == 1:
                     raise
@@ -115,7 +119,15 @@ def _predictions(classifier: Classifier, images: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _run(kernel, how, classifier, images, labels, radius) -> CertifyResult:
-    margin, candidates = kernel(classifier, images, labels, radius, **dict(how))
+
+    def bound(platform: str, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return kernel(classifier, *arrays, platform=platform, **dict(how))
+
+    # Where the classifier does something else on some platforms, so do its bounds.
+    named = program.read(classifier, images.shape[1:], images.dtype, OTHERS).platforms
+    each = {name: partial(bound, name) for name in sorted(named)}
+    otherwise, arrays = partial(bound, OTHERS), (images, labels, radius)
+    margin, candidates = lax.platform_dependent(*arrays, default=otherwise, **each) if each else otherwise(*arrays)
     margin = jnp.where(jnp.isfinite(margin), margin, -jnp.inf)
     at_once, found = (_misclassified(classifier, x, labels) for x in (images, candidates))
     fooled = at_once | found

@@ -4,16 +4,13 @@ import argparse
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from mnist_jax import certify, data, device
 from mnist_jax.certify.driver import NORMS
-from mnist_jax.chunks import fill
 from mnist_jax.commands import job
 from mnist_jax.commands.job import Job
 from mnist_jax.errors import InputError, first_line, unknown
@@ -27,7 +24,7 @@ METHODS: dict[str, Callable[..., certify.CertifyResult]] = {
 }
 DEFAULT = "crown"
 
-AT_LEAST = 8  # images: for each smaller number there would be a program to compile, which takes longer than they do
+EACH = 8  # images that each core works on between two looks at Ctrl-C
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,7 +35,7 @@ class Certification(Job[Certificates]):
 
     def on(self, places: np.ndarray) -> Certificates:
         images, labels = np.asarray(data.normalize(self.images[places])), self.labels[places]
-        method = partial(_filled, METHODS[self.method])
+        method = METHODS[self.method]
         try:
             if "radius" in self.given:
                 radius = np.full(len(places), self.given["radius"])
@@ -53,7 +50,7 @@ class Certification(Job[Certificates]):
         return Certificates(radius, certified, fooled, margin, shown)
 
     def at_once(self, count: int) -> int:
-        return AT_LEAST * device.cores()  # a proof takes long, and this is enough for all cores
+        return EACH * device.cores()  # a proof takes long, and this is enough for all cores
 
     def status(self, result: Certificates) -> str:
         return f"{result.certified.sum()} certified, {_open(result).sum()} open"
@@ -83,21 +80,6 @@ def _open(result: Certificates) -> np.ndarray:
     return ~(result.certified | result.fooled)
 
 
-def _filled(
-    method: Callable[..., certify.CertifyResult],
-    classifier: Any,
-    images: Any,
-    labels: Any,
-    radius: Any,
-    **how: Any,
-) -> certify.CertifyResult:
-    """What the method gives, to which a few images are given with copies of the last one."""
-    count = len(images)
-    if 0 < count < AT_LEAST:
-        images, labels, radius = (fill(np.asarray(array), AT_LEAST) for array in (images, labels, radius))
-    return jax.tree.map(lambda array: array[:count], method(classifier, images, labels, radius, **how))
-
-
 def _unsupported(path: Path, error: certify.UnsupportedOperation) -> InputError:
     return InputError(f"{path} can't be certified: {first_line(error)}")
 
@@ -110,7 +92,7 @@ def prover(path: Path, record: Record[Certificates]) -> Callable[..., certify.Ce
 
     def prove(*arguments: Any, **how: Any) -> certify.CertifyResult:
         try:
-            return _filled(METHODS[name], *arguments, **how)
+            return METHODS[name](*arguments, **how)
         except certify.UnsupportedOperation as error:
             raise _unsupported(path, error) from error
 
