@@ -33,8 +33,8 @@ class CertifyResult(NamedTuple):
 
     Attributes:
       certified: `[B]`, whether no image in [0, 1] within the radius gets another class than the label: neither in exact
-        arithmetic nor by a device that rounds, whatever the order in which it sums. Where a number is NaN or infinite,
-        nothing is certified.
+        arithmetic nor by a device that rounds, whatever the order in which it sums. Nothing is certified where a number
+        is NaN or infinite, or a weight so small (below 2^-126 in single precision) that a device may drop it.
       fooled: `[B]`, whether `images` has an adversarial image within the radius; it was there, or met on the way. What
         is neither certified nor fooled is open.
       margin: `[B]`, a lower bound of the least margin, the label's logit less the largest of the others, over all of
