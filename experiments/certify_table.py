@@ -161,6 +161,23 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def pairs() -> str:
+    """A line for each network: by norm, the median radius that CROWN certifies, and the median distance found."""
+    medians: dict[tuple[str, str], dict[tuple[str, str], tuple[float, int]]] = {}
+    for row in kept():
+        key = row["key"]
+        if row["radii"] and key["recipe"] != "npz":
+            cells = medians.setdefault((key["network"], key["recipe"]), {})
+            cells[key["norm"], key["method"]] = float(np.median(row["radii"])), len(row["radii"])
+    lines = ["| network | images | Linf: certified | found | L2: certified | found | L1: certified | found |"]
+    lines.append("|:--|--:|--:|--:|--:|--:|--:|--:|")
+    for (name, recipe), cells in medians.items():
+        columns = [(norm, method) for norm in ("inf", "2", "1") for method in ("crown", "nearest")]
+        shown = " | ".join(f"{cells[c][0]:.3g}" if c in cells else "" for c in columns)
+        lines.append(f"| {name} ({recipe}) | {min(count for _, count in cells.values())} | {shown} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME")
@@ -186,7 +203,7 @@ def main() -> None:
                     p = float(norm)
                     search = theirs(method, trained, p, options) if options.lirpa else ours(method, classifier, p)
                     work(key, search, images, labels, until)
-    print(table())
+    print(table(), pairs(), sep="\n\n")
 
 
 if __name__ == "__main__":

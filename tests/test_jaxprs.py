@@ -143,6 +143,7 @@ FUNCTIONS = {
     "silu": lambda _, x: two(jax.nn.silu(4 * x - 2)),
     "gelu": lambda _, x: two(jax.nn.gelu(4 * x - 2, approximate=False)),
     "minimum": lambda _, x: two(jnp.minimum(x, 0.3 + 0 * x[:, ::-1])),
+    "of one": lambda _, x: two(jnp.maximum(x, x) + jnp.minimum(x, x) + x * x + jnp.clip(x, 0.3, jnp.inf)),
     "clip": lambda _, x: two(jnp.clip(x, 0.2, 0.4)),
     "clamp": lambda _, x: two(lax.clamp(0.2, x, 0.4)),
     "abs": lambda _, x: two(jnp.abs(x - 0.5)),

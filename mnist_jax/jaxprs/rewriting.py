@@ -84,7 +84,9 @@ def _integer_pow(reader: "Reader", operands: list[int], params: dict[str, Any]) 
 
 
 def _extremum(reader: "Reader", operands: list[int], params: dict[str, Any], limit: float) -> list[int] | None:
-    """A maximum with -inf, or a minimum with inf, changes nothing; a minimum is a maximum of negatives."""
+    """One with itself, with -inf or with inf changes nothing; a minimum is a maximum of negatives."""
+    if operands[0] == operands[1]:
+        return operands[:1]
     for one, other in (operands, operands[::-1]):
         bound = reader.program.known.get(other)
         if bound is not None and not isinstance(bound, jax.core.Tracer) and np.all(np.asarray(bound) == limit):
