@@ -52,7 +52,7 @@ def least_margin(layers, x, label, radius):
         center, width = (low + high) / 2 @ w + b, (high - low) / 2 @ np.abs(w)
         outputs = []
         for j in range(w.shape[1]):
-            l, h = center[j] - width[j] - 1e-9, center[j] + width[j] + 1e-9
+            l, h = center[j] - width[j] - 1e-5, center[j] + width[j] + 1e-5
             y, s = len(bounds), len(bounds) + 1
             bounds += [(0, max(h, 0)), (0, 1)]
             integral += [0, 1]
@@ -503,7 +503,8 @@ def test_the_search_finds_the_largest_radius_of_any_method():
     images = rng.uniform(size=(9, *SHAPE)).astype(np.float32)
     for method in METHODS.values():
         radius = largest_radius(classifier, images, None, method=method)
-        assert method(classifier, images, None, radius).certified.all()
+        # In another batch the last bits differ.
+        assert method(classifier, images, None, radius * (1 - 1e-5)).certified.all()
         farther = np.minimum(radius * 1.002, 1)
         assert not (np.asarray(method(classifier, images, None, farther).certified) & (farther < 1)).any()
     with pytest.raises(ValueError, match="rounds must be at least 1"):

@@ -185,5 +185,5 @@ def _texts(function: Callable, shapes: tuple[Any, ...]) -> set[str]:
         jaxpr = jaxprs.pop()
         texts.add(str(jaxpr))
         for eqn in jaxpr.eqns:
-            jaxprs += list(jex.jaxprs_in_params(eqn.params))
+            jaxprs += [p.jaxpr for p in eqn.params.values() if isinstance(p, jex.ClosedJaxpr)]
     return texts
