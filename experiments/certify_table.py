@@ -6,7 +6,8 @@
 For each network, norm and method: the largest certified radius of the first so many correctly classified val images,
 and their distance by `nearest`. Results are kept in experiments/certified.json after every few images, and what is
 there is not done again: stopped at any time, or by itself after so many seconds, the script goes on when it is started
-again. Times are of searches whose programs are compiled: the first few images are given twice.
+again. Times are of searches whose programs are compiled: the first images are given twice, but for CROWN on the CNNs,
+whose times have compiling in them.
 
 With --lirpa FOLDER (a checkout of auto_LiRPA 0.7.1; needs PyTorch), its bounds on the same images instead, by ten
 bisections of radii up to --high, in the names `lirpa-ibp`, `lirpa-crown-ibp`, `lirpa-crown` and `lirpa-alpha_crown`.
@@ -132,7 +133,7 @@ def work(key: dict[str, Any], search: Search, images: np.ndarray, labels: np.nda
         if time.monotonic() > until:
             return
         part = slice(start, start + piece)
-        if not warm and not key["method"].startswith("lirpa"):
+        if not (warm or slow or key["method"].startswith("lirpa")):
             search(images[part], labels[part])
             warm = True
         began = time.perf_counter()

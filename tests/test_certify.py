@@ -467,6 +467,18 @@ def test_a_radius_is_not_rounded_down():
         np.testing.assert_allclose(radius, asked, rtol=2e-7)
 
 
+def test_inside_a_program_of_the_callers():
+    classifier = Classifier(relu_network, weights(np.random.default_rng(0), 5, 4, 3))
+    images = np.random.default_rng(1).uniform(size=(4, *SHAPE)).astype(np.float32)
+    labels = np.asarray(classifier(images).argmax(1))
+    inside = jax.jit(lambda x: certify.crown(classifier, x, labels, 0.05))(images)
+    outside = certify.crown(classifier, images, labels, 0.05)
+    np.testing.assert_allclose(inside.margin, outside.margin, atol=1e-5)
+    gradient = jax.grad(lambda x: certify.ibp(classifier, x, labels, 0.05).margin.sum())(jnp.asarray(images))
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).max() > 0
+
+
 def test_what_is_not_a_number_certifies_nothing():
     params = list(weights(np.random.default_rng(0), 5, 4, 3))
     for place, bad in itertools.product((0, 3), (np.nan, np.inf)):

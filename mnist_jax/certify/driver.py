@@ -104,12 +104,12 @@ def checked(
 
 def _not_below(asked: ArrayLike, radii: jax.Array) -> jax.Array:
     """The radii, the next larger numbers of their type where they were rounded down."""
-    if unstable.traced((asked, radii)):
+    if unstable.traced(asked):
         return radii
-    given, exact = np.asarray(radii), np.asarray(asked, np.float64)
-    return jnp.asarray(
-        np.where(given.astype(np.float64) < exact, np.nextafter(given, np.inf, dtype=given.dtype), given)
-    )
+    exact = np.asarray(asked, np.float64)
+    given = exact.astype(radii.dtype)
+    above = np.where(given < exact, np.nextafter(given, given.dtype.type(np.inf)), given)
+    return jnp.broadcast_to(jnp.asarray(above, radii.dtype), radii.shape)
 
 
 @jax.jit
