@@ -14,6 +14,7 @@ from mnist_jax.certify.driver import CertifyResult
 from mnist_jax.certify.relaxations import steepness
 from mnist_jax.classifier import Classifier
 from mnist_jax.geometry import INF
+from mnist_jax.jaxprs.program import Program
 
 AT_ONCE = 8  # images
 STEP = 0.3  # of Adam; it falls to a tenth of it
@@ -54,11 +55,11 @@ def kernel(
     radius: jax.Array,
     *,
     norm: float,
-    platform: str,
+    computation: Program,
     steps: int,
 ) -> tuple[jax.Array, jax.Array]:
     """The method, inside any transformation: lower bounds of the margin `[B]`, and candidates like the images."""
-    bounds = linear.walk(classifier, images, radius, norm, platform)
+    bounds = linear.walk(classifier, images, radius, norm, computation)
     way = partial(optimized, steps)
     bounds.forwards(partial(linear.tighten, way))
     return linear.margin(bounds, labels, [way, partial(linear.with_slopes, "flat")])

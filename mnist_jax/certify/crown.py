@@ -10,6 +10,7 @@ from mnist_jax.certify.bounds import Bounds
 from mnist_jax.certify.driver import CertifyResult
 from mnist_jax.classifier import Classifier
 from mnist_jax.geometry import INF
+from mnist_jax.jaxprs.program import Program
 
 AT_ONCE = 8  # images
 
@@ -50,9 +51,9 @@ def kernel(
     radius: jax.Array,
     *,
     norm: float,
-    platform: str,
+    computation: Program,
 ) -> tuple[jax.Array, jax.Array]:
     """The method, inside any transformation: lower bounds of the margin `[B]`, and candidates like the images."""
-    bounds = linear.walk(classifier, images, radius, norm, platform)
+    bounds = linear.walk(classifier, images, radius, norm, computation)
     bounds.forwards(partial(linear.tighten, Bounds.back))
     return linear.margin(bounds, labels, [Bounds.back, partial(linear.with_slopes, "flat")])

@@ -65,7 +65,7 @@ def run(
     """Runs a kernel on any number of images.
 
     Args:
-      kernel: see above; it is given `norm`, what is in `how`, and the `platform` that it is compiled for, by name.
+      kernel: see above; it is given `norm`, what is in `how`, and the classifier's `computation`, by name.
       labels: None for the classifier's own predictions.
       norm: 1, 2 or inf.
       at_once: images in a chunk, at most. It is halved while the device's memory does not suffice.
@@ -119,14 +119,15 @@ def _predictions(classifier: Classifier, images: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _run(kernel, how, classifier, images, labels, radius) -> CertifyResult:
+    read = partial(program.read, classifier, images.shape[1:], images.dtype)
 
-    def bound(platform: str, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return kernel(classifier, *arrays, platform=platform, **dict(how))
+    def bound(computation: program.Program, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return kernel(classifier, *arrays, computation=computation, **dict(how))
 
     # Where the classifier does something else on some platforms, so do its bounds.
-    named = program.read(classifier, images.shape[1:], images.dtype, OTHERS).platforms
-    each = {name: partial(bound, name) for name in sorted(named)}
-    otherwise, arrays = partial(bound, OTHERS), (images, labels, radius)
+    usual = read(OTHERS)
+    each = {name: partial(bound, read(name)) for name in sorted(usual.platforms)}
+    otherwise, arrays = partial(bound, usual), (images, labels, radius)
     margin, candidates = lax.platform_dependent(*arrays, default=otherwise, **each) if each else otherwise(*arrays)
     margin = jnp.where(jnp.isfinite(margin), margin, -jnp.inf)
     at_once, found = (_misclassified(classifier, x, labels) for x in (images, candidates))

@@ -9,6 +9,7 @@ from mnist_jax.certify.driver import CertifyResult
 from mnist_jax.certify.relaxations import Interval
 from mnist_jax.classifier import Classifier
 from mnist_jax.geometry import INF
+from mnist_jax.jaxprs.program import Program
 
 AT_ONCE = 32  # images
 
@@ -39,10 +40,10 @@ def kernel(
     radius: jax.Array,
     *,
     norm: float,
-    platform: str,
+    computation: Program,
 ) -> tuple[jax.Array, jax.Array]:
     """The method, inside any transformation: lower bounds of the margin `[B]`, and the images."""
-    bounds = linear.walk(classifier, images, radius, norm, platform)
+    bounds = linear.walk(classifier, images, radius, norm, computation)
     bounds.forwards(as_is if norm == INF else first)
     return linear.margin(bounds, labels, [])
 

@@ -11,16 +11,15 @@ from mnist_jax.certify.constants import Constants
 from mnist_jax.certify.region import Region
 from mnist_jax.certify.relaxations import Interval, steepness
 from mnist_jax.classifier import Classifier
-from mnist_jax.jaxprs import program
+from mnist_jax.jaxprs.program import Program
 
 LANES = 128  # linear functions that go back together
 
 
-def walk(classifier: Classifier, images: jax.Array, radius: jax.Array, norm: float, platform: str) -> Bounds:
+def walk(classifier: Classifier, images: jax.Array, radius: jax.Array, norm: float, computation: Program) -> Bounds:
     """A walk that is about to begin."""
-    read = program.read(classifier, images.shape[1:], images.dtype, platform)
-    constants = Constants(read, jax.tree.leaves(classifier.params))
-    bounds = Bounds(read, constants, Region.around(images, radius), norm)
+    constants = Constants(computation, jax.tree.leaves(classifier.params))
+    bounds = Bounds(computation, constants, Region.around(images, radius), norm)
     bounds.begin()
     return bounds
 

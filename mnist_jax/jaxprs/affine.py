@@ -95,11 +95,7 @@ def run(equation: Equation, operands: Sequence[Any], which: Sequence[bool]) -> l
     lanes = next(x.shape[-1] for x, depends in zip(operands, which, strict=True) if depends)
     if equation.name == "reshape":
         return [lax.reshape(operands[0], (*equation.params["new_sizes"], lanes))]
-    if (
-        equation.name == "conv_general_dilated"
-        and which[0]
-        and convolution.is_plain(equation.params, operands[0].shape)
-    ):
+    if _is_plain_convolution(equation, which, operands[0]):
         return [convolution.run(operands[0], operands[1], equation.params)]
     if equation.name == "concatenate":
         every = [x if d else jnp.broadcast_to(x[..., None], (*x.shape, lanes)) for x, d in _pairs(operands, which)]
