@@ -104,3 +104,8 @@ def _resample(x: jax.Array, displacement: jax.Array, axis: int) -> jax.Array:
     )
     terms = (jnp.maximum(1 - jnp.abs(displacement - shift), 0) * image for shift, image in shifted)
     return sum(terms, jnp.zeros((), x.dtype))
+
+
+# For handwritten digits, by how much a network's capacity allows.
+MILD = Distortion(rotation=8, scaling=0.08, shear=0.05, translation=1.0, elastic=0.7)
+STRONG = Distortion(rotation=12, scaling=0.12, shear=0.1, translation=1.5, elastic=1.0)

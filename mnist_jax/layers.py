@@ -99,14 +99,25 @@ def _patches_times_matrix(inputs, kernel, *, strides, padding, precision):
 
 
 class Conv(nnx.Conv):
-    """A convolution by square kernels, with stride 1 and without padding; `init` draws the kernel and the bias."""
+    """A convolution by square kernels; `init` draws the kernel and the bias, `padding` is of zeros on each side."""
 
-    def __init__(self, inputs: int, outputs: int, size: int, *, init: nnx.Initializer, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        init: nnx.Initializer,
+        rngs: nnx.Rngs,
+    ):
         super().__init__(
             inputs,
             outputs,
             (size, size),
-            padding="VALID",
+            strides=stride,
+            padding=padding,
             kernel_init=init,
             bias_init=init,
             conv_general_dilated=convolution,
@@ -130,7 +141,7 @@ class Sequential(nnx.Sequential):
         (x,) = args
         steps = iter(zip(self.layers, [*self.layers[1:], None], strict=True))
         for layer, after in steps:
-            if isinstance(layer, Conv) and after is max_pool:
+            if isinstance(layer, Conv) and (layer.strides, layer.padding) == (1, 0) and after is max_pool:
                 assert layer.bias is not None
                 x = convolution_and_max_pool(x, layer.kernel[...], layer.bias[...])
                 next(steps)

@@ -110,6 +110,12 @@ def log_odds(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     return label - jax.nn.logsumexp(others, -1)
 
 
+def divergence(logits: ArrayLike, others: ArrayLike) -> jax.Array:
+    """Kullback-Leibler divergence `KL(softmax(logits) || softmax(others))` of two rows of logits."""
+    one, other = (jax.nn.log_softmax(wide(z)) for z in (logits, others))
+    return (jnp.exp(one) * (one - other)).sum(-1)
+
+
 def confidence(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     """The softmax probability of the label."""
     return jnp.take_along_axis(jax.nn.softmax(wide(logits)), jnp.asarray(labels)[:, None], -1)[:, 0]

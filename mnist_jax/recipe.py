@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import jax
 import optax
 from jax.typing import ArrayLike
 
+from mnist_jax import losses
 from mnist_jax.distortion import Distortion
+from mnist_jax.objective import Objective
 
 RECIPES = ("best", "original")  # of every network; a bare name of a trained one means the first that there is
 
@@ -41,19 +43,16 @@ class Recipe:
     """Everything that says how a network is trained, apart from the seed and the data.
 
     Attributes:
-      loss: a function of logits `[B, C]` and labels `[B]`, from losses.py.
+      objective: what is minimized; from objective.py, defend/, or a user's own.
       optimizer: makes an optax optimizer of a learning-rate schedule.
       schedule: makes that schedule of `learning_rate`, its peak, and the number of steps.
       distortion: of the training images, or None.
       strength: makes the schedule of the distortion's strength, of the number of steps.
       averaging: decay, per step, of the exponential moving average of the weights that is the result; 0 for none.
-      masks: how many dropout masks an image is seen through at once, the loss being that of the mean of their logits.
-        Evaluation, which drops nothing out, stands for that mean; the more masks, the less training differs from it
-        (compare Ma et al., "Dropout with expectation-linear regularization", 2017).
     """
 
     name: str
-    loss: Callable[[ArrayLike, ArrayLike], jax.Array]
+    objective: Objective
     optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
     learning_rate: float
     epochs: int
@@ -62,11 +61,15 @@ class Recipe:
     distortion: Distortion | None = None
     strength: Callable[[int], optax.Schedule] = full
     averaging: float = 0.0
-    masks: int = 1
+
+    @property
+    def loss(self) -> Callable[[ArrayLike, ArrayLike], jax.Array]:
+        """The loss by which a network is measured on images as they are: that of a plain objective."""
+        return getattr(self.objective, "loss", losses.cross_entropy)
 
     def hyperparameters(self) -> dict[str, Any]:
         """The recipe as plain JSON values: functions by their names."""
-        return {k: v.__name__ if callable(v) and hasattr(v, "__name__") else v for k, v in asdict(self).items()}
+        return {field.name: _as_json(getattr(self, field.name)) for field in fields(self)}
 
     def steps(self, images: int) -> int:
         """Gradient steps in all; the last batch of an epoch may be a smaller one."""
@@ -74,3 +77,12 @@ class Recipe:
 
     def make_optimizer(self, steps: int) -> optax.GradientTransformation:
         return self.optimizer(self.schedule(self.learning_rate, steps))
+
+
+def _as_json(value: Any) -> Any:
+    """A function by its name, a dataclass by its name and its fields, any other value as it is."""
+    if is_dataclass(value):
+        return {"name": type(value).__name__} | {
+            field.name: _as_json(getattr(value, field.name)) for field in fields(value)
+        }
+    return value.__name__ if callable(value) and hasattr(value, "__name__") else value

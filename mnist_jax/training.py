@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mnist_jax import layers, losses
+from mnist_jax import losses
 from mnist_jax.data import Split, normalize
 from mnist_jax.networks import Network, Weights
 from mnist_jax.recipe import Recipe
@@ -44,7 +44,8 @@ class Progress(NamedTuple):
 def start(network: type[Network], recipe: Recipe, key: jax.Array, steps: int) -> State:
     """The state before the first of `steps` steps."""
     init_key, key = jax.random.split(key)
-    weights = network.initialize(init_key)
+    its_own = getattr(recipe.objective, "initialize", None)
+    weights = its_own(network, init_key) if its_own else network.initialize(init_key)
     optimizer = recipe.make_optimizer(steps).init(network.parameters(weights))
     zero = jnp.zeros((), jnp.int32)
     return State(weights, dict(weights) if recipe.averaging else {}, optimizer, key, zero, zero)
@@ -102,12 +103,11 @@ def result(network: type[Network], state: State, train: Split) -> Weights:
 @partial(jax.jit, static_argnums=0)
 def _with_statistics(network, weights, batches):
     """The weights with the mean of the statistics of the batches `[K, B, H, W, C]`."""
-    zeros = {name: jnp.zeros_like(array) for name, array in weights.items() if name in network.statistics()}
+    zeros = {name: jnp.zeros_like(weights[name]) for name in network.statistics()}
 
     def body(sums, images):
-        # From zero, a running statistic moves by this share of the way to the batch's.
-        moved = network.apply_training(weights | zeros, normalize(images), jax.random.key(0))[1]
-        return {name: total + moved[name] / (1 - layers.MOMENTUM) for name, total in sums.items()}, None
+        _, of_batch = network.apply_training(weights, normalize(images), jax.random.key(0), moved=False)
+        return jax.tree.map(jnp.add, sums, of_batch), None
 
     sums, _ = jax.lax.scan(body, zeros, batches)
     return weights | {name: total / len(batches) for name, total in sums.items()}
@@ -116,7 +116,7 @@ def _with_statistics(network, weights, batches):
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def train_steps(network, recipe, total_steps, state, train, batches, key):
     """One program for many steps, a batch of indices `[steps, B]` each: the new state, and (loss, correct) summed."""
-    step = partial(_train_step, network, recipe, recipe.make_optimizer(total_steps))
+    step = partial(_train_step, network, recipe, total_steps)
     numbers = state.step + jnp.arange(len(batches))
     distortion_keys, dropout_keys = jax.vmap(lambda n: jax.random.split(jax.random.fold_in(key, n)), out_axes=1)(
         numbers
@@ -138,20 +138,20 @@ def train_steps(network, recipe, total_steps, state, train, batches, key):
     return state, jax.tree.map(jnp.sum, sums)
 
 
-def _train_step(network, recipe, optimizer, state, images, labels, dropout_key):
-    def mean_loss(parameters):
-        logits, moved = network.apply_training(state.weights | parameters, images, dropout_key, recipe.masks)
-        loss = recipe.loss(logits, labels)
-        return loss.mean(), (loss.sum(), losses.accuracy(logits, labels).sum(), moved)
+def _train_step(network, recipe, total_steps, state, images, labels, key):
+    def minimized(parameters):
+        weights, progress = state.weights | parameters, state.step / total_steps
+        outcome = recipe.objective(network, weights, images, labels, key, progress)
+        return outcome.losses.mean() + outcome.penalty, outcome
 
-    parameters = network.parameters(state.weights)
-    gradients, (loss, correct, moved) = jax.grad(mean_loss, has_aux=True)(parameters)
+    parameters, optimizer = network.parameters(state.weights), recipe.make_optimizer(total_steps)
+    gradients, outcome = jax.grad(minimized, has_aux=True)(parameters)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, parameters)
-    weights = moved | optax.apply_updates(parameters, updates)
+    weights = state.weights | outcome.statistics | optax.apply_updates(parameters, updates)
     average = state.average
     if recipe.averaging:
         # Young averages forget faster, so that the random start does not stay in them.
         decay = jnp.minimum(recipe.averaging, (1.0 + state.step) / (10.0 + state.step))
         average = optax.incremental_update(weights, average, 1 - decay)
     new = state._replace(weights=weights, average=average, optimizer=optimizer_state, step=state.step + 1)
-    return new, (loss, correct)
+    return new, (outcome.losses.sum(), losses.accuracy(outcome.logits, labels).sum())

@@ -21,6 +21,7 @@ from mnist_jax.data import Split
 from mnist_jax.distortion import Distortion
 from mnist_jax.errors import InputError
 from mnist_jax.networks import MLP, NETWORKS
+from mnist_jax.objective import Plain
 from mnist_jax.recipe import RECIPES, Recipe, constant, fading, one_cycle
 
 SEEN = []  # the labels of one batch after another
@@ -47,8 +48,8 @@ class SmallWithDropout(networks.Network):
         self.classifier = nnx.Sequential(nnx.Dropout(0.5), networks.linear(16, 10, rngs))
 
 
-ADAM = Recipe("adam", loss, optax.adam, learning_rate=1e-3, epochs=3, batch_size=16)
-SMALL = replace(ADAM, loss=losses.cross_entropy, learning_rate=1e-2)
+ADAM = Recipe("adam", Plain(loss), optax.adam, learning_rate=1e-3, epochs=3, batch_size=16)
+SMALL = replace(ADAM, objective=Plain(losses.cross_entropy), learning_rate=1e-2)
 
 
 def some_images(count, seed=0):
@@ -186,7 +187,7 @@ def test_equal_pieces_share_a_program():
         return losses.cross_entropy(logits, labels)
 
     # 101 batches: pieces of 100 and of 1, and what is left over.
-    recipe, train = replace(SMALL, loss=counted, batch_size=2), ten_classes(some_images(203))
+    recipe, train = replace(SMALL, objective=Plain(counted), batch_size=2), ten_classes(some_images(203))
     _, reports, _ = run_epochs(Small, recipe, train, started(Small, recipe, train), epochs=2)
     assert [r.step for r in reports] == [100, 101, 102] * 2
     assert traces == [(2, 10), (2, 10), (1, 10)]
@@ -383,7 +384,7 @@ def test_fading_in_very_few_steps(steps):
 def test_original_recipe(network):
     assert network.recipe("original") == Recipe(
         name="original",
-        loss=losses.cross_entropy_of_softmax,
+        objective=Plain(losses.cross_entropy_of_softmax),
         optimizer=optax.adam,
         learning_rate=2e-4,
         epochs=30,
@@ -409,11 +410,13 @@ def test_hyperparameters_are_plain_json(network, name):
     assert json.loads(json.dumps(values)) == values
     assert values["name"] == name
     assert values["optimizer"] == "adam"
-    assert values["loss"] == {"original": "cross_entropy_of_softmax", "best": "cross_entropy"}[name]
+    loss = {"original": "cross_entropy_of_softmax", "best": "cross_entropy"}[name]
+    assert values["objective"] == {"name": "Plain", "loss": loss, "masks": recipe.objective.masks}
     assert values["schedule"] == recipe.schedule.__name__
     numbers = ("learning_rate", "epochs", "batch_size", "averaging")
     assert [values[key] for key in numbers] == [getattr(recipe, key) for key in numbers]
-    assert values["distortion"] == (recipe.distortion and vars(recipe.distortion))
+    distortion = recipe.distortion and {"name": "Distortion"} | vars(recipe.distortion)
+    assert values["distortion"] == distortion
 
 
 def test_an_unknown_recipe():
@@ -425,7 +428,7 @@ def test_an_unknown_recipe():
 
 def test_several_masks_train_on_the_mean_of_their_logits():
     """One step of plain gradient descent, against the gradient of the loss of the mean, written out."""
-    recipe = replace(SMALL, optimizer=optax.sgd, masks=3, batch_size=8)
+    recipe = replace(SMALL, objective=Plain(losses.cross_entropy, masks=3), optimizer=optax.sgd, batch_size=8)
     train = ten_classes(some_images(8))
     state = started(SmallWithDropout, recipe, train)
     batches, key = np.arange(8)[None], jax.random.key(3)
@@ -453,6 +456,8 @@ def test_masks_change_nothing_without_dropout():
         training.train_steps(
             MLP, recipe, 1, started(MLP, recipe, train), train, np.arange(16)[None], jax.random.key(0)
         )[0]
-        for recipe in (replace(SMALL, optimizer=optax.sgd, masks=masks) for masks in (1, 4))
+        for recipe in (
+            replace(SMALL, objective=Plain(losses.cross_entropy, masks), optimizer=optax.sgd) for masks in (1, 4)
+        )
     )
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), once.weights, several.weights)

@@ -42,7 +42,7 @@ class Value(NamedTuple):
 
     Attributes:
       center, width: see above, as if nothing were rounded.
-      size: magnitude; of everything that is added up to make it, in absolute values.
+      size: magnitude; of everything that is added up to make it, in absolute values. None where rounding is left out.
       off: how far constants that are not exact may take it.
       roundings, back: on the longest way from the last nonlinear step to here, and from here back.
       bent: whether there is a nonlinear step before it.
@@ -50,7 +50,7 @@ class Value(NamedTuple):
 
     center: jax.Array
     width: jax.Array
-    size: jax.Array
+    size: jax.Array | None
     off: jax.Array | None
     roundings: int
     back: int
@@ -59,6 +59,8 @@ class Value(NamedTuple):
     @property
     def error(self) -> jax.Array:
         """By how much all that is rounded may be off here."""
+        if self.size is None:
+            return jnp.zeros_like(self.center)
         forwards, back = (gamma(n + EXTRA, self.center.dtype) for n in (self.roundings, self.back + self.roundings))
         # The size and the width are sums that were rounded themselves, by as much at most.
         error = (2 * forwards * self.size + 3 * back * self.width) * (1 + 1e-3 + 2 * back) + TINY
@@ -105,6 +107,8 @@ class Bounds:
       program, constants: the classifier's.
       region: where images may be.
       p: of the norm.
+      rounded: whether bounds are charged for rounding. Those that are not prove nothing, and are made sooner: training
+        follows them.
       values: of the image, so far.
       nodes: the nonlinear steps so far, by the place of their equation.
       underflow: `[B]`, what is lost by underflow.
@@ -114,6 +118,7 @@ class Bounds:
     constants: Constants
     region: Region
     p: float
+    rounded: bool = True
     values: dict[int, Value] = field(default_factory=dict)
     nodes: dict[int, Node] = field(default_factory=dict)
     underflow: jax.Array = field(default_factory=lambda: jnp.zeros(1))
@@ -121,14 +126,17 @@ class Bounds:
     def begin(self) -> None:
         """Sets the value of the image."""
         r = self.region
-        size = jnp.abs(r.center) + r.width + TINY
-        self.underflow = jnp.zeros(r.images.shape[-1], r.images.dtype) + self.constants.sound.astype(r.images.dtype)
+        size = jnp.abs(r.center) + r.width + TINY if self.rounded else None
+        self.underflow = jnp.zeros(r.images.shape[-1], r.images.dtype)
+        if self.rounded:
+            self.underflow = self.underflow + self.constants.sound.astype(r.images.dtype)
         self.set(self.program.image, Value(r.center, r.width, size, None, 1, 1, False))
 
     def set(self, number: int, value: Value) -> None:
         self.values[number] = value
-        over = tuple(range(value.size.ndim - 1))
-        self.underflow = self.underflow + UNDERFLOWN * (value.size.sum(over) + 1)
+        if value.size is not None:
+            over = tuple(range(value.size.ndim - 1))
+            self.underflow = self.underflow + UNDERFLOWN * (value.size.sum(over) + 1)
 
     # Forwards
 
@@ -152,8 +160,11 @@ class Bounds:
 
         centers = affine.run(equation, taken("center"), which)
         widths = affine.by_absolutes(equation, taken("width"), which, added=False)
-        sizes = affine.by_absolutes(equation, taken("size"), which, added=True)
-        offs = self._off(equation, given, constants, which)
+        sizes: list[jax.Array | None] = [None] * len(equation.results)
+        offs = sizes
+        if self.rounded:
+            sizes = [x + TINY for x in affine.by_absolutes(equation, taken("size"), which, added=True)]
+            offs = self._off(equation, given, constants, which)
         forth, back = affine.terms(self.program, equation)
         before = [v for v in given if v is not None]
         uses = max(self.program.uses[n] for n, d in zip(equation.operands, which, strict=True) if d)
@@ -161,7 +172,7 @@ class Bounds:
         bent = any(v.bent for v in before)
         returns = max(v.back for v in before) + back + uses
         for number, center, width, size, off in zip(equation.results, centers, widths, sizes, offs, strict=True):
-            self.set(number, Value(center, width, size + TINY, off, roundings, returns, bent))
+            self.set(number, Value(center, width, size, off, roundings, returns, bent))
 
     def _off(self, equation, given, constants, which) -> list[jax.Array | None]:
         """How far constants that are off take the results."""
@@ -214,7 +225,7 @@ class Bounds:
         else:
             raise equation.refused("it is neither affine in the image nor a function whose curve is known")
         self.nodes[place] = node
-        size = jnp.maximum(jnp.abs(result.low), jnp.abs(result.high)) + TINY
+        size = jnp.maximum(jnp.abs(result.low), jnp.abs(result.high)) + TINY if self.rounded else None
         (number,) = equation.results
         self.set(number, Value(_middle(result), node.width, size, None, 0, 0, True))
 
@@ -234,9 +245,10 @@ class Bounds:
         fixed = other not in self.program.depends
         a = self.values[one]
         if fixed:
-            off = self.constants.error(other)
+            off = self.constants.error(other) if self.rounded else None
             level = jnp.asarray(self.constants[other])[..., None]
-            b = Value(level, jnp.zeros_like(level), jnp.abs(level), off if off is None else off[..., None], 0, 0, False)
+            size = jnp.abs(level) if self.rounded else None
+            b = Value(level, jnp.zeros_like(level), size, off if off is None else off[..., None], 0, 0, False)
             if b.center.ndim < a.center.ndim:
                 b = jax.tree.map(lambda x: x.reshape(*[1] * (a.center.ndim - 1), -1) if jnp.ndim(x) else x, b)
         else:
@@ -285,7 +297,7 @@ class Bounds:
         values = [(f, self.values[n]) for n, f in factors.items()]
         sums = 2 * gamma(len(self.nodes) + EXTRA, values[0][1].center.dtype)  # of the constants on the way
         center = sum((f * v.center for f, v in values[1:]), values[0][0] * values[0][1].center)
-        errors = [abs(f) * (v.error + sums * v.size) for f, v in values]
+        errors = [abs(f) * (v.error if v.size is None else v.error + sums * v.size) for f, v in values]
         return center, sum(errors[1:], errors[0])
 
     def back(

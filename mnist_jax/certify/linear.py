@@ -16,10 +16,18 @@ from mnist_jax.jaxprs.program import Program
 LANES = 128  # linear functions that go back together
 
 
-def walk(classifier: Classifier, images: jax.Array, radius: jax.Array, norm: float, computation: Program) -> Bounds:
+def walk(
+    classifier: Classifier,
+    images: jax.Array,
+    radius: jax.Array,
+    norm: float,
+    computation: Program,
+    *,
+    rounded: bool = True,
+) -> Bounds:
     """A walk that is about to begin."""
     constants = Constants(computation, jax.tree.leaves(classifier.params))
-    bounds = Bounds(computation, constants, Region.around(images, radius), norm)
+    bounds = Bounds(computation, constants, Region.around(images, radius), norm, rounded)
     bounds.begin()
     return bounds
 
@@ -82,14 +90,17 @@ def tighten(
     return Interval(*(z.reshape(*shape, batch) for z in found))
 
 
-def margin(bounds: Bounds, labels: jax.Array, ways: Sequence[Way]) -> tuple[jax.Array, jax.Array]:
-    """Lower bounds of the margin `[B]`, the best by any of the ways or by intervals, and candidates by the first."""
+def leads(bounds: Bounds, labels: jax.Array, ways: Sequence[Way]) -> tuple[jax.Array, jax.Array]:
+    """Lower bounds of the label's logit less each of the others `[C, B]`, inf for the label itself.
+
+    They are the best by any of the ways or by intervals; where the first of them is nearly attained comes with it,
+    differences to the images `[C, 1, *shape, B]`.
+    """
     number, end = bounds.program.logits, len(bounds.program.equations)
     (center, off), classes = bounds.combined({number: 1.0}), bounds.program.shapes[number].shape[1]
     label = jax.nn.one_hot(labels, classes, axis=0, dtype=center.dtype)[None]
 
     def lead(other: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Lower bounds of the label's logit less another `[B]`, and where they are nearly attained."""
         function = label - jax.nn.one_hot(other, classes, dtype=center.dtype)[None, :, None]
         at = (function * center - jnp.abs(function) * off).sum((0, 1))
         found = [bounds.back(end, {number: function}, at, whole=False)]
@@ -97,7 +108,12 @@ def margin(bounds: Bounds, labels: jax.Array, ways: Sequence[Way]) -> tuple[jax.
         least = jnp.stack([bound for bound, _ in found]).max(0)  # NaN stays
         return jnp.where(other == labels, jnp.inf, least), found[min(1, len(ways))][1]
 
-    least, where = jax.lax.map(lead, jnp.arange(classes))
+    return jax.lax.map(lead, jnp.arange(classes))
+
+
+def margin(bounds: Bounds, labels: jax.Array, ways: Sequence[Way]) -> tuple[jax.Array, jax.Array]:
+    """Lower bounds of the margin `[B]`, the best of `leads`, and candidates by the first of the ways."""
+    least, where = leads(bounds, labels, ways)
     worst = least.argmin(0)
     d = jax.vmap(lambda d, c: d[c], (-1, 0), -1)(where, worst)
     return least.min(0), bounds.region.at(d)

@@ -32,7 +32,7 @@ SECONDS_BETWEEN_SAVES = 3.0  # every save writes all results so far
 def add_options(parser: console.Parser, title: str, *, verb: str, norms: str) -> argparse._ArgumentGroup:
     """The options of every job. Those that are not given are not among what is parsed."""
     group = parser.add_argument_group(title, argument_default=argparse.SUPPRESS)
-    group.add_argument("--norm", type=_norm, help=f"p of the norm: {norms}")
+    group.add_argument("--norm", type=norm_of, help=f"p of the norm: {norms}")
     group.add_argument("--radius", type=console.number(float, 0, 1e6), help="largest norm of the perturbations")
     group.add_argument("--split", help=f"one of {', '.join(data.SPLITS)} (default: val)")
     which = group.add_mutually_exclusive_group()
@@ -42,7 +42,7 @@ def add_options(parser: console.Parser, title: str, *, verb: str, norms: str) ->
     return group
 
 
-def _norm(text: str) -> float:
+def norm_of(text: str) -> float:
     try:
         value = float(text)
     except ValueError:

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from mnist_jax import data, losses, networks, training
+from mnist_jax import data, defend, losses, networks, training
 from mnist_jax.classifier import Classifier
-from mnist_jax.commands import console
+from mnist_jax.commands import console, job, own_objective
+from mnist_jax.defend import DEFENSES
 from mnist_jax.errors import InputError
 from mnist_jax.evaluation import accuracy, mean, predict
+from mnist_jax.geometry import INF
 from mnist_jax.networks import NETWORKS, Network
 from mnist_jax.recipe import RECIPES, Recipe
 from mnist_jax.storage import checkpoint, files
@@ -27,7 +29,14 @@ SECONDS_BETWEEN_SAVES = 3.0  # of the state: a kill costs no more than this, and
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = console.Parser("train", __doc__)
     parser.add_argument("--model", required=True, help=f"one of {', '.join(NETWORKS)}")
-    parser.add_argument("--recipe", default="original", help=f"one of {', '.join(RECIPES)}")
+    recipes = f"one of {', '.join(RECIPES)} (default: original, or best with --defense)"
+    parser.add_argument("--recipe", default=argparse.SUPPRESS, help=recipes)
+    defense = f"one of {', '.join(DEFENSES)}, or FILE.py:NAME for an objective of your own"
+    parser.add_argument("--defense", default=argparse.SUPPRESS, help=defense)
+    norm = "of the perturbations that --defense is for (default: inf)"
+    parser.add_argument("--norm", type=job.norm_of, default=argparse.SUPPRESS, help=norm)
+    radius = console.number(float, 0, above=True)
+    parser.add_argument("--radius", type=radius, default=argparse.SUPPRESS, help="of these perturbations, in the norm")
     own = "(default: the recipe's)"
     parser.add_argument("--epochs", type=console.number(int, 1, 100_000), default=argparse.SUPPRESS, help=own)
     parser.add_argument("--batch-size", type=console.number(int, 1), default=argparse.SUPPRESS, help=own)
@@ -38,7 +47,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--save", action=argparse.BooleanOptionalAction, default=True, help="write to --output")
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted training of this name")
     parser.add_data_options()
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if "defense" in options and "radius" not in options:
+        parser.error("--defense needs the --radius that the network is to resist")
+    for option in ("norm", "radius"):
+        if option in options and "defense" not in options:
+            parser.error(f"--{option} is for --defense")
+    return options
+
+
+class Defended(NamedTuple):
+    """The defence as files' names have it, or empty; and the fingerprint of the user's own file that it is from."""
+
+    name: str
+    file: str
 
 
 class Run(NamedTuple):
@@ -47,6 +69,7 @@ class Run(NamedTuple):
     network: type[Network]
     recipe: Recipe
     dataset: data.Dataset
+    defense: Defended
     seed: int
     output: Path
     save: bool
@@ -54,7 +77,7 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        return str(checkpoint.Name(self.network.__name__, "", self.recipe.name, self.dataset.name))
+        return str(checkpoint.Name(self.network.__name__, self.defense.name, self.recipe.name, self.dataset.name))
 
     def path(self, suffix: str) -> Path:
         return self.output / (self.name + suffix)
@@ -63,6 +86,8 @@ class Run(NamedTuple):
         """All that the trained network depends on: what a resumed training has in common with the interrupted one."""
         return {
             "recipe": self.recipe.name,
+            "defense": self.defense.name,
+            "defense_file": self.defense.file,
             "dataset": self.dataset.name,
             "data": {split: data.fingerprint(getattr(self.dataset, split)) for split in data.SPLITS},
             "seed": self.seed,
@@ -73,11 +98,27 @@ class Run(NamedTuple):
         }
 
 
+def choose(options: argparse.Namespace, network: type[Network]) -> tuple[Defended, Recipe]:
+    """The defence and the recipe. Raises `InputError` where there is no such one."""
+    if "defense" not in options:
+        return Defended("", ""), network.recipe(getattr(options, "recipe", "original"))
+    norm, name = getattr(options, "norm", INF), getattr(options, "recipe", "best")
+    if ".py:" in options.defense:
+        own = own_objective.load(options.defense, norm, options.radius)
+        defense, file = own.name, own.file
+        recipe = replace(network.recipe(name), objective=own.objective)
+    else:
+        defense, file = options.defense, ""
+        recipe = defend.recipe(defense, network, norm, options.radius, name)
+    return Defended(f"{defense}-{norm:g}-{options.radius:g}", file), recipe
+
+
 def prepare(options: argparse.Namespace) -> Run:
     """Checks the options and loads the data. Raises `InputError` before anything is written but an empty folder."""
     network = networks.by_name(options.model)
     given = {k: v for k, v in vars(options).items() if k in ("epochs", "batch_size", "learning_rate")}
-    recipe = replace(network.recipe(options.recipe), **given)
+    defense, recipe = choose(options, network)
+    recipe = replace(recipe, **given)
     dataset = data.load(options.dataset, options.data_dir)
     if recipe.batch_size > len(dataset.train.labels):
         raise InputError(
@@ -91,7 +132,7 @@ def prepare(options: argparse.Namespace) -> Run:
         except UnicodeEncodeError as error:
             raise InputError(f"the name {str(options.output)!a} is not UTF-8; choose another --output") from error
         files.make_folder(options.output)
-    return Run(network, recipe, dataset, options.seed, options.output, options.save, options.resume)
+    return Run(network, recipe, dataset, defense, options.seed, options.output, options.save, options.resume)
 
 
 def begin(run: Run) -> tuple[training.State, list[dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""The networks, and the hyperparameters that each was trained with in the original project.
+"""What the networks have in common.
 
 A network is a Flax module class. What the rest of the project works with is its pure functions: weights are a flat
 dictionary from names (`"features.0.kernel"`) to arrays, parameters and batch statistics together.
@@ -6,7 +6,6 @@ dictionary from names (`"features.0.kernel"`) to arrays, parameters and batch st
 
 import functools
 import math
-from dataclasses import replace
 from typing import ClassVar
 
 import jax
@@ -15,9 +14,9 @@ import optax
 from flax import nnx
 
 from mnist_jax import layers, losses
-from mnist_jax.distortion import Distortion
 from mnist_jax.errors import unknown
-from mnist_jax.recipe import RECIPES, Recipe, fading, one_cycle
+from mnist_jax.objective import Plain
+from mnist_jax.recipe import RECIPES, Recipe
 
 Weights = dict[str, jax.Array]
 
@@ -35,9 +34,9 @@ def linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(inputs, outputs, kernel_init=init, bias_init=init, rngs=rngs)
 
 
-def conv(inputs: int, outputs: int, size: int, rngs: nnx.Rngs) -> layers.Conv:
+def conv(inputs: int, outputs: int, size: int, rngs: nnx.Rngs, *, stride: int = 1, padding: int = 0) -> layers.Conv:
     init = functools.partial(uniform_by_fan_in, fan_in=size * size * inputs)
-    return layers.Conv(inputs, outputs, size, init=init, rngs=rngs)
+    return layers.Conv(inputs, outputs, size, stride=stride, padding=padding, init=init, rngs=rngs)
 
 
 class Network(nnx.Module):
@@ -89,13 +88,24 @@ class Network(nnx.Module):
 
     @classmethod
     def apply_training(
-        cls, weights: Weights, images: jax.Array, key: jax.Array, masks: int = 1
+        cls, weights: Weights, images: jax.Array, key: jax.Array, masks: int = 1, *, moved: bool = True
     ) -> tuple[jax.Array, Weights]:
-        """Logits in training mode, and the weights with their batch statistics moved on by this batch."""
+        """Logits in training mode, and batch statistics: the running ones moved on by this batch, or its own."""
+        if not moved:  # from zero, a running statistic moves by this share of the way to the batch's
+            weights = weights | {name: jnp.zeros_like(weights[name]) for name in cls.statistics()}
         model = _unflatten(cls, weights)
         model.train()
         logits = model(images, rngs=nnx.Rngs(dropout=key), masks=masks)
-        return logits, _flatten(model)
+        statistics = {name: array for name, array in _flatten(model).items() if name in cls.statistics()}
+        return logits, statistics if moved else {k: v / (1 - layers.MOMENTUM) for k, v in statistics.items()}
+
+    @classmethod
+    def apply_dropping(cls, weights: Weights, images: jax.Array, key: jax.Array, masks: int = 1) -> jax.Array:
+        """Logits with dropout, but normalized by the statistics among the weights."""
+        model = _unflatten(cls, weights)
+        model.train()
+        model.set_attributes(use_running_average=True, raise_if_not_found=False)
+        return model(images, rngs=nnx.Rngs(dropout=key), masks=masks)
 
     @classmethod
     def recipe(cls, name: str) -> Recipe:
@@ -104,7 +114,7 @@ class Network(nnx.Module):
             raise unknown("recipe", name, RECIPES)
         if name == "best":
             return cls.best
-        return Recipe("original", cls.loss, cls.optimizer, cls.learning_rate, cls.epochs, cls.batch_size)
+        return Recipe("original", Plain(cls.loss), cls.optimizer, cls.learning_rate, cls.epochs, cls.batch_size)
 
     @classmethod
     @functools.cache
@@ -117,120 +127,6 @@ class Network(nnx.Module):
     def parameters(cls, weights: Weights) -> Weights:
         """The weights that are trained: all but the statistics."""
         return {name: array for name, array in weights.items() if name not in cls.statistics()}
-
-
-# Recipe `best` of most networks.
-MILD = Distortion(rotation=8, scaling=0.08, shear=0.05, translation=1.0, elastic=0.7)
-STRONG = Distortion(rotation=12, scaling=0.12, shear=0.1, translation=1.5, elastic=1.0)
-CONVOLUTIONAL = Recipe(
-    "best",
-    losses.cross_entropy,
-    optax.adam,
-    learning_rate=1.5e-3,
-    epochs=45,
-    batch_size=50,
-    schedule=one_cycle,
-    distortion=MILD,
-    averaging=0.999,
-)
-DENSE = replace(CONVOLUTIONAL, learning_rate=2e-3, epochs=90, batch_size=100, distortion=STRONG)
-
-
-class MLP(Network):
-    best = DENSE
-
-    def __init__(self, rngs: nnx.Rngs):
-        self.features = nnx.Sequential()
-        self.classifier = nnx.Sequential(
-            linear(784, 120, rngs), nnx.relu, linear(120, 120, rngs), nnx.relu, linear(120, 10, rngs)
-        )
-
-
-class MLP_d(Network):
-    best = replace(DENSE, learning_rate=3e-3, epochs=60, batch_size=250, distortion=MILD, averaging=0.9995, masks=4)
-
-    def __init__(self, rngs: nnx.Rngs):
-        self.features = nnx.Sequential()
-        self.classifier = nnx.Sequential(
-            nnx.Dropout(0.5),
-            linear(784, 120, rngs),
-            nnx.relu,
-            nnx.Dropout(0.5),
-            linear(120, 120, rngs),
-            nnx.relu,
-            nnx.Dropout(0.5),
-            linear(120, 10, rngs),
-        )
-
-
-class MLP_bn(Network):
-    best = DENSE
-
-    def __init__(self, rngs: nnx.Rngs):
-        self.features = nnx.Sequential()
-        self.classifier = nnx.Sequential(
-            linear(784, 120, rngs),
-            nnx.relu,
-            layers.BatchNorm(120, rngs=rngs),
-            linear(120, 120, rngs),
-            nnx.relu,
-            layers.BatchNorm(120, rngs=rngs),
-            linear(120, 10, rngs),
-        )
-
-
-def conv_features(rngs: nnx.Rngs) -> layers.Sequential:
-    # ReLU after the pool gives the same values as before it, for a quarter of the work.
-    return layers.Sequential(
-        conv(1, 20, 5, rngs), layers.max_pool, nnx.relu, conv(20, 40, 3, rngs), layers.max_pool, nnx.relu
-    )
-
-
-class CNN(Network):
-    best = CONVOLUTIONAL
-
-    def __init__(self, rngs: nnx.Rngs):
-        self.features = conv_features(rngs)
-        self.classifier = nnx.Sequential(linear(1000, 120, rngs), nnx.relu, linear(120, 10, rngs))
-
-
-class CNN_d(Network):
-    best = replace(CONVOLUTIONAL, epochs=36, masks=4)
-
-    def __init__(self, rngs: nnx.Rngs):
-        self.features = conv_features(rngs)
-        self.classifier = nnx.Sequential(
-            nnx.Dropout(0.5), linear(1000, 120, rngs), nnx.relu, nnx.Dropout(0.5), linear(120, 10, rngs)
-        )
-
-
-class CNN_bn(Network):
-    best = replace(CONVOLUTIONAL, learning_rate=4e-3, strength=fading)
-
-    def __init__(self, rngs: nnx.Rngs):
-        self.features = layers.Sequential(
-            conv(1, 20, 5, rngs),
-            layers.max_pool,
-            nnx.relu,
-            layers.BatchNorm(20, rngs=rngs),
-            conv(20, 40, 3, rngs),
-            layers.max_pool,
-            nnx.relu,
-            layers.BatchNorm(40, rngs=rngs),
-        )
-        self.classifier = nnx.Sequential(
-            linear(1000, 120, rngs), nnx.relu, layers.BatchNorm(120, rngs=rngs), linear(120, 10, rngs)
-        )
-
-
-NETWORKS: dict[str, type[Network]] = {cls.__name__: cls for cls in (MLP, MLP_d, MLP_bn, CNN, CNN_d, CNN_bn)}
-
-
-def by_name(name: str) -> type[Network]:
-    """The network class of that name. Raises `InputError`, with the nearest names, where there is none."""
-    if name not in NETWORKS:
-        raise unknown("network", name, NETWORKS)
-    return NETWORKS[name]
 
 
 @functools.cache

@@ -1,0 +1,45 @@
+"""Training on noisy images, for randomized smoothing."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from mnist_jax import losses
+from mnist_jax.defend.defense import Defense
+from mnist_jax.networks import Network
+from mnist_jax.objective import Outcome
+from mnist_jax.recipe import Recipe
+
+SHARE = 1 / 3  # of the radius to resist: the deviation of the noise. The smoothed classifier's own radius is at most
+# about 3.8 deviations with 100,000 samples (Cohen et al. 2019), and most images reach 3.
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Minimizes the loss of noisy images:
+
+        loss(f(x + e), y),   e normal, of deviation sigma in every pixel
+
+    Cohen, Rosenfeld & Kolter, "Certified adversarial robustness via randomized smoothing", 2019, section 3.3. It trains
+    the network that `certify.smoothing` asks; noisy images are not clipped to [0, 1], there as here.
+
+    Attributes:
+      sigma: deviation of the noise.
+    """
+
+    sigma: float
+
+    def __call__(self, network, weights, images, labels, key, progress) -> Outcome:
+        noise_key, dropout_key = jax.random.split(key)
+        noisy = images + self.sigma * jax.random.normal(noise_key, images.shape, images.dtype)
+        logits, statistics = network.apply_training(weights, noisy, dropout_key)
+        return Outcome(losses.cross_entropy(logits, labels), jnp.zeros(()), logits, statistics)
+
+
+def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
+    """The network's own recipe with noise of a third of the radius."""
+    return replace(network.best, objective=Gaussian(SHARE * radius), epochs=30, batch_size=100)
+
+
+DEFENSE = Defense((2.0,), "the loss of noisy images, for smoothing", "Cohen et al. 2019", recipe)

@@ -1,0 +1,80 @@
+"""Training between adversarial images and interval bounds."""
+
+from dataclasses import dataclass, replace
+
+import jax
+
+from mnist_jax.defend import bounded, ibp
+from mnist_jax.defend.batch import adversarial, clean
+from mnist_jax.defend.defense import Defense, ramp
+from mnist_jax.geometry import INF
+from mnist_jax.losses import cross_entropy
+from mnist_jax.networks import Network, Weights
+from mnist_jax.objective import Outcome
+from mnist_jax.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class MTLIBP:
+    """Minimizes the loss of adversarial images together with its upper bound over an Linf ball:
+
+        share * max over the intervals of loss(z, y) + (1 - share) * loss(f(x + r), y),   r by PGD
+
+    De Palma et al., "Expressive losses for verified robustness via convex combinations", 2024, equation 8: a lower and
+    an upper bound of the worst loss, between which `share` chooses.
+
+    Attributes:
+      radius: that is trained with.
+      share: of the upper bound.
+      steps, reach: of the attack, as in `pgd.PGD`.
+      warmup, regularization, sparsity: as in `ibp.IBP`.
+    """
+
+    radius: float
+    share: float
+    steps: int = 1
+    reach: float = 1.25
+    warmup: float = 2 / 7
+    regularization: float = 0.5
+    sparsity: float = 1e-6
+
+    def __call__(self, network, weights, images, labels, key, progress) -> Outcome:
+        attack_key, dropout_key = jax.random.split(key)
+        grown = ramp(progress, self.warmup)
+        radius = grown * self.radius
+        attacked = adversarial(
+            network,
+            weights,
+            images,
+            labels,
+            attack_key,
+            norm=INF,
+            radius=radius,
+            steps=self.steps,
+            step_size=self.reach * radius / self.steps,
+        )
+        plain = clean(network, weights, images, dropout_key)
+        bounds = bounded.intervals(network, plain.weights, images, labels, radius)
+        loss = cross_entropy(network.apply_dropping(plain.weights, attacked, dropout_key), labels)
+        bound = bounded.worst_case(bounds, labels)
+        penalty = self.regularization * (1 - grown) * bounded.regularizer(bounds)
+        penalty = penalty + self.sparsity * bounded.size(network, weights)
+        return Outcome(self.share * bound + (1 - self.share) * loss, penalty, plain.logits, plain.statistics)
+
+    def initialize(self, network: type[Network], key: jax.Array) -> Weights:
+        """Weights whose intervals neither grow nor vanish from layer to layer."""
+        return bounded.initialize(network, key)
+
+
+LARGE = 0.2  # a radius of that or more is large on MNIST: there the upper bound has to have half of the weight
+
+
+def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
+    """The recipe of training on intervals alone, with this objective."""
+    objective = MTLIBP(radius + ibp.BEYOND, share=0.5 if radius >= LARGE else 0.05)
+    return replace(ibp.recipe(network, norm, radius), objective=objective)
+
+
+DEFENSE = Defense(
+    (INF,), "the loss of adversarial images, and an upper bound by interval arithmetic", "De Palma et al. 2024", recipe
+)

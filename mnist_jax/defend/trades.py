@@ -1,0 +1,69 @@
+"""The trade-off between the loss of images and how far adversarial ones move the probabilities."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from mnist_jax import losses
+from mnist_jax.defend import pgd
+from mnist_jax.defend.batch import adversarial, clean
+from mnist_jax.defend.defense import Defense, ramp
+from mnist_jax.geometry import INF
+from mnist_jax.networks import Network
+from mnist_jax.objective import Outcome
+from mnist_jax.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TRADES:
+    """Minimizes the loss of the images, and how far adversarial images move what the network says of them:
+
+        loss(f(x), y) + weight * KL(softmax f(x) || softmax f(x + r)),   r by PGD on that divergence
+
+    Zhang et al., "Theoretically principled trade-off between robustness and accuracy", 2019, equation 5.
+
+    Attributes:
+      norm: p, 1, 2 or inf.
+      radius: that is trained with.
+      weight: of the divergence.
+      steps, reach, warmup: as in `pgd.PGD`.
+    """
+
+    norm: float
+    radius: float
+    weight: float = 6.0
+    steps: int = 7
+    reach: float = 2.5
+    warmup: float = 0.3
+
+    def __call__(self, network, weights, images, labels, key, progress) -> Outcome:
+        attack_key, dropout_key = jax.random.split(key)
+        radius = ramp(progress, self.warmup) * self.radius
+        said = jax.lax.stop_gradient(network.apply(weights, images))
+        attacked = adversarial(
+            network,
+            weights,
+            images,
+            labels,
+            attack_key,
+            norm=self.norm,
+            radius=radius,
+            steps=self.steps,
+            step_size=self.reach * radius / self.steps,
+            loss=lambda logits, labels: -losses.divergence(said, logits),
+        )
+        plain = clean(network, weights, images, dropout_key)
+        moved = network.apply_dropping(plain.weights, attacked, dropout_key)
+        loss = losses.cross_entropy(plain.logits, labels) + self.weight * losses.divergence(plain.logits, moved)
+        return Outcome(loss, jnp.zeros(()), plain.logits, plain.statistics)
+
+
+def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
+    """The recipe of adversarial training by PGD, with this objective."""
+    return replace(pgd.recipe(network, norm, radius), objective=TRADES(norm, radius))
+
+
+DEFENSE = Defense(
+    (1.0, 2.0, INF), "the loss, and how far adversarial images move the probabilities", "Zhang et al. 2019", recipe
+)

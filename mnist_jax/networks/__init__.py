@@ -1,0 +1,29 @@
+"""The networks: a file a family, with the recipes of each beside it."""
+
+from mnist_jax.errors import unknown
+from mnist_jax.networks.convolutional import CNN, CNN_bn, CNN_d
+from mnist_jax.networks.dense import MLP, MLP_bn, MLP_d
+from mnist_jax.networks.network import CLASSES, IMAGE_SHAPE, Network, Weights, conv, linear, shapes
+from mnist_jax.networks.strided import CNN5_bn
+
+NETWORKS: dict[str, type[Network]] = {cls.__name__: cls for cls in (MLP, MLP_d, MLP_bn, CNN, CNN_d, CNN_bn, CNN5_bn)}
+
+__all__ = [
+    "CLASSES",
+    "IMAGE_SHAPE",
+    "NETWORKS",
+    "Network",
+    "Weights",
+    "by_name",
+    "conv",
+    "linear",
+    "shapes",
+    *NETWORKS,
+]
+
+
+def by_name(name: str) -> type[Network]:
+    """The network class of that name. Raises `InputError`, with the nearest names, where there is none."""
+    if name not in NETWORKS:
+        raise unknown("network", name, NETWORKS)
+    return NETWORKS[name]

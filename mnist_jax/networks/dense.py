@@ -1,0 +1,75 @@
+"""Dense layers only."""
+
+from dataclasses import replace
+
+import optax
+from flax import nnx
+
+from mnist_jax import layers, losses
+from mnist_jax.distortion import MILD, STRONG
+from mnist_jax.networks.network import Network, linear
+from mnist_jax.objective import Plain
+from mnist_jax.recipe import Recipe, one_cycle
+
+DENSE = Recipe(
+    "best",
+    Plain(losses.cross_entropy),
+    optax.adam,
+    learning_rate=2e-3,
+    epochs=90,
+    batch_size=100,
+    schedule=one_cycle,
+    distortion=STRONG,
+    averaging=0.999,
+)
+
+
+class MLP(Network):
+    best = DENSE
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.features = nnx.Sequential()
+        self.classifier = nnx.Sequential(
+            linear(784, 120, rngs), nnx.relu, linear(120, 120, rngs), nnx.relu, linear(120, 10, rngs)
+        )
+
+
+class MLP_d(Network):
+    best = replace(
+        DENSE,
+        objective=Plain(losses.cross_entropy, masks=4),
+        learning_rate=3e-3,
+        epochs=60,
+        batch_size=250,
+        distortion=MILD,
+        averaging=0.9995,
+    )
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.features = nnx.Sequential()
+        self.classifier = nnx.Sequential(
+            nnx.Dropout(0.5),
+            linear(784, 120, rngs),
+            nnx.relu,
+            nnx.Dropout(0.5),
+            linear(120, 120, rngs),
+            nnx.relu,
+            nnx.Dropout(0.5),
+            linear(120, 10, rngs),
+        )
+
+
+class MLP_bn(Network):
+    best = DENSE
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.features = nnx.Sequential()
+        self.classifier = nnx.Sequential(
+            linear(784, 120, rngs),
+            nnx.relu,
+            layers.BatchNorm(120, rngs=rngs),
+            linear(120, 120, rngs),
+            nnx.relu,
+            layers.BatchNorm(120, rngs=rngs),
+            linear(120, 10, rngs),
+        )
