@@ -97,3 +97,42 @@ def radii(radius: ArrayLike, images: jax.Array, name: str = "radius") -> jax.Arr
 def _all(array: jax.Array | np.ndarray, holds: Callable[[np.ndarray], np.ndarray]) -> bool:
     """Whether it holds for all values, if there are any yet. By NumPy, which has nothing to compile."""
     return traced(array) or bool(holds(np.asarray(array)).all())
+
+
+def keys_of(key: jax.Array, count: int) -> jax.Array:
+    """A key for each image `[B]`: those given, or of the one that is given.
+
+    So what is random for an image does not depend on how many others there are.
+
+    Raises:
+      ValueError: it is no key, or there are others than one for each image.
+    """
+    check_key(key, count)
+    return key if _several(key) else jax.random.split(key, count)
+
+
+def check_key(key: jax.Array, count: int) -> None:
+    """Raises `ValueError` unless it is a key, or one for each of the images."""
+    if not _is_key(key):
+        raise ValueError(f"key must be a jax.random key, such as jax.random.key(0), not {key!r}")
+    if _several(key) and len(key) != count:
+        raise ValueError(f"key must be one key, or one for each of the {count} images")
+
+
+def _is_key(key: jax.Array) -> bool:
+    """Whether it is a key, or an array `[B]` of keys: new-style ones, or old ones, two numbers each."""
+    if not isinstance(key, jax.Array):
+        return False
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key.ndim <= 1
+    width = jax.random.key_data(jax.random.key(0)).shape[-1]
+    return key.dtype == jnp.uint32 and key.ndim in (1, 2) and key.shape[-1] == width
+
+
+def is_one_for_each(key: jax.Array) -> bool:
+    """Whether it is an array of keys."""
+    return _is_key(key) and _several(key)
+
+
+def _several(key: jax.Array) -> bool:
+    return jnp.ndim(key) > (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1)

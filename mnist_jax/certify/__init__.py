@@ -5,6 +5,16 @@ from mnist_jax.certify.crown import crown
 from mnist_jax.certify.driver import CertifyResult
 from mnist_jax.certify.ibp import ibp
 from mnist_jax.certify.largest_radius import largest_radius
+from mnist_jax.certify.smoothing import SmoothingResult, smoothing
 from mnist_jax.jaxprs.program import UnsupportedOperation
 
-__all__ = ["CertifyResult", "UnsupportedOperation", "alpha_crown", "crown", "ibp", "largest_radius"]
+__all__ = [
+    "CertifyResult",
+    "SmoothingResult",
+    "UnsupportedOperation",
+    "alpha_crown",
+    "crown",
+    "ibp",
+    "largest_radius",
+    "smoothing",
+]

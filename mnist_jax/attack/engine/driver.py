@@ -16,7 +16,6 @@ from jax.typing import ArrayLike
 from mnist_jax import arguments
 from mnist_jax.attack.engine.problem import Asked, Problem, check_direction, problem
 from mnist_jax.attack.engine.result import AttackResult, finish
-from mnist_jax.attack.engine.starts import check_key, keys_of
 from mnist_jax.chunks import in_chunks
 from mnist_jax.classifier import Classifier
 
@@ -61,11 +60,11 @@ def run(
       how: settings that the compiled program depends on; hashable.
 
     Raises:
-      ValueError: see `problem.problem`, `arguments.radii` and `keys_of`.
+      ValueError: see `problem.problem`, `arguments.radii` and `arguments.keys_of`.
     """
     with jax.numpy_dtype_promotion("standard"):  # whatever the caller has set for code of his own
         given = problem(asked)
-        keys = None if asked.key is None else keys_of(asked.key, len(given.images))
+        keys = None if asked.key is None else arguments.keys_of(asked.key, len(given.images))
         x = given.images
         own = {name: arguments.radii(value, x, name) for name, value in (each or {}).items()}
         own |= {name: _like(x, value, name) for name, value in (arrays or {}).items()}
@@ -92,7 +91,7 @@ def in_stages(search: Callable[..., Found], asked: Asked, *, norm: float, each: 
     with jax.numpy_dtype_promotion("standard"):
         given = problem(asked)
         if asked.key is not None:
-            check_key(asked.key, len(given.images))
+            arguments.check_key(asked.key, len(given.images))
         own = {name: arguments.radii(value, given.images, name) for name, value in (each or {}).items()}
         if not len(given.images):
             return _nothing(given)

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from mnist_jax import geometry
+from mnist_jax import arguments, geometry
 from mnist_jax.attack.engine.problem import Problem
 
 
@@ -15,47 +15,13 @@ def fixed(key: jax.Array | None) -> jax.Array:
     return jax.random.key(0) if key is None else key
 
 
-def keys_of(key: jax.Array, count: int) -> jax.Array:
-    """A key for each image `[B]`: those given, or of the one that is given.
-
-    So what is random for an image does not depend on how many others there are.
-
-    Raises:
-      ValueError: it is no key, or there are others than one for each image.
-    """
-    check_key(key, count)
-    return key if _several(key) else jax.random.split(key, count)
-
-
-def check_key(key: jax.Array, count: int) -> None:
-    """Raises `ValueError` unless it is a key, or one for each of the images."""
-    if not _is_key(key):
-        raise ValueError(f"key must be a jax.random key, such as jax.random.key(0), not {key!r}")
-    if _several(key) and len(key) != count:
-        raise ValueError(f"key must be one key, or one for each of the {count} images")
-
-
-def _is_key(key: jax.Array) -> bool:
-    """Whether it is a key, or an array `[B]` of keys: new-style ones, or old ones, two numbers each."""
-    if not isinstance(key, jax.Array):
-        return False
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key.ndim <= 1
-    width = jax.random.key_data(jax.random.key(0)).shape[-1]
-    return key.dtype == jnp.uint32 and key.ndim in (1, 2) and key.shape[-1] == width
-
-
-def _several(key: jax.Array) -> bool:
-    return jnp.ndim(key) > (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1)
-
-
 def seeds(key: jax.Array | None, count: int) -> jax.Array:
     """A number for each image `[B]`, of its key; the same for all where there is one key or none.
 
     So what is random for an image does not even depend on where it stands.
     """
-    one = key is None or not (_is_key(key) and _several(key))
-    return _numbers(keys_of(fixed(key), 1 if one else count), count)
+    one = key is None or not arguments.is_one_for_each(key)
+    return _numbers(arguments.keys_of(fixed(key), 1 if one else count), count)
 
 
 @partial(jax.jit, static_argnums=1)

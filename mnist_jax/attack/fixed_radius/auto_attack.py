@@ -13,7 +13,7 @@ from mnist_jax import arguments, geometry, unstable
 from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import Asked, problem
 from mnist_jax.attack.engine.result import AttackResult
-from mnist_jax.attack.engine.starts import fixed, keys_of
+from mnist_jax.attack.engine.starts import fixed
 from mnist_jax.attack.fixed_radius.apgd import apgd
 from mnist_jax.attack.fixed_radius.apgd_targeted import apgd_targeted
 from mnist_jax.attack.fixed_radius.square import LENGTH, square
@@ -64,7 +64,7 @@ def auto_attack(
     """
     norm = METHOD.check_norm(norm)
     given = problem(Asked(classifier, images, labels, targets, key))
-    arrays = (given, arguments.radii(radius, given.images), keys_of(fixed(key), len(given.images)))
+    arrays = (given, arguments.radii(radius, given.images), arguments.keys_of(fixed(key), len(given.images)))
     traced = unstable.staged((classifier, arrays))
     zeros = jnp.zeros(len(given.labels), jnp.int32)
     result = AttackResult(given.images, jnp.full(len(zeros), jnp.inf, given.images.dtype), zeros > 0, zeros, zeros)

@@ -16,7 +16,7 @@ from mnist_jax.attack.engine.driver import Found
 from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem, problem
 from mnist_jax.attack.engine.result import AttackResult
-from mnist_jax.attack.engine.starts import keys_of, small_start
+from mnist_jax.attack.engine.starts import small_start
 from mnist_jax.chunks import in_chunks
 from mnist_jax.classifier import Classifier
 
@@ -84,7 +84,7 @@ def history(
     how = (automatic.__kwdefaults__ or {}) | options
     norm, numbers = _checked(how["norm"], how["steps"], how["learning_rate"], how["thresholds"])
     given = problem(Asked(classifier, images, labels, how["targets"], how["key"]))
-    keys = None if how["key"] is None else keys_of(how["key"], len(given.images))
+    keys = None if how["key"] is None else arguments.keys_of(how["key"], len(given.images))
     return in_chunks(partial(_with_history, norm, how["steps"]), (given, keys), classifier, numbers)
 
 

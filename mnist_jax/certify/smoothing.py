@@ -1,0 +1,106 @@
+"""Randomized smoothing: certificates of the classifier that votes on noisy images."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from scipy.stats import beta, norm
+
+from mnist_jax import arguments, losses
+from mnist_jax.classifier import Classifier
+
+AT_ONCE = 500  # noisy images that go through the network together
+SLACK = 1e-6  # relative: by more than single precision, in which noise is drawn, may differ from the deviation
+
+
+class SmoothingResult(NamedTuple):
+    """What is true of the smoothed classifier, each entry with the probability that was asked for.
+
+    Attributes:
+      classes: `[B]`, what it predicts; -1 where it abstains.
+      abstained: `[B]`, whether the samples left open which class is the most frequent.
+      radius: `[B]`, float64: every image within this 2-norm gets the same class from it; 0 where it abstains.
+      counts: `[B, C]`, how often each class was chosen, of the samples; noise for which the classifier's logits are no
+        numbers counts for none.
+    """
+
+    classes: np.ndarray
+    abstained: np.ndarray
+    radius: np.ndarray
+    counts: np.ndarray
+
+
+def smoothing(
+    classifier: Classifier,
+    images: ArrayLike,
+    *,
+    sigma: float,
+    samples: int = 100_000,
+    selection: int = 100,
+    failure: float = 0.001,
+    key: jax.Array,
+) -> SmoothingResult:
+    """Certifies the smoothed classifier: what the classifier says most often of an image with normal noise.
+
+        g(x) = the class c with the largest P(f(x + e) = c),   e normal, of deviation sigma in every pixel
+        radius = sigma * Phi^-1(p),   p a lower bound of P(f(x + e) = g(x)), where it is above 1/2
+
+    Cohen, Rosenfeld & Kolter, "Certified adversarial robustness via randomized smoothing", 2019, theorem 1 and
+    CERTIFY. A few samples choose the class, others, of a number that is fixed beforehand, bound its probability
+    (Clopper & Pearson 1934). It says nothing about the classifier itself. Whoever looks several times, and keeps the
+    best, has to divide `failure` among the looks.
+
+    Args:
+      classifier: asked about images that leave [0, 1]; noise is not clipped.
+      images: `[B, *shape]` in [0, 1].
+      sigma: deviation of the noise, above 0.
+      samples: for the bound; they limit the radius to `sigma * Phi^-1(failure^(1 / samples))`.
+      selection: samples that choose the class.
+      failure: probability, for each image, that what is said of it is wrong; above 0 and below 1.
+      key: a `jax.random` key. Every image has noise of its own.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    arguments.numbers(0, math.inf, above=True, sigma=sigma)
+    arguments.numbers(0, 1, above=True, below=True, failure=failure)
+    arguments.counts(samples=samples, selection=selection)
+    x = arguments.images_of(classifier, images)
+    keys = arguments.keys_of(key, len(x))
+    size = jax.eval_shape(classifier, x[:1]).shape[1] if len(x) else 0
+    deviation = jnp.asarray(sigma, x.dtype)
+
+    def ask(purpose: int, count: int) -> np.ndarray:
+        each = [_votes(classifier, deviation, x[i], jax.random.fold_in(keys[i], purpose), count) for i in range(len(x))]
+        return np.array(each, int).reshape(len(x), size)
+
+    few, counts = ask(0, selection), ask(1, samples)
+    chosen = few.argmax(1) if len(x) else np.zeros(0, int)
+    p = lower_bound(counts[np.arange(len(x)), chosen], samples, failure)
+    radius = np.where(p > 0.5, float(deviation) * norm.ppf(p) * (1 - SLACK), 0.0)
+    abstained = ~(radius > 0)
+    return SmoothingResult(np.where(abstained, -1, chosen), abstained, np.where(abstained, 0.0, radius), counts)
+
+
+def lower_bound(successes: ArrayLike, samples: int, failure: float) -> np.ndarray:
+    """A number that the probability of a success is not below, but with probability `failure` (Clopper & Pearson)."""
+    k = np.asarray(successes)
+    return np.where(k > 0, beta.ppf(failure, np.maximum(k, 1), samples - k + 1), 0.0)
+
+
+@jax.jit
+def _votes(classifier: Classifier, sigma: jax.Array, image: jax.Array, key: jax.Array, samples: jax.Array) -> jax.Array:
+    """How often each class is chosen `[C]`, of so many noisy copies of the image."""
+
+    def some(i: jax.Array, votes: jax.Array) -> jax.Array:
+        noise = jax.random.normal(jax.random.fold_in(key, i), (AT_ONCE, *image.shape), image.dtype)
+        logits = classifier(image[None] + sigma * noise)
+        counted = (i * AT_ONCE + jnp.arange(AT_ONCE) < samples) & ~losses.broken(logits)
+        chosen = jnp.where(counted, logits.argmax(1), -1)
+        return votes + (chosen[:, None] == jnp.arange(votes.size)[None]).sum(0)
+
+    none = jnp.zeros(jax.eval_shape(classifier, image[None]).shape[1], jnp.int32)
+    return jax.lax.fori_loop(0, -(-samples // AT_ONCE), some, none)
