@@ -282,9 +282,14 @@ class BatchNorm(nnx.BatchNorm):
         super().__init__(num_features, momentum=MOMENTUM, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
 
     def __call__(self, x, use_running_average=None, *, mask=None):
-        old = self.momentum * self.var[...]
+        mean, var = self.mean[...], self.var[...]
         y = super().__call__(x, use_running_average, mask=mask)
         if not (self.use_running_average if use_running_average is None else use_running_average):
-            n = x.size // x.shape[-1]
-            self.var[...] = old + (self.var[...] - old) * (n / (n - 1) if n > 1 else 1)
+            # Once more, as Flax lets no gradient through those that it keeps; XLA computes them once.
+            n, axes = x.size // x.shape[-1], tuple(range(x.ndim - 1))
+            center = x.mean(axes)
+            spread = jnp.square(x - jnp.expand_dims(center, axes)).mean(axes)
+            self.mean[...] = self.momentum * mean + (1 - self.momentum) * center
+            moved, old = self.momentum * var + (1 - self.momentum) * spread, self.momentum * var
+            self.var[...] = old + (moved - old) * (n / (n - 1) if n > 1 else 1)
         return y

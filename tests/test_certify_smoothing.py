@@ -28,7 +28,13 @@ def images(count):
 
 
 def test_the_bound_is_scipys_exact_confidence_interval():
-    for k, n, failure in [(0, 100, 0.001), (1, 100, 0.001), (73, 100, 0.01), (100, 100, 0.001), (99_000, 100_000, 0.001)]:
+    for k, n, failure in [
+        (0, 100, 0.001),
+        (1, 100, 0.001),
+        (73, 100, 0.01),
+        (100, 100, 0.001),
+        (99_000, 100_000, 0.001),
+    ]:
         expected = binomtest(k, n, alternative="greater").proportion_ci(1 - failure, method="exact").low
         assert lower_bound(k, n, failure) == pytest.approx(expected, rel=1e-9, abs=1e-15)
 
