@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -259,11 +260,7 @@ def test_intervals_keep_their_width_from_the_start_on():
             sizes = [784] + [100] * 6
             self.features = nnx.Sequential()
             self.classifier = nnx.Sequential(
-                *[
-                    part
-                    for a, b in zip(sizes, sizes[1:], strict=False)
-                    for part in (networks.linear(a, b, rngs), nnx.relu)
-                ],
+                *[part for a, b in pairwise(sizes) for part in (networks.linear(a, b, rngs), nnx.relu)],
                 networks.linear(100, 10, rngs),
             )
 

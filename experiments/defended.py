@@ -1,0 +1,162 @@
+"""How accurate defended networks are under attack, and how accurate for certain.
+
+    python experiments/defended.py [--models NAME-DEFENSE-NORM-RADIUS ...] [--images 1000] [--alone 100]
+        [--surrogate CNN-best] [--seconds 800] [--table]
+
+For each defended network, at the radius that it is for: its accuracy on val; the accuracy that attacks leave on the
+first so many images, one after another, each on those that the ones before it left, certified images not being
+attacked; the accuracy that PGD, Square, `nearest` and images transferred from the surrogate leave by themselves on
+fewer images, which shows masked gradients; and, where the norm is inf, the certified accuracy on all of val, by IBP and
+then by CROWN on the first images that IBP leaves open.
+
+Results are kept in experiments/defended.json after every piece, and what is there is not done again: stopped at any
+time, or by itself after so many seconds, the script goes on when it is started again.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mnist_jax import Classifier, certify, data, losses, robustness
+from mnist_jax.evaluation import predict
+from mnist_jax.storage import checkpoint, files
+
+KEPT = Path(__file__).with_name("defended.json")
+PIECE = 50  # images attacked between two saves
+PROVED_AT_ONCE = 500  # images between two saves, of interval bounds
+THOROUGH = 200  # images on which `nearest` takes its time
+
+Figures = dict[str, Any]  # of a network, as the file has them
+
+
+def subjects(names: list[str]) -> Iterator[tuple[str, Path, float, float]]:
+    """Name, file, norm and radius of the defended networks: those named, or all that are shipped."""
+    paths = [checkpoint.find(name) for name in names] or sorted(checkpoint.shipped().glob("*.safetensors"))
+    for path in paths:
+        if defense := checkpoint.Name.parse(path.stem).defense:
+            _, norm, radius = defense.split("-")
+            yield path.stem, path, float(norm), float(radius)
+
+
+class Kept:
+    """The figures of all networks, in the file."""
+
+    def __init__(self) -> None:
+        self.all: dict[str, Figures] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+
+    def of(self, name: str) -> Figures:
+        return self.all.setdefault(name, {"certified": {}, "broken": {}, "clean": {}, "alone": {}})
+
+    def save(self) -> None:
+        files.write(KEPT, (json.dumps(self.all, indent=0, sort_keys=True) + "\n").encode())
+
+
+def certify_all(kept: Kept, name: str, classifier: Classifier, radius: float, crown: int, until: float) -> None:
+    """Which images are certified, by their places: first by intervals, then some of the rest by CROWN."""
+    figures, val = kept.of(name)["certified"], data.load().val
+    images = np.asarray(data.normalize(val.images))
+    correct = np.asarray(losses.accuracy(predict(classifier, val.images), val.labels), bool)
+    for start in tqdm(range(0, len(images), PROVED_AT_ONCE), desc=f"{name}, intervals", disable=None):
+        places = np.arange(start, min(start + PROVED_AT_ONCE, len(images)))
+        if time.monotonic() > until or str(places[-1]) in figures:
+            continue
+        proved = np.asarray(certify.ibp(classifier, images[places], val.labels[places], radius).certified)
+        figures |= {
+            str(i): "ibp" if p else "open" if c else "wrong"
+            for i, p, c in zip(places.tolist(), proved, correct[places], strict=True)
+        }
+        kept.save()
+    left = [int(i) for i, what in figures.items() if what == "open"][:crown]
+    for i in tqdm(left, desc=f"{name}, CROWN", disable=None):
+        if time.monotonic() > until:
+            return
+        one = certify.crown(classifier, images[[i]], val.labels[[i]], radius)
+        figures[str(i)] = "crown" if bool(one.certified[0]) else "still open"
+        kept.save()
+
+
+def attack_some(
+    kept: Kept, name: str, model: Classifier, norm: float, radius: float, options: argparse.Namespace, until: float
+) -> None:
+    figures, val = kept.of(name), data.load().val
+    surrogate = checkpoint.load_classifier(options.surrogate)
+    for start in tqdm(range(0, options.images, PIECE), desc=f"{name}, attacks", disable=None):
+        places = np.arange(start, min(start + PIECE, options.images))
+        if time.monotonic() > until or str(places[-1]) in figures["clean"]:
+            continue
+        images, labels = np.asarray(data.normalize(val.images[places])), val.labels[places]
+        effort = "thorough" if start < THOROUGH else "standard"
+        attacks = robustness.attempts(model, radius, norm=norm, surrogate=surrogate, effort=effort)
+        attacks.pop("square")  # it is in AutoAttack
+        proved = np.array([figures["certified"].get(str(i)) in ("ibp", "crown") for i in places])
+        result = robustness.robustness(model, images, labels, radius, attacks, norm=norm, certified=proved)
+        by = {i: a for a, broken in result.broken.items() for i in places[broken].tolist()}
+        figures["broken"] |= {str(i): attack for i, attack in by.items()}
+        figures["clean"] |= {str(i): bool(c) for i, c in zip(places.tolist(), result.clean, strict=True)}
+        kept.save()
+    images, labels = np.asarray(data.normalize(val.images[: options.alone])), val.labels[: options.alone]
+    attacks = robustness.attempts(model, radius, norm=norm, surrogate=surrogate)
+    attacks.pop("auto_attack")
+    for attack, attempt in attacks.items():
+        if time.monotonic() < until and attack not in figures["alone"]:
+            one = robustness.alone(model, images, labels, radius, {attack: attempt}, norm=norm)
+            figures["alone"] |= one
+            kept.save()
+
+
+def row(name: str, figures: Figures, accuracy: float) -> str:
+    clean, broken, alone = figures["clean"], figures["broken"], figures["alone"]
+    certified = list(figures["certified"].values())
+    proved = sum(what in ("ibp", "crown") for what in certified)
+    unsettled = sum(what in ("open", "still open") for what in certified)
+    cells = [name, f"{accuracy:.2%}"]
+    cells.append(f"{(sum(clean.values()) - len(broken)) / len(clean):.1%} of {len(clean)}" if clean else "")
+    cells.append(f"{proved / len(certified):.2%}" if certified else "")
+    cells.append(f"{unsettled / len(certified):.2%}" if certified else "")
+    cells += [f"{alone[attack]:.0%}" if attack in alone else "" for attack in ("pgd", "square", "transfer", "nearest")]
+    masked = robustness.masking(alone) if "pgd" in alone else []
+    cells.append(f"masked ({', '.join(masked)})" if masked else "no sign")
+    return "| " + " | ".join(cells) + " |"
+
+
+def table(kept: Kept, names: list[str]) -> str:
+    head = ["network", "clean", "robust", "certified", "open", "PGD", "Square", "transfer", "`nearest`", "masking"]
+    lines = ["| " + " | ".join(head) + " |", "|:--" + "|--:" * (len(head) - 2) + "|:--|"]
+    for name, path, *_ in subjects(names):
+        if name in kept.all:
+            val = data.load().val
+            classifier = checkpoint.load(path).classifier()
+            accuracy = np.asarray(losses.accuracy(predict(classifier, val.images), val.labels)).mean()
+            lines.append(row(name, kept.of(name), float(accuracy)))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=[], metavar="NAME")
+    parser.add_argument("--images", type=int, default=1000, help="that are attacked")
+    parser.add_argument("--alone", type=int, default=100, help="that each attack gets by itself")
+    parser.add_argument("--crown", type=int, default=200, help="bounds by CROWN, at most, for each network")
+    parser.add_argument("--surrogate", default="CNN-best", help="whose adversarial images are transferred")
+    parser.add_argument("--seconds", type=float, default=800.0)
+    parser.add_argument("--table", action="store_true", help="print what is kept, and do nothing")
+    options = parser.parse_args()
+    kept, until = Kept(), time.monotonic() + options.seconds
+    for name, path, norm, radius in subjects([] if options.table else options.models):
+        if options.table:
+            continue
+        classifier = checkpoint.load(path).classifier()
+        if norm == np.inf:
+            certify_all(kept, name, classifier, radius, options.crown, until)
+        attack_some(kept, name, classifier, norm, radius, options, until)
+    print(table(kept, options.models))
+
+
+if __name__ == "__main__":
+    main()
