@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mnist_jax.attack.engine.result import AttackResult
-from mnist_jax.commands import certification, console, job
+from mnist_jax.commands import certification, console, job, smoothing
 from mnist_jax.commands.certification import DEFAULT, METHODS, Certification
 from mnist_jax.errors import InputError
 from mnist_jax.storage import checkpoint
@@ -19,13 +19,18 @@ CLOSE = 1e-5  # relative: distances are single precision
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = console.Parser("certify", __doc__)
     parser.add_argument("--model", required=True, help="a checkpoint's path, or a name such as CNN or CNN-original")
-    parser.add_argument("--method", default=DEFAULT, help=f"one of {', '.join(METHODS)}")
+    parser.add_argument("--method", default=DEFAULT, help=f"one of {', '.join((*METHODS, smoothing.METHOD))}")
     parser.add_argument("--output", type=Path, default=checkpoint.RUNS, help="folder for the results")
     results = "without --radius: results of an attack such as nearest on the same images, for the figure"
     parser.add_argument("--attack-results", type=Path, metavar="FILE", help=results)
     parser.add_data_options(dataset=None)
     job.add_options(parser, "the certificates", verb="certify", norms="1, 2 or inf (default: inf)")
+    smoothing.add_options(parser)
     options = parser.parse_args(argv)
+    if options.method == smoothing.METHOD and options.attack_results:
+        parser.error("argument --attack-results: not allowed with --method smoothing, which is of another classifier")
+    if options.method != smoothing.METHOD and (extra := [o for o in smoothing.OPTIONS if o in options]):
+        parser.error(f"argument --{extra[0]}: only with --method smoothing")
     if options.attack_results and "radius" in options:
         parser.error("argument --attack-results: not allowed with argument --radius")
     return options
@@ -93,6 +98,10 @@ def text(summary: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
     console.start()
+    if options.method == smoothing.METHOD:
+        _, summary = job.carry_out(smoothing.prepare(options), options)
+        console.report(summary, smoothing.text(summary), as_json=options.json)
+        return
     run = certification.prepare(options)
     found = distances(options.attack_results, run) if options.attack_results else None
     record, summary = job.carry_out(run, options)

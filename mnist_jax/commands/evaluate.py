@@ -70,6 +70,8 @@ def check(options: argparse.Namespace) -> int:
     tested = job.subject(options.model or model, split, options, dataset)
     console.note(f"verifying {options.verify} with {tested.path}")
     what = (record, tested.path, tested.classifier, tested.split, options.verify)
+    if isinstance(record.result, results.Smoothed):
+        raise InputError(f"{options.verify} is of smoothing; certify once more with another --seed to compare")
     if isinstance(record.result, results.Certificates):
         report = verify_certificates.verify(*what, certification.prover(options.verify, record))
         text = verify_certificates.text(report)

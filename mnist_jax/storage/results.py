@@ -1,4 +1,4 @@
-"""Results of attacks, and certificates, as files: .npz, with what made them."""
+"""Results of attacks, certificates, and what smoothing certifies, as files: .npz, with what made them."""
 
 import io
 import json
@@ -33,16 +33,31 @@ class Certificates(NamedTuple):
     images: np.ndarray
 
 
-R = TypeVar("R", bound=AttackResult | Certificates)
+class Smoothed(NamedTuple):
+    """What is certified of the smoothed classifier, of each of some images.
+
+    Attributes:
+      classes, abstained, radius, counts: as in `certify.SmoothingResult`.
+    """
+
+    classes: np.ndarray
+    abstained: np.ndarray
+    radius: np.ndarray
+    counts: np.ndarray
+
+
+R = TypeVar("R", bound=AttackResult | Certificates | Smoothed)
+
+KINDS: dict[str, type[Any]] = {"certified": Certificates, "abstained": Smoothed}  # by a field that only they have
 
 
 class Record(NamedTuple, Generic[R]):
-    """The results for some images of a split, as a file keeps them: of an attack, or certificates.
+    """The results for some images of a split, as a file keeps them: of an attack, a certification, or smoothing.
 
     Attributes:
       indices: `[N]`, places in the split.
       labels: `[N]`.
-      result: the `AttackResult` or `Certificates` for them, as NumPy arrays.
+      result: the `AttackResult`, `Certificates` or `Smoothed` for them, as NumPy arrays.
       about: what made it, all that the results depend on: the model and the fingerprint of its weights, the dataset,
         the split and the fingerprint of its images and labels, method, norm, options, precision, platform, version.
         Where `targets` among the options are more than one, they are those of the images in the order of `indices`, and
@@ -59,7 +74,7 @@ def save(path: Path, record: Record[R], aside: Path | None = None) -> None:
     """Writes the record as .npz, whole or not at all; what was there before is kept as `aside`, where that is given.
     Raises `InputError` where that can't be done.
 
-    The arrays are `indices`, `labels` and the fields of `AttackResult` or of `Certificates`; `about` is JSON, where an
+    The arrays are `indices`, `labels` and the fields of the result; `about` is JSON, where an
     infinite norm is "inf", and `format` a number.
     """
     arrays = {"indices": record.indices, "labels": record.labels, **record.result._asdict()}
@@ -76,7 +91,7 @@ def load(path: Path, wanted: str = "attack results") -> Record[Any]:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             if file["format"] > FORMAT:
                 raise InputError(f"{path} was written by a newer mnist_jax; upgrade mnist_jax to read it")
-            kind: type[Any] = Certificates if "certified" in file.files else AttackResult
+            kind = next((kind for field, kind in KINDS.items() if field in file.files), AttackResult)
             result = kind(*[file[name] for name in kind._fields])
             about = json.loads(str(file["about"]))
             record = Record(file["indices"], file["labels"], result, about)
@@ -96,17 +111,31 @@ def _check(path: Path, record: Record[Any]) -> None:
     """Raises `InputError` where the record does not have the form that all of them have."""
     if not isinstance(record.about, dict):
         raise InputError(f"{path} is damaged: it does not say what made it")
-    indices, images, count = record.indices, record.result.images, record.indices.size
-    rows = (indices, record.labels, *(array for array in record.result if array is not images))
-    whole = all(a.shape == (count,) for a in rows) and images.shape[:1] == (count,) and images.ndim > 1
-    classes = all(a.dtype.kind in "iu" for a in (indices, record.labels))
-    if not (whole and classes and images.dtype.kind == "f" and all(a.dtype.kind in "fiub" for a in rows)):
+    indices, count, whole = record.indices, record.indices.size, True
+    for name, array in record.result._asdict().items():
+        wide = {"images": array.ndim > 1, "counts": array.ndim == 2}.get(name)
+        whole &= array.shape[:1] == (count,) and (array.ndim == 1 if wide is None else wide)
+        whole &= array.dtype.kind in ("f" if name == "images" else "fiub")
+    rows = (indices, record.labels)
+    if not (whole and all(a.shape == (count,) and a.dtype.kind in "iu" for a in rows)):
         raise InputError(f"{path} is damaged: its arrays are not of one length, or not of numbers")
     if len(set(indices.tolist())) < count:
         raise InputError(f"{path} is damaged: it has an image twice")
-    if not (_are_certificates if isinstance(record.result, Certificates) else _are_successes)(record.result):
-        what = "certificates or its radii" if isinstance(record.result, Certificates) else "successes or its counts"
+    if isinstance(record.result, Certificates):
+        fits, what = _are_certificates(record.result), "certificates or its radii"
+    elif isinstance(record.result, Smoothed):
+        fits, what = _are_votes(record.result), "votes or its radii"
+    else:
+        fits, what = _are_successes(record.result), "successes or its counts"
+    if not fits:
         raise InputError(f"{path} is damaged: its {what} are none")
+
+
+def _are_votes(result: Smoothed) -> bool:
+    classes = (result.classes >= -1) & (result.classes < result.counts.shape[1])
+    radii = np.isfinite(result.radius) & (result.radius >= 0)
+    flags = np.isin(result.abstained, (0, 1))
+    return bool(classes.all() and radii.all() and flags.all()) and result.counts.dtype.kind in "iu"
 
 
 def _are_successes(result: AttackResult) -> bool:

@@ -72,7 +72,7 @@ def verify(
     }
 
 
-def originals(record: Record[R], model: Path, split: Split, path: Path) -> np.ndarray:
+def originals(record: Record[Any], model: Path, split: Split, path: Path) -> np.ndarray:
     """The images of the split, in [0, 1]. Raises `InputError` unless the record is of it and of these weights."""
     check_about(path, record)
     if hashlib.sha256(model.read_bytes()).hexdigest() != record.about["weights"]:
