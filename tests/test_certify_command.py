@@ -14,7 +14,7 @@ from mnist_jax.commands import certification, console, evaluate, job
 from mnist_jax.commands import certify as command_line
 from mnist_jax.errors import InputError
 from mnist_jax.storage import checkpoint
-from mnist_jax.storage.results import Record, load, save
+from mnist_jax.storage.results import Record, Smoothed, load, save
 
 MODEL = ("--model", "MLP-original")
 IBP = (*MODEL, "--method", "ibp")  # the fastest to compile
@@ -308,3 +308,71 @@ def test_a_certificate_of_the_real_attack_is_not_contradicted(largest):
     images = data.normalize(val.images[record.indices])
     distance = attack.nearest(classifier, images, record.labels, norm=np.inf).distance
     assert (np.asarray(distance) > record.result.radius)[record.result.certified].all()
+
+
+# Smoothing
+
+SMOOTHING = (*MODEL, "--method", "smoothing", "--sigma", 0.25, "--samples", 600)
+
+
+def test_smoothing_is_of_the_smoothed_classifier_and_goes_on_where_it_stopped(run, tmp_path, monkeypatch, capsys):
+    arguments = (*SMOOTHING, "--output", tmp_path, "--ids")
+    summary = json.loads(said(monkeypatch, capsys, *arguments, "3,14,0", "--json"))
+    path = tmp_path / "MLP-original-smoothing-l2-sigma0.25-val.npz"
+    assert summary["results"] == str(path)
+    assert summary["options"] == {"sigma": 0.25, "samples": 600, "failure": 0.001, "seed": 0}
+    first = load(path)
+    assert first.indices.tolist() == [3, 14, 0]
+    result = first.result
+    np.testing.assert_array_equal(result.counts.sum(1), 600)
+    np.testing.assert_array_equal(result.abstained, result.classes < 0)
+    assert summary["accuracy"] == (result.classes == first.labels).mean()
+    text = said(monkeypatch, capsys, *arguments, "3,14,0,7", "--resume")
+    assert [line.split(":")[0] for line in text.splitlines()] == [
+        *("certified", "accuracy", "radius", "how", "cost", "results"),
+    ]
+    assert "of 4 images, in norm 2, of the smoothed classifier" in text
+    # An image's noise is of its place in the split, whatever else is done.
+    alone = json.loads(said(monkeypatch, capsys, *SMOOTHING, "--output", tmp_path / "alone", "--ids", "7", "--json"))
+    np.testing.assert_array_equal(load(path).result.counts[3], load(tmp_path / alone["results"]).result.counts[0])
+    with pytest.raises(InputError, match="is of smoothing; certify once more with another --seed"):
+        evaluate.main(["--verify", str(path)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*MODEL, "--method", "smoothing"), "--method smoothing needs --sigma"),
+        ((*SMOOTHING, "--radius", 1), "--radius is not for --method smoothing"),
+        ((*SMOOTHING, "--norm", "inf"), "--norm inf does not apply to smoothing"),
+        ((*SMOOTHING, "--attack-results", "a.npz"), "not allowed with --method smoothing"),
+        ((*MODEL, "--sigma", 0.5), "--sigma: only with --method smoothing"),
+        ((*SMOOTHING, "--samples", 0), "--samples: '0' is not a whole number of at least 1"),
+        ((*SMOOTHING, "--failure", 0.7), "'0.7' is not a number above 0 and at most 0.5"),
+    ],
+)
+def test_bad_options_of_smoothing_are_refused(refused, tmp_path, arguments, message):
+    assert message in refused("certify", *arguments, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"radius": np.array([-1.0, 0, 0])},
+        {"classes": np.array([10, 0, 0])},
+        {"counts": np.zeros((3, 10))},
+        {"counts": np.zeros((2, 10), int)},
+        {"abstained": np.array([2, 0, 0])},
+    ],
+)
+def test_damaged_files_of_smoothing_are_refused(tmp_path, change):
+    counts = np.full((3, 10), 60)
+    fine = {"classes": np.array([3, -1, 0]), "abstained": np.array([False, True, False]), "radius": np.zeros(3)}
+    about = {"norm": 2.0, "method": "smoothing"}
+    path = tmp_path / "some.npz"
+    record = Record(np.arange(3), np.arange(3), Smoothed(counts=counts, **fine), about)
+    save(path, record)
+    np.testing.assert_array_equal(load(path).result.counts, counts)
+    save(path, record._replace(result=record.result._replace(**change)))
+    with pytest.raises(InputError, match="is damaged"):
+        load(path)

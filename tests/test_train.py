@@ -213,6 +213,13 @@ def test_accuracies_have_the_digits_of_double_precision(few_digits, tmp_path):
         (("--model", "MLP", "--resume"), "there is nothing to resume"),
         (("--model", "MLP", "--resume", "--no-save"), "leave one of them out"),
         (("--epochs", "1"), "the following arguments are required: --model"),
+        (("--model", "MLP", "--defense", "pgd"), "--defense needs the --radius that the network is to resist"),
+        (("--model", "MLP", "--radius", "0.1"), "--radius is for --defense"),
+        (("--model", "MLP", "--norm", "2"), "--norm is for --defense"),
+        (("--model", "MLP", "--defense", "pdg", "--radius", "1"), "unknown defence 'pdg': did you mean pgd"),
+        (("--model", "MLP", "--defense", "ibp", "--radius", "1", "--norm", "2"), "norm must be inf, not 2"),
+        (("--model", "MLP", "--defense", "pgd", "--radius", "0"), "--radius: '0' is not a number above 0"),
+        (("--model", "MLP", "--defense", "own.py:Mine", "--radius", "1"), "cannot read own.py (No such file"),
     ],
 )
 def test_bad_options_are_refused(refused, few_digits, tmp_path, arguments, message):
@@ -260,6 +267,73 @@ def test_first_sign_of_life_comes_before_the_data(command, tmp_path):
     process = command("train", *TINY, "--data-dir", "nowhere", cwd=tmp_path)
     assert process.stderr.readline().startswith("device: ")
     process.communicate(timeout=60)
+
+
+def test_a_defended_network_has_its_defence_in_its_name(run, few_digits, tmp_path):
+    defended = ("--model", "MLP", "--defense", "pgd", "--norm", "2", "--radius", "1.5", "--epochs", "1")
+    status, out, err = run("train", *defended, "--data-dir", few_digits, "--json", cwd=tmp_path)
+    assert status == 0, err
+    assert "training MLP-pgd-2-1.5-best" in err
+    result = json.loads(out)
+    assert result["weights"] == "runs/MLP-pgd-2-1.5-best.safetensors"
+    assert result["defense"] == "pgd-2-1.5"
+    objective = result["hyperparameters"]["objective"]
+    assert (objective["name"], objective["norm"], objective["radius"]) == ("PGD", 2.0, 1.5)
+    path = tmp_path / result["weights"]
+    for name in ("MLP-pgd-2-1.5", "MLP-pgd-2-1.5-best"):
+        assert checkpoint.find(name, tmp_path / "runs") == path
+    assert checkpoint.find("MLP", tmp_path / "runs") != path  # a plain one is meant
+
+
+OWN = """
+from dataclasses import dataclass
+import jax.numpy as jnp
+from mnist_jax import losses
+from mnist_jax.objective import Outcome
+
+@dataclass(frozen=True)
+class Shifted:
+    norm: float
+    radius: float
+
+    def __call__(self, network, weights, images, labels, key, progress):
+        logits, statistics = network.apply_training(weights, images + self.radius, key)
+        return Outcome(losses.cross_entropy(logits, labels), jnp.zeros(()), logits, statistics)
+
+def nothing(norm, radius):
+    return 3
+
+def unhashable(norm, radius):
+    return []
+"""
+
+
+def test_an_objective_of_ones_own(few_digits, tmp_path, refused, monkeypatch, capsys):
+    monkeypatch.setattr(console, "start", lambda: None)
+    path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    arguments = ("--model", "MLP", "--radius", "0.25", "--data-dir", few_digits, "--epochs", "2")
+    own = (*arguments, "--defense", f"{path}:Shifted", "--output", tmp_path / "runs")
+    train.main([*map(str, own), "--epochs", "1"])
+    kept = checkpoint.load(tmp_path / "runs/MLP-Shifted-inf-0.25-best.safetensors")
+    assert kept.about["hyperparameters"]["objective"] == {"name": "Shifted", "norm": "inf", "radius": 0.25}
+
+    run = train.prepare(train.parse([*map(str, own)]))
+    capsys.readouterr()
+    train.Keeper(run, 0).keep(train.begin(run)[0], [{"epoch": 1, "seconds": 1.0}])
+    path.write_text(OWN + "# another")
+    line = refused("train", *own, "--resume", cwd=tmp_path)
+    assert "other objective_file; resume with the same" in line
+    for name, message in (
+        ("Missing", "has no function or class Missing"),
+        ("nothing", "gives no function, but 3"),
+        ("unhashable", "fails with TypeError: unhashable type"),
+        ("dataclass", "fails with TypeError"),
+    ):
+        assert message in refused("train", *arguments, "--defense", f"{path}:{name}", cwd=tmp_path)
+    path.write_text("1 / 0")
+    line = refused("train", *arguments, "--defense", f"{path}:Shifted", cwd=tmp_path)
+    assert "mine.py fails with ZeroDivisionError: division by zero" in line
 
 
 @pytest.mark.parametrize("network", NETWORKS.values())

@@ -70,9 +70,7 @@ class Smoothing(Job[Smoothed]):
 def prepare(options: argparse.Namespace) -> Smoothing:
     """Checks the options, loads network and images. Raises `InputError` before anything is written."""
     if "sigma" not in options:
-        raise InputError(
-            "--method smoothing needs --sigma, the deviation of the noise that the network was trained with"
-        )
+        raise InputError("--method smoothing needs --sigma, the deviation of the noise that the network knows")
     if "radius" in options:
         raise InputError("--radius is not for --method smoothing, which gives every image the largest that it can")
     if getattr(options, "norm", 2) != 2:

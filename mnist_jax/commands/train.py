@@ -87,7 +87,7 @@ class Run(NamedTuple):
         return {
             "recipe": self.recipe.name,
             "defense": self.defense.name,
-            "defense_file": self.defense.file,
+            "objective_file": self.defense.file,
             "dataset": self.dataset.name,
             "data": {split: data.fingerprint(getattr(self.dataset, split)) for split in data.SPLITS},
             "seed": self.seed,

@@ -39,7 +39,7 @@ class Gaussian:
 
 def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
     """The network's own recipe with noise of a third of the radius."""
-    return replace(network.best, objective=Gaussian(SHARE * radius), epochs=30, batch_size=100)
+    return replace(network.best, objective=Gaussian(SHARE * radius), epochs=15, batch_size=100)
 
 
 DEFENSE = Defense((2.0,), "the loss of noisy images, for smoothing", "Cohen et al. 2019", recipe)
