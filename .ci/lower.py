@@ -1,4 +1,4 @@
-"""Lowers training, evaluation, attacks and certificates, in all their norms, for GPUs and TPUs: it compiles nothing.
+"""Lowers training, defences, evaluation, attacks and certificates, in every norm, for GPUs and TPUs: it compiles nothing.
 
 What one of these can't do, an operation that it lacks or 64-bit numbers, fails here on a machine that has none of them.
 """
@@ -15,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from mnist_jax import Classifier, certify, load_classifier, training, unstable
+from mnist_jax import Classifier, certify, defend, load_classifier, training, unstable
 from mnist_jax.attack import methods
+from mnist_jax.certify.smoothing import votes
 from mnist_jax.data import Split, normalize
-from mnist_jax.networks import NETWORKS
+from mnist_jax.networks import NETWORKS, Network
+from mnist_jax.recipe import RECIPES, Recipe
 
 PLATFORMS = ("cuda", "rocm", "tpu")
 NORMS = (0, 1, 1.5, 2, np.inf)
@@ -33,10 +35,9 @@ def abstract(tree: Any) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), tree)
 
 
-def training_steps(name: str, recipe_name: str) -> tuple[Callable, tuple]:
+def training_steps(network: type[Network], recipe: Recipe) -> tuple[Callable, tuple]:
     """Three steps of a recipe on some images, and what they are of."""
-    network = NETWORKS[name]
-    recipe = replace(network.recipe(recipe_name), batch_size=BATCH)
+    recipe = replace(recipe, batch_size=BATCH)
     split = Split(jax.ShapeDtypeStruct((64, 28, 28, 1), jnp.uint8), jax.ShapeDtypeStruct((64,), jnp.int32))
     state = jax.eval_shape(partial(training.start, network, recipe, steps=9), jax.random.key(0))
     batches = jax.ShapeDtypeStruct((3, BATCH), jnp.int32)
@@ -56,17 +57,25 @@ def certifying(bound: Callable, norm: float) -> Callable:
 
 
 def programs() -> Iterator[tuple[str, Callable, tuple]]:
-    for name in NETWORKS:
-        for recipe in ("original", "best"):
-            yield f"training {name}-{recipe}", *training_steps(name, recipe)
-        classifier = abstract(load_classifier(name))
+    for name, network in NETWORKS.items():
+        for recipe in RECIPES:
+            yield f"training {name}-{recipe}", *training_steps(network, network.recipe(recipe))
+        classifier = Classifier(network.apply, jax.eval_shape(network.initialize, jax.random.key(0)))
         raw = jax.ShapeDtypeStruct(IMAGES.shape, jnp.uint8)
         yield f"evaluation {name}", lambda classifier, images: classifier(normalize(images)), (classifier, raw)
     classifier: Classifier = abstract(load_classifier("CNN"))
     for bound in (certify.ibp, certify.crown, certify.alpha_crown):
         for norm in (1, 2, np.inf):
             yield f"{bound.__name__} L{norm:g}", certifying(bound, norm), (classifier, IMAGES, LABELS)
+    for name, defense in defend.DEFENSES.items():
+        for norm in defense.norms:
+            kind = "best" if defense.gpu is None else "gpu"
+            network = NETWORKS["CNN5_bn" if kind == "best" else "CNN7_bn"]
+            trained = f"training {network.__name__}-{name}-{norm:g}-{kind}"
+            yield trained, *training_steps(network, defend.recipe(name, network, norm, 0.3, kind))
     key = jax.eval_shape(jax.random.key, 0)
+    sigma, many = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    yield "smoothing", votes, (classifier, sigma, jax.ShapeDtypeStruct((28, 28, 1), jnp.float32), key, many)
     for method in methods.METHODS:
         for norm in NORMS:
             if not methods.objection(method, norm):
@@ -84,7 +93,7 @@ def main() -> None:
         except Exception as error:
             failed += 1
             said = f"{type(error).__name__}: {error}"
-        print(f"{name:24}{time.perf_counter() - began:6.1f} s  {said}", flush=True)
+        print(f"{name:32}{time.perf_counter() - began:6.1f} s  {said}", flush=True)
     sys.exit(f"{failed} programs can't be lowered for {', '.join(PLATFORMS)}" if failed else 0)
 
 

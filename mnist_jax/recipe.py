@@ -14,6 +14,7 @@ from mnist_jax.distortion import Distortion
 from mnist_jax.objective import Objective
 
 RECIPES = ("best", "original")  # of every network; a bare name of a trained one means the first that there is
+OF_DEFENCES = (*RECIPES, "gpu")  # of some defences too, as the literature trains: longer, and on a GPU
 
 
 def constant(peak: float, steps: int) -> optax.Schedule:

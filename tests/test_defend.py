@@ -334,6 +334,15 @@ def test_recipes(name):
     assert (original.name, original.epochs, original.objective) == ("original", 30, recipe.objective)
 
 
+def test_recipe_gpu_is_that_of_the_literature():
+    for name in ("ibp", "mtl_ibp"):
+        best, gpu = (defend.recipe(name, networks.CNN7_bn, INF, 0.3, kind) for kind in ("best", "gpu"))
+        assert (gpu.name, gpu.epochs, gpu.batch_size, gpu.learning_rate) == ("gpu", 70, 256, 5e-4)
+        assert gpu.objective == best.objective
+    with pytest.raises(InputError, match="the defence pgd has no recipe gpu"):
+        defend.recipe("pgd", networks.MLP, INF, 0.3, "gpu")
+
+
 def test_what_there_is_not():
     with pytest.raises(InputError, match="unknown defence 'pgdd': did you mean pgd"):
         defend.recipe("pgdd", networks.MLP, INF, 0.1)

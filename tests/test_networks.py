@@ -28,10 +28,13 @@ LAYERS = {
     "flatten, linear 1000 120, relu, norm 120, linear 120 10",
     "CNN5_bn": "conv 3 1 16 1 1, norm 16, relu, conv 4 16 16 2 1, norm 16, relu, conv 4 16 32 2 1, norm 32, relu, "
     "flatten, linear 1568 256, norm 256, relu, linear 256 10",
+    "CNN7_bn": "conv 3 1 64 1 1, norm 64, relu, conv 3 64 64 1 1, norm 64, relu, conv 3 64 128 2 1, norm 128, relu, "
+    "conv 3 128 128 1 1, norm 128, relu, conv 3 128 128 1 1, norm 128, relu, "
+    "flatten, linear 25088 512, norm 512, relu, linear 512 10",
 }
 LAYERS = {name: layers.split(", ") for name, layers in LAYERS.items()}
 TRAINED = {"MLP": 109_930, "MLP_d": 109_930, "MLP_bn": 110_410, "CNN": 129_090, "CNN_d": 129_090, "CNN_bn": 129_450}
-TRAINED["CNN5_bn"] = 417_370
+TRAINED |= {"CNN5_bn": 417_370, "CNN7_bn": 13_259_338}
 
 each_network = pytest.mark.parametrize("name", LAYERS)
 
@@ -293,7 +296,7 @@ def test_by_an_unknown_name(name, guess):
     start, _, end = str(caught.value).partition("There are ")
     assert start.startswith(f"unknown network {name!r}: " + (f"did you mean {guess}" if guess else ""))
     assert ("did you mean" in start) == (guess is not None)
-    assert end == "MLP, MLP_d, MLP_bn, CNN, CNN_d, CNN_bn, CNN5_bn"
+    assert end == "MLP, MLP_d, MLP_bn, CNN, CNN_d, CNN_bn, CNN5_bn, CNN7_bn"
 
 
 @pytest.mark.parametrize("shape", [(3, 784), (3, 28, 28), (3, 1, 28, 28), (3, 32, 32, 1), (3, 28, 28, 3)])

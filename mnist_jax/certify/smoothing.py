@@ -74,7 +74,7 @@ def smoothing(
     deviation = jnp.asarray(sigma, x.dtype)
 
     def ask(purpose: int, count: int) -> np.ndarray:
-        each = [_votes(classifier, deviation, x[i], jax.random.fold_in(keys[i], purpose), count) for i in range(len(x))]
+        each = [votes(classifier, deviation, x[i], jax.random.fold_in(keys[i], purpose), count) for i in range(len(x))]
         return np.array(each, int).reshape(len(x), size)
 
     few, counts = ask(0, selection), ask(1, samples)
@@ -92,7 +92,7 @@ def lower_bound(successes: ArrayLike, samples: int, failure: float) -> np.ndarra
 
 
 @jax.jit
-def _votes(classifier: Classifier, sigma: jax.Array, image: jax.Array, key: jax.Array, samples: jax.Array) -> jax.Array:
+def votes(classifier: Classifier, sigma: jax.Array, image: jax.Array, key: jax.Array, samples: jax.Array) -> jax.Array:
     """How often each class is chosen `[C]`, of so many noisy copies of the image."""
 
     def some(i: jax.Array, votes: jax.Array) -> jax.Array:

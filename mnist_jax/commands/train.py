@@ -19,7 +19,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.evaluation import accuracy, mean, predict
 from mnist_jax.geometry import INF
 from mnist_jax.networks import NETWORKS, Network
-from mnist_jax.recipe import RECIPES, Recipe
+from mnist_jax.recipe import OF_DEFENCES, RECIPES, Recipe
 from mnist_jax.storage import checkpoint, files
 from mnist_jax.version import VERSION
 
@@ -29,7 +29,7 @@ SECONDS_BETWEEN_SAVES = 3.0  # of the state: a kill costs no more than this, and
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = console.Parser("train", __doc__)
     parser.add_argument("--model", required=True, help=f"one of {', '.join(NETWORKS)}")
-    recipes = f"one of {', '.join(RECIPES)} (default: original, or best with --defense)"
+    recipes = f"one of {', '.join(RECIPES)} (default: original), or with --defense {OF_DEFENCES[-1]} (default: best)"
     parser.add_argument("--recipe", default=argparse.SUPPRESS, help=recipes)
     defense = f"one of {', '.join(DEFENSES)}, or FILE.py:NAME for an objective of your own"
     parser.add_argument("--defense", default=argparse.SUPPRESS, help=defense)

@@ -18,7 +18,8 @@ def recipe(defense: str, network: type[Network], norm: float, radius: float, nam
 
     Args:
       defense: one of `DEFENSES`.
-      name: `"best"`, the defence's own; any other of the network's recipes is that one with the defence's objective.
+      name: `"best"`, the defence's own; `"gpu"`, where it has one, as the literature trains; any other of the network's
+        recipes is that one with the defence's objective.
 
     Raises:
       InputError: there is no such defence or recipe, or the defence is for no such norm.
@@ -31,4 +32,10 @@ def recipe(defense: str, network: type[Network], norm: float, radius: float, nam
     except ValueError as error:
         raise InputError(f"the defence {defense} is for other norms: {error}") from error
     own = described.recipe(network, norm, radius)
-    return own if name == "best" else replace(network.recipe(name), objective=own.objective)
+    if name == "best":
+        return own
+    if name == "gpu":
+        if described.gpu is None:
+            raise InputError(f"the defence {defense} has no recipe gpu; leave --recipe out for best")
+        return described.gpu(own)
+    return replace(network.recipe(name), objective=own.objective)

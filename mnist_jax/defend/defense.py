@@ -1,6 +1,7 @@
 """What is said of a defence beside its objective, and what the defences' recipes have in common."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -24,12 +25,14 @@ class Defense(NamedTuple):
       what: what it does, in a line.
       paper: authors and year.
       recipe: makes the recipe `best` that trains a network to resist perturbations of that norm and radius.
+      gpu: makes recipe `gpu` of that one, where there is one.
     """
 
     norms: tuple[float, ...]
     what: str
     paper: str
     recipe: Callable[[type[Network], float, float], Recipe]
+    gpu: Callable[[Recipe], Recipe] | None = None
 
     def check_norm(self, p: float) -> float:
         """The norm as `geometry.check_norm` gives it. Raises `ValueError` where the defence is for no such norm."""
@@ -44,6 +47,11 @@ def clipped_adam(schedule: optax.Schedule) -> optax.GradientTransformation:
 def dropping(peak: float, steps: int) -> optax.Schedule:
     """A constant rate that falls fivefold at 5/7 and again at 6/7 of the steps."""
     return optax.piecewise_constant_schedule(peak, {round(share * steps): DROP for share in DROPS})
+
+
+def as_published(best: Recipe) -> Recipe:
+    """Recipe `gpu` of certified training: that of the literature, 70 epochs (Shi et al. 2021; De Palma et al. 2024)."""
+    return replace(best, name="gpu", epochs=70, batch_size=256, learning_rate=5e-4)
 
 
 def ramp(progress: jax.Array, share: float) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 
 from mnist_jax.defend import bounded
 from mnist_jax.defend.batch import clean
-from mnist_jax.defend.defense import Defense, clipped_adam, dropping, ramp
+from mnist_jax.defend.defense import Defense, as_published, clipped_adam, dropping, ramp
 from mnist_jax.geometry import INF
 from mnist_jax.losses import cross_entropy
 from mnist_jax.networks import Network, Weights
@@ -67,4 +67,6 @@ def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
     )
 
 
-DEFENSE = Defense((INF,), "an upper bound of the loss, by interval arithmetic", "Gowal et al. 2018", recipe)
+DEFENSE = Defense(
+    (INF,), "an upper bound of the loss, by interval arithmetic", "Gowal et al. 2018", recipe, as_published
+)

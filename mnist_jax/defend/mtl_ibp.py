@@ -6,7 +6,7 @@ import jax
 
 from mnist_jax.defend import bounded, ibp
 from mnist_jax.defend.batch import adversarial, clean
-from mnist_jax.defend.defense import Defense, ramp
+from mnist_jax.defend.defense import Defense, as_published, ramp
 from mnist_jax.geometry import INF
 from mnist_jax.losses import cross_entropy
 from mnist_jax.networks import Network, Weights
@@ -76,5 +76,9 @@ def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
 
 
 DEFENSE = Defense(
-    (INF,), "the loss of adversarial images, and an upper bound by interval arithmetic", "De Palma et al. 2024", recipe
+    (INF,),
+    "the loss of adversarial images, and an upper bound of it by interval arithmetic",
+    "De Palma et al. 2024",
+    recipe,
+    as_published,
 )

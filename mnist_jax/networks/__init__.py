@@ -4,9 +4,11 @@ from mnist_jax.errors import unknown
 from mnist_jax.networks.convolutional import CNN, CNN_bn, CNN_d
 from mnist_jax.networks.dense import MLP, MLP_bn, MLP_d
 from mnist_jax.networks.network import CLASSES, IMAGE_SHAPE, Network, Weights, conv, linear, shapes
-from mnist_jax.networks.strided import CNN5_bn
+from mnist_jax.networks.strided import CNN5_bn, CNN7_bn
 
-NETWORKS: dict[str, type[Network]] = {cls.__name__: cls for cls in (MLP, MLP_d, MLP_bn, CNN, CNN_d, CNN_bn, CNN5_bn)}
+NETWORKS: dict[str, type[Network]] = {
+    cls.__name__: cls for cls in (MLP, MLP_d, MLP_bn, CNN, CNN_d, CNN_bn, CNN5_bn, CNN7_bn)
+}
 
 __all__ = [
     "CLASSES",

@@ -33,3 +33,30 @@ class CNN5_bn(Network):
         self.classifier = nnx.Sequential(
             linear(7 * 7 * 2 * FILTERS, 256, rngs), layers.BatchNorm(256, rngs=rngs), nnx.relu, linear(256, 10, rngs)
         )
+
+
+class CNN7_bn(Network):
+    """Five convolutions and two dense layers, 229 million operations an image: for a GPU.
+
+    The network of the published results of certified training (Shi et al. 2021; Müller et al. 2023; De Palma et al.
+    2024).
+    """
+
+    best = CONVOLUTIONAL
+
+    def __init__(self, rngs: nnx.Rngs):
+        layout = ((1, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 128, 1))  # inputs, outputs, stride
+        self.features = nnx.Sequential(
+            *[
+                layer
+                for inputs, outputs, stride in layout
+                for layer in (
+                    conv(inputs, outputs, 3, rngs, stride=stride, padding=1),
+                    layers.BatchNorm(outputs, rngs=rngs),
+                    nnx.relu,
+                )
+            ]
+        )
+        self.classifier = nnx.Sequential(
+            linear(14 * 14 * 128, 512, rngs), layers.BatchNorm(512, rngs=rngs), nnx.relu, linear(512, 10, rngs)
+        )

@@ -1,7 +1,7 @@
 """Trained networks in and out, and the state of an interrupted training.
 
 A trained network is a safetensors file: its weights by name, and what made them as metadata. It is called
-`NAME[-DEFENSE]-RECIPE[-DATASET].safetensors`.
+`NAME[-DEFENSE-NORM-RADIUS]-RECIPE[-DATASET].safetensors`.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from mnist_jax.classifier import Classifier
 from mnist_jax.data import DATASETS
 from mnist_jax.errors import InputError, first_line
 from mnist_jax.networks import Network, Weights
-from mnist_jax.recipe import RECIPES
+from mnist_jax.recipe import OF_DEFENCES
 from mnist_jax.storage import files
 from mnist_jax.version import VERSION
 
@@ -33,7 +33,10 @@ SETTLING = 10  # times half a second at most
 
 
 class Name(NamedTuple):
-    """What the name of a checkpoint says. An empty recipe or dataset leaves it open."""
+    """What the name of a checkpoint says. An empty recipe or dataset leaves it open.
+
+    The defence has norm and radius with it, as in "ibp-inf-0.3"; a plain network's is empty.
+    """
 
     architecture: str
     defense: str = ""
@@ -45,7 +48,7 @@ class Name(NamedTuple):
         architecture, *rest = stem.split("-")
         networks.by_name(architecture)
         dataset = rest.pop() if rest and rest[-1] in DATASETS else ""
-        recipe = rest.pop() if rest and rest[-1] in RECIPES else ""
+        recipe = rest.pop() if rest and rest[-1] in OF_DEFENCES else ""
         return cls(architecture, "-".join(rest), recipe, dataset)
 
     def __str__(self) -> str:
@@ -168,7 +171,7 @@ def find(model: str | Path, runs: str | Path = RUNS) -> Path:
         return max(own, key=lambda path: path.stat().st_mtime_ns)
     with_project = [path for path in shipped().glob("*.safetensors") if matches(path)]
     if with_project:
-        return min(with_project, key=lambda path: RECIPES.index(Name.parse(path.stem).recipe))
+        return min(with_project, key=lambda path: OF_DEFENCES.index(Name.parse(path.stem).recipe))
     raise InputError(
         f"no trained {model} in {runs} or {shipped()}: train it, python -m mnist_jax.train --model {model}"
     )
