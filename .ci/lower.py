@@ -1,4 +1,4 @@
-"""Lowers training, defences, evaluation, attacks and certificates, in every norm, for GPUs and TPUs: it compiles nothing.
+"""Lowers training, evaluation, attacks, certificates and defences, in every norm, for GPUs and TPUs; compiles nothing.
 
 What one of these can't do, an operation that it lacks or 64-bit numbers, fails here on a machine that has none of them.
 """

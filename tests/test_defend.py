@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -387,3 +388,18 @@ def test_the_same_seed_gives_the_same_bits():
     for name, array in one.weights.items():
         np.testing.assert_array_equal(array, other.weights[name])
     assert any((array != third.weights[name]).any() for name, array in one.weights.items())
+
+
+def test_every_defence_is_in_the_documentation():
+    text = (Path(__file__).parents[1] / "docs/defences.md").read_text()
+    for name, described in defend.DEFENSES.items():
+        norms = ", ".join(f"{p:g}" for p in described.norms)
+        assert f"\n| `{name}` | {norms} | " in text
+
+
+def test_the_documentations_own_objective_trains():
+    text = (Path(__file__).parents[1] / "docs/defences.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    exec(code, names := {"__name__": "mine"})
+    got = outcome(names["Margins"](norm=INF, radius=0.3), Linear, weights_of(Linear), 1.0)
+    assert got.losses.shape == (24,)
