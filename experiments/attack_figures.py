@@ -17,7 +17,7 @@ from tqdm import tqdm
 from mnist_jax import attack, data, plot
 from mnist_jax.attack.minimal_norm.automatic import history
 from mnist_jax.commands.prompt import describe
-from mnist_jax.networks import NETWORKS
+from mnist_jax.networks import NETWORKS, ORIGINALS
 from mnist_jax.recipe import RECIPES
 from mnist_jax.storage import checkpoint, files
 
@@ -38,7 +38,7 @@ def main() -> None:
     images, labels = np.asarray(data.normalize(split.images[: options.images])), split.labels[: options.images]
 
     distances = {}
-    for name in tqdm(NETWORKS, disable=None):
+    for name in tqdm(ORIGINALS, disable=None):
         path = checkpoint.shipped() / f"{name}-{options.recipe}.safetensors"
         classifier = checkpoint.load(path).classifier()
         result = attack.dichotomy(classifier, images, labels, norm=options.norm)

@@ -39,7 +39,7 @@ from jax import lax
 
 from mnist_jax import data, layers, losses, training
 from mnist_jax.device import cores
-from mnist_jax.networks import CNN, IMAGE_SHAPE, NETWORKS, Network, Weights, shapes
+from mnist_jax.networks import CNN, IMAGE_SHAPE, NETWORKS, ORIGINALS, Network, Weights, shapes
 
 try:
     import torch
@@ -66,7 +66,7 @@ print(imported - start, loaded - imported, time.perf_counter() - loaded)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(ORIGINALS), metavar="NAME")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--fraction", type=float, default=1.0, help="of an epoch to run; times are scaled up")
     parser.add_argument("--formulations", action=argparse.BooleanOptionalAction, default=True)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from mnist_jax import NETWORKS, attack, certify, data
 from mnist_jax.classifier import Classifier
+from mnist_jax.networks import ORIGINALS
 from mnist_jax.storage import checkpoint, files, pytorch
 
 KEPT = Path(__file__).with_name("certified.json")
@@ -181,7 +182,7 @@ def pairs() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(ORIGINALS), metavar="NAME")
     parser.add_argument("--recipes", nargs="+", default=["best", "original"])
     parser.add_argument("--norms", nargs="+", default=["inf", "2", "1"])
     parser.add_argument("--methods", nargs="+", default=["crown", "nearest"])

@@ -28,7 +28,7 @@ from peers import network
 from tqdm import tqdm
 
 from mnist_jax import attack, data
-from mnist_jax.networks import NETWORKS
+from mnist_jax.networks import NETWORKS, ORIGINALS
 from mnist_jax.storage import checkpoint, pytorch
 
 Model = Callable[["torch.Tensor"], "torch.Tensor"]
@@ -160,7 +160,7 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(ORIGINALS), metavar="NAME")
     parser.add_argument("--norm", type=float, default=2.0)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--original", type=int, default=10, help="images for the original's methods, some 20 s each")

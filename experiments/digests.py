@@ -26,7 +26,7 @@ import numpy as np
 from mnist_jax import data, networks, training
 from mnist_jax.attack import methods
 from mnist_jax.commands import console
-from mnist_jax.networks import NETWORKS
+from mnist_jax.networks import NETWORKS, ORIGINALS
 from mnist_jax.recipe import RECIPES
 from mnist_jax.storage import checkpoint
 
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=["MLP-original", "CNN-original"], metavar="NAME")
     parser.add_argument("--attacks", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--train", nargs="*", default=list(NETWORKS), choices=NETWORKS, metavar="NAME")
+    parser.add_argument("--train", nargs="*", default=list(ORIGINALS), choices=NETWORKS, metavar="NAME")
     parser.add_argument("--against", type=Path, metavar="FILE", help="the output of an earlier run")
     options = parser.parse_args()
     console.start()

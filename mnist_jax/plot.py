@@ -274,6 +274,86 @@ def certified_by_radius(radii: np.ndarray, norm: float, distances: np.ndarray | 
         return _png(figure)
 
 
+def defended(
+    curves: Mapping[str, tuple[np.ndarray | None, np.ndarray]], norm: float, limit: float, *, mark: float | None = None
+) -> bytes:
+    """Accuracy against the radius of several networks: that which an attack leaves, and that which is certified.
+
+    Args:
+      curves: by the name of each network, the largest certified radius of each of its images `[N]`, 0 where there is
+        none, or None for no line; and the distances `[N]` to the nearest adversarial images that were found.
+      norm: p of radii and distances.
+      limit: largest radius shown.
+      mark: a radius to mark, for which networks were trained.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for color, (name, (radii, distances)) in zip(FAMILIES, curves.items(), strict=False):
+            x = _steps(limit, *(np.asarray(each, float) for each in (radii, distances) if each is not None))
+            robust = _farther(np.asarray(distances, float), x)
+            axes.step(x, robust, where="post", color=color, label=_text(name))
+            if radii is not None:
+                certified = _farther(np.asarray(radii, float), x)
+                axes.step(x, certified, where="post", color=color, linestyle=VARIANTS[1])
+                axes.fill_between(x, certified, robust, step="post", color=color, alpha=0.12, linewidth=0)
+        if mark is not None:
+            axes.axvline(mark, color=GREY, linewidth=0.8, linestyle=VARIANTS[2])
+        _accuracy_axes(axes, limit, norm)
+        lines = [Line2D([], [], color=GREY, linestyle=style) for style in ("-", VARIANTS[1])]
+        which = axes.legend(lines, ["robust, as far as attacks tell", "certified"], loc="lower left", fontsize=8)
+        axes.add_artist(which)
+        axes.legend(loc="upper right", fontsize=8)
+        return _png(figure)
+
+
+def compared(image: np.ndarray, found: Mapping[str, tuple[np.ndarray, str, float]], norm: float) -> bytes:
+    """The nearest adversarial images of one image on several networks, a row each: image, perturbation, adversarial.
+
+    Args:
+      image: `[H, W]`, `[H, W, 1]` or `[H, W, 3]` in [0, 1].
+      found: by the name of each network, the adversarial image, what the network predicts of it, and the distance.
+      norm: p.
+    """
+    perturbations = {name: np.subtract(x, image, dtype=np.float64) for name, (x, *_) in found.items()}
+    limit = max((float(np.abs(r).max()) for r in perturbations.values()), default=0) or 1.0
+    height = 2.0 * image.shape[0] / image.shape[1]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.0, (height + 0.25) * len(found) + 0.6), layout="compressed")
+        for row, (name, (adversarial, prediction, distance)) in zip(
+            figure.subplots(len(found), 3, squeeze=False), found.items(), strict=True
+        ):
+            panels = (_pixels(image), _signed(perturbations[name], limit), _pixels(adversarial))
+            titles = (_text(name), f"${_norm_of_r(norm)} = {_number(distance, 3)}$", f"seen as {_text(prediction)}")
+            for axes, panel, title in zip(row, panels, titles, strict=True):
+                _show(axes, panel)
+                axes.set_title(title, fontsize=8, pad=3)
+        _scale(figure, limit)
+        return _png(figure)
+
+
+def filters(kernels: Mapping[str, np.ndarray]) -> bytes:
+    """The filters of several first layers, a row each, every network's on a scale of its own.
+
+    Args:
+      kernels: by the name of each network, `[h, w, 1, N]`.
+    """
+    columns = max(kernel.shape[-1] for kernel in kernels.values())
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, (7.2 / columns + 0.28) * len(kernels)), layout="constrained")
+        for part, (name, kernel) in zip(
+            figure.subfigures(len(kernels), 1, squeeze=False)[:, 0], kernels.items(), strict=True
+        ):
+            part.suptitle(_text(name), fontsize=8)
+            limit = float(np.abs(kernel).max()) or 1.0
+            for i, axes in enumerate(part.subplots(1, columns)):
+                if i < kernel.shape[-1]:
+                    _show(axes, _signed(kernel[..., i], limit))
+                else:
+                    axes.set_axis_off()
+        return _png(figure)
+
+
 def benchmark(rows: Mapping[str, Mapping[str, float]]) -> bytes:
     """Attacks side by side: a line each, a panel for every measure; those of libraries, `NAME-LIBRARY`, are hollow.
 

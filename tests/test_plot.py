@@ -231,6 +231,27 @@ def test_certified_by_radius():
         plot.certified_by_radius(nothing, 1, nothing)
 
 
+def test_defended():
+    random = np.random.default_rng(0)
+    radii = random.random(50)
+    curves = {"CNN": (None, radii / 3), "CNN5_bn, ibp": (radii, radii * 1.3)}
+    png = plot.defended(curves, np.inf, 1.0, mark=0.3)
+    assert png == plot.defended(curves, np.inf, 1.0, mark=0.3)
+    pixels = pixels_of(png)
+    for color in plot.FAMILIES[:2]:
+        wanted = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        assert (np.abs(pixels - wanted).max(-1) < 0.02).sum() > 200
+
+
+def test_compared_and_filters():
+    image, adversarial = digits(28, 28, 1)
+    one = {"CNN": (adversarial, "3", 0.5)}
+    heights = [pixels_of(plot.compared(image, found, 2)).shape[0] for found in (one, one | {"other": (image, "7", 0)})]
+    assert heights[1] > 1.5 * heights[0]
+    kernels = {name: np.random.default_rng(0).normal(size=(3, 3, 1, count)) for name, count in (("a", 4), ("b", 7))}
+    assert pixels_of(plot.filters(kernels)).std() > 0.05
+
+
 def test_shares_farther_than_a_radius():
     distances = np.array([0, 1, np.inf, 1])
     np.testing.assert_array_equal(plot._farther(distances, np.array([0, 0.5, 1, 2])), [0.75, 0.75, 0.25, 0.25])

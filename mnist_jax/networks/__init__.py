@@ -9,11 +9,13 @@ from mnist_jax.networks.strided import CNN5_bn, CNN7_bn
 NETWORKS: dict[str, type[Network]] = {
     cls.__name__: cls for cls in (MLP, MLP_d, MLP_bn, CNN, CNN_d, CNN_bn, CNN5_bn, CNN7_bn)
 }
+ORIGINALS = ("MLP", "MLP_d", "MLP_bn", "CNN", "CNN_d", "CNN_bn")  # of the original project, shipped by both recipes
 
 __all__ = [
     "CLASSES",
     "IMAGE_SHAPE",
     "NETWORKS",
+    "ORIGINALS",
     "Network",
     "Weights",
     "by_name",
