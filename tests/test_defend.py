@@ -15,7 +15,7 @@ from flax import nnx
 
 from mnist_jax import Classifier, certify, defend, geometry, layers, losses, networks, training
 from mnist_jax.data import Split
-from mnist_jax.defend import batch, bounded, consistency, defense, gaussian, ibp, mtl_ibp, pgd, trades
+from mnist_jax.defend import batch, bounded, consistency, defense, gaussian, ibp, mtl_ibp, pgd, sabr, smooth_adv, trades
 from mnist_jax.errors import InputError
 from mnist_jax.objective import Plain
 from mnist_jax.recipe import Recipe
@@ -60,6 +60,8 @@ OBJECTIVES = {
     "trades": trades.TRADES(INF, 0.1),
     "ibp": ibp.IBP(0.05),
     "mtl_ibp": mtl_ibp.MTLIBP(0.05, 0.5),
+    "sabr": sabr.SABR(0.05, 0.4),
+    "smooth_adv": smooth_adv.SmoothAdv(0.3, 0.5),
     "gaussian": gaussian.Gaussian(0.3),
     "consistency": consistency.Consistency(0.3),
 }
@@ -109,7 +111,7 @@ def test_an_outcome_has_losses_statistics_and_gradients(objective):
         assert np.abs(gradient).max() > 0 or name in ("classifier.0.bias", "classifier.4.bias"), name
 
 
-@pytest.mark.parametrize("name", ["pgd inf", "trades", "ibp", "mtl_ibp"])
+@pytest.mark.parametrize("name", ["pgd inf", "trades", "ibp", "mtl_ibp", "sabr"])
 def test_statistics_are_those_of_the_clean_batch(name):
     weights = weights_of(Normalized)
     key = jax.random.split(KEY)[1] if name != "ibp" else KEY  # dropout moves those of the second
@@ -229,6 +231,17 @@ def test_mtl_ibp_is_between_adversarial_loss_and_bound():
     np.testing.assert_allclose(bound, intervals, rtol=1e-5)
 
 
+def test_sabr_bounds_less_than_the_ball_and_more_than_the_adversarial_image():
+    weights, made = weights_of(Linear), OBJECTIVES["sabr"]
+    nothing, half, whole = (outcome(replace(made, share=s), Linear, weights, 1.0).losses for s in (0.0, 0.5, 1.0))
+    ball = outcome(replace(OBJECTIVES["ibp"], share=1.0), Linear, weights, 1.0).losses
+    np.testing.assert_allclose(whole, ball, rtol=1e-5)
+    assert (nothing <= half + 1e-5).all()
+    assert (half <= ball + 1e-5).all()
+    assert half.mean() < ball.mean() - 1e-3
+    assert nothing.mean() > outcome(Plain(losses.cross_entropy), Linear, weights, 1.0).losses.mean() + 0.05
+
+
 def test_the_radius_grows_and_the_regularizer_fades():
     weights, made = weights_of(Normalized), replace(OBJECTIVES["ibp"], warmup=0.5, share=1.0, sparsity=0.0)
     runs = [outcome(made, Normalized, weights, progress) for progress in (0.0, 0.25, 0.5, 1.0)]
@@ -307,6 +320,20 @@ def test_consistency_in_numbers():
     got = outcome(OBJECTIVES["consistency"], Linear, weights, 1.0)
     np.testing.assert_allclose(got.losses, loss + 10 * apart + 0.5 * entropy, rtol=1e-3)
     np.testing.assert_array_equal(np.asarray(got.logits).argmax(1), mean.argmax(1))
+
+
+def test_adversarial_training_of_the_smoothed_classifier():
+    weights, made = weights_of(Linear), OBJECTIVES["smooth_adv"]
+    noise_key, _, _ = jax.random.split(KEY, 3)
+    noise = 0.3 * jax.random.normal(noise_key, (2, *IMAGES.shape))
+    logits = [Linear.apply(weights, IMAGES + each) for each in noise]
+    plain = np.mean([cross_entropy(each, LABELS) for each in logits], 0)
+    np.testing.assert_allclose(outcome(made, Linear, weights, 0.0).losses, plain, rtol=1e-4)
+    got = outcome(made, Linear, weights, 1.0)
+    assert got.losses.mean() > plain.mean() + 0.05
+    voted = outcome(made, Linear, weights, 0.0).logits
+    expected = np.mean([np.asarray(jax.nn.softmax(each), float) for each in logits], 0)
+    np.testing.assert_allclose(jax.nn.softmax(voted), expected, rtol=1e-4)
 
 
 # Recipes, and training by them

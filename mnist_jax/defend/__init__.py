@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 
-from mnist_jax.defend import consistency, gaussian, ibp, mtl_ibp, pgd, trades
+from mnist_jax.defend import consistency, fgsm, gaussian, ibp, mtl_ibp, pgd, sabr, smooth_adv, trades
 from mnist_jax.defend.defense import Defense
 from mnist_jax.errors import InputError, unknown
 from mnist_jax.networks import Network
 from mnist_jax.recipe import Recipe
 
 DEFENSES: dict[str, Defense] = {
-    module.__name__.rpartition(".")[2]: module.DEFENSE for module in (pgd, trades, ibp, mtl_ibp, gaussian, consistency)
+    module.__name__.rpartition(".")[2]: module.DEFENSE
+    for module in (pgd, fgsm, trades, ibp, mtl_ibp, sabr, gaussian, consistency, smooth_adv)
 }
 
 

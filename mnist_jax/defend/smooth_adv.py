@@ -1,0 +1,83 @@
+"""Adversarial training of the smoothed classifier."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from mnist_jax import losses
+from mnist_jax.classifier import Classifier
+from mnist_jax.defend import gaussian
+from mnist_jax.defend.batch import attacked_by_pgd
+from mnist_jax.defend.defense import Defense, ramp
+from mnist_jax.networks import Network
+from mnist_jax.objective import Outcome
+from mnist_jax.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class SmoothAdv:
+    """Minimizes the loss of noisy adversarial images, which fool the mean of the probabilities under that same noise:
+
+        mean_i loss(f(x + r + e_i), y),   r by PGD on -log(mean_i softmax f(x + r + e_i))[y],   norm_2(r) <= radius
+
+    Salman et al., "Provably robust deep learning via adversarially trained smoothed classifiers", 2019, section 3.2.
+
+    Attributes:
+      sigma: deviation of the noise.
+      radius: 2-norm of the perturbations r.
+      draws: of noise for an image.
+      steps, reach, warmup: of the attack, as in `pgd.PGD`.
+    """
+
+    sigma: float
+    radius: float
+    draws: int = 2
+    steps: int = 2
+    reach: float = 2.0
+    warmup: float = 0.3
+
+    def __call__(self, network, weights, images, labels, key, progress) -> Outcome:
+        noise_key, attack_key, dropout_key = jax.random.split(key, 3)
+        noise = self.sigma * jax.random.normal(noise_key, (self.draws, *images.shape), images.dtype)
+        radius = ramp(progress, self.warmup) * self.radius
+
+        def voting(parts, images):
+            """Logits whose softmax is the mean of the probabilities under the noise."""
+            weights, noise = parts
+            every = network.apply(weights, (images[None] + noise).reshape(-1, *images.shape[1:]))
+            logs = jax.nn.log_softmax(every).reshape(self.draws, len(images), -1)
+            return jax.nn.logsumexp(logs, 0)
+
+        attacked = attacked_by_pgd(
+            Classifier(voting, (weights, noise)),
+            images,
+            labels,
+            attack_key,
+            norm=2.0,
+            radius=radius,
+            steps=self.steps,
+            step_size=self.reach * radius / self.steps,
+        )
+        noisy = (attacked[None] + noise).reshape(-1, *images.shape[1:])
+        logits, statistics = network.apply_training(weights, noisy, dropout_key)
+        loss = losses.cross_entropy(logits, jnp.concatenate([labels] * self.draws)).reshape(self.draws, -1).mean(0)
+        mean = jax.nn.logsumexp(jax.nn.log_softmax(logits).reshape(self.draws, len(images), -1), 0)
+        return Outcome(loss, jnp.zeros(()), mean, statistics)
+
+
+RADIUS = 2 / 3  # of that to resist; the paper trains with less than what it certifies
+
+
+def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
+    """The recipe of training on noise alone, with this objective."""
+    objective = SmoothAdv(gaussian.SHARE * radius, RADIUS * radius)
+    return replace(gaussian.recipe(network, norm, radius), objective=objective)
+
+
+DEFENSE = Defense(
+    (2.0,),
+    "the loss of noisy adversarial images of the smoothed classifier, for smoothing",
+    "Salman et al. 2019",
+    recipe,
+)
