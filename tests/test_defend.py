@@ -430,3 +430,14 @@ def test_the_documentations_own_objective_trains():
     exec(code, names := {"__name__": "mine"})
     got = outcome(names["Margins"](norm=INF, radius=0.3), Linear, weights_of(Linear), 1.0)
     assert got.losses.shape == (24,)
+
+
+@pytest.mark.parametrize("network", networks.NETWORKS.values(), ids=networks.NETWORKS)
+def test_every_network_can_be_defended(network):
+    # Traced only: what is on the way of bounds, pools and dropout among it, is known to them.
+    weights = jax.eval_shape(network.initialize, jax.random.key(0))
+    for name in ("mtl_ibp", "consistency"):
+        objective = defend.recipe(name, network, defend.DEFENSES[name].norms[0], 0.3).objective
+        got = jax.eval_shape(partial(objective, network), weights, IMAGES, LABELS, KEY, jnp.zeros(()))
+        assert got.losses.shape == (24,)
+        assert got.statistics.keys() == network.statistics()
