@@ -55,11 +55,13 @@ def evaluate(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     return {"model": path.stem, "path": str(path), "dataset": name, "accuracies": accuracies}
 
 
-HEADER = f"{'network':18}" + "".join(f"{split:>9}" for split in SPLITS)
+WIDTH = 32  # letters of a network's name, with its defence
+
+HEADER = f"{'network':{WIDTH}}" + "".join(f"{split:>9}" for split in SPLITS)
 
 
 def row(result: dict[str, Any]) -> str:
-    return f"{result['model']:18}" + "".join(f"{accuracy:>9.2%}" for accuracy in result["accuracies"].values())
+    return f"{result['model']:{WIDTH}}" + "".join(f"{accuracy:>9.2%}" for accuracy in result["accuracies"].values())
 
 
 def check(options: argparse.Namespace) -> int:
