@@ -196,6 +196,26 @@ def test_training_without_dropout(name):
         np.testing.assert_allclose(array, running[key], rtol=1e-5, atol=1e-6)
 
 
+def test_training_by_given_statistics_still_drops_out():
+    images, key = random_images(5), jax.random.key(3)
+    weights = random_weights("MLP_bn")
+    given = jax.jit(networks.MLP_bn.apply_dropping)(weights, images, key)
+    np.testing.assert_allclose(given, networks.MLP_bn.apply(weights, images), rtol=0, atol=1e-5)
+    weights = random_weights("MLP_d")
+    given = jax.jit(networks.MLP_d.apply_dropping)(weights, images, key)
+    np.testing.assert_array_equal(given, jax.jit(networks.MLP_d.apply_training)(weights, images, key)[0])
+    assert (np.asarray(given) != networks.MLP_d.apply(weights, images)).any()
+
+
+def test_a_batchs_own_statistics():
+    weights, images = random_weights("MLP_bn"), random_images(5)
+    own = jax.jit(lambda w, x: networks.MLP_bn.apply_training(w, x, jax.random.key(0), moved=False))(weights, images)
+    _, statistics = numpy_forward("MLP_bn", weights, images, batch_statistics=True)
+    for layer, (mean, var) in zip((2, 5), statistics, strict=True):
+        np.testing.assert_allclose(own[1][f"classifier.{layer}.mean"], mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(own[1][f"classifier.{layer}.var"], var, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["MLP_d", "CNN_d"])
 def test_dropout_in_training(name):
     # All weights positive: no ReLU is at 0, so a row of a linear kernel has a gradient just where its input was kept.
