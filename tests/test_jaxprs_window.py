@@ -91,9 +91,12 @@ def whole_only(*_):
 
 
 def test_bounds_by_blocks_are_no_looser(monkeypatch):
+    monkeypatch.setattr(window, "WORTH", np.inf)
+    monkeypatch.setattr(linear, "LANES", 16)
     classifier = flat(pools)
     with jax.enable_x64(True):
         images = np.random.default_rng(1).uniform(size=(2, *SHAPE))
+        driver._run.clear_cache()
         blocks = certify.crown(classifier, images, None, 0.02)
         monkeypatch.setattr(window, "view", whole_only)
         driver._run.clear_cache()
