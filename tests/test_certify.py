@@ -13,7 +13,8 @@ from jax import lax
 from scipy import optimize
 
 from mnist_jax import Classifier, attack, certify, data, load_classifier
-from mnist_jax.certify import largest_radius
+from mnist_jax.certify import driver, largest_radius
+from mnist_jax.certify.ibp import kernel as by_intervals
 from mnist_jax.geometry import INF, exact_norm
 
 METHODS = {"ibp": certify.ibp, "crown": certify.crown, "alpha_crown": partial(certify.alpha_crown, steps=4)}
@@ -456,10 +457,29 @@ def test_no_images_and_a_double_network():
     assert (np.asarray(result.margin) >= np.asarray(single.margin)).all()
 
 
+def test_chunks_are_halved_until_memory_suffices():
+    classifier = Classifier(relu_network, weights(np.random.default_rng(0), 5, 4, 3))
+    images = np.random.default_rng(1).uniform(size=(11, *SHAPE)).astype(np.float32)
+    sizes = []
+
+    def of_little_memory(classifier, images, *rest, most, why="RESOURCE_EXHAUSTED: Out of memory", **how):
+        sizes.append(len(images))
+        if len(images) > most:
+            raise jax.errors.JaxRuntimeError(why)
+        return by_intervals(classifier, images, *rest, **how)
+
+    result = driver.run(of_little_memory, classifier, images, None, 0.1, norm=INF, at_once=8, most=2)
+    assert sizes == [8, 4, 2]
+    for got, expected in zip(result, certify.ibp(classifier, images, None, 0.1), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"):
+        driver.run(of_little_memory, classifier, images, None, 0.1, norm=INF, at_once=8, most=0)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no device"):
+        driver.run(of_little_memory, classifier, images, None, 0.1, norm=INF, at_once=8, most=2, why="no device")
+
+
 def test_a_radius_is_not_rounded_down():
     """0.1 in single precision is above 0.1; 0.7 is below, and has to be raised."""
-    from mnist_jax.certify import driver
-
     classifier = Classifier(relu_network, weights(np.random.default_rng(0), 5, 4, 3))
     for asked in (0.1, 0.7, 0.3, 1 / 3):
         _, _, radius = driver.checked(classifier, np.zeros((2, *SHAPE), np.float32), [0, 0], asked)

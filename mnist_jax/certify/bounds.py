@@ -31,7 +31,7 @@ from mnist_jax.certify.constants import Constants
 from mnist_jax.certify.region import Region
 from mnist_jax.certify.relaxations import Interval, Lines, Ramp
 from mnist_jax.certify.rounding import TINY, UNDERFLOWN, gamma, unit
-from mnist_jax.jaxprs import affine
+from mnist_jax.jaxprs import affine, window
 from mnist_jax.jaxprs.program import Equation, Program
 
 EXTRA = 8  # roundings besides those of the sums: of the half-width, of the error itself, of two values' difference
@@ -291,6 +291,28 @@ class Bounds:
         parts = [next(each) if isinstance(x, jax.Array) else x for x in leaves]
         nodes, region, underflow = jax.tree.unflatten(form, parts)
         return replace(self, nodes=nodes, region=region, values={}, underflow=underflow)
+
+    def within(self, view: window.View, corner: jax.Array) -> "Bounds":
+        """The walk for what a block at a corner `[rank]` sees, as far as `back` needs it.
+
+        Outside of it all coefficients are zero: what goes back from the block is what it is in the whole.
+        """
+        shapes, dtype = self.program.shapes, self.region.images.dtype
+
+        def part(of: Any, seen: window.Window, shape: tuple[int, ...]) -> Any:
+            return jax.tree.map(lambda x: window.cut(x, seen, shape, corner), of)
+
+        known = {n: part(self.constants[whole], seen, shape) for n, (whole, seen, shape) in view.constants.items()}
+        known |= {n: window.inside(seen, shape, corner, dtype) for n, (seen, shape) in view.masks.items()}
+        nodes = {}
+        for at, (whole, seen) in view.steps.items():
+            equation = view.program.equations[at]
+            arguments = tuple(n for n in equation.operands if n in view.program.depends)
+            node = part(self.nodes[whole], seen, shapes[equation.results[0]].shape)
+            nodes[at] = node._replace(arguments=arguments)
+        region = part(self.region, view.image, shapes[self.program.image].shape)
+        constants = self.constants.beside(known)
+        return replace(self, program=view.program, constants=constants, region=region, values={}, nodes=nodes)
 
     def combined(self, factors: dict[int, float]) -> tuple[jax.Array, jax.Array]:
         """The center of a linear function of values, and the error that it has before it goes back."""

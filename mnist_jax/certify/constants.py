@@ -1,5 +1,6 @@
 """What a network works out from its weights alone, and how far that may be off."""
 
+import copy
 from typing import Any
 
 import jax
@@ -44,6 +45,12 @@ class Constants:
 
     def __getitem__(self, number: int) -> Any:
         return self.values[number]
+
+    def beside(self, values: dict[int, Any]) -> "Constants":
+        """These, and others that a part of the program has."""
+        both = copy.copy(self)
+        both.values = self.values | values
+        return both
 
     def error(self, number: int) -> jax.Array | None:
         """How far the value may be off; None where it is exact."""

@@ -1,16 +1,19 @@
 """Linear functions taken back to the image: bounds of the steps on the way, and of the margin."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mnist_jax.certify.bounds import Bounds
 from mnist_jax.certify.constants import Constants
 from mnist_jax.certify.region import Region
 from mnist_jax.certify.relaxations import Interval, steepness
 from mnist_jax.classifier import Classifier
+from mnist_jax.jaxprs import window
 from mnist_jax.jaxprs.program import Program
 
 LANES = 128  # linear functions that go back together
@@ -41,43 +44,54 @@ def tighten(
 ) -> Interval:
     """Bounds of the entries where they are wanted: for an image at a time, as other images want others.
 
-    What is affine in the image is the same function for all of them, and taken back once.
+    What is affine in the image is the same function for all of them, and taken back once. Entries that see little, as
+    in convolutions, go back in blocks, and only through what these see.
     """
     shape, batch = interval.low.shape[:-1], interval.low.shape[-1]
     size = interval.low[..., 0].size
     center, off = (x.reshape(size, batch) for x in bounds.combined(factors))
     wanted = wanted.reshape(size, batch)
-    together = min(LANES // 2, size)
+    view = window.view(bounds.program, place, list(factors), LANES // 2)
+    groups = _entries if view is None else partial(_blocks, window.blocks(shape, view.block))
+
+    def seen(bounds: Bounds, entries: jax.Array) -> tuple[Bounds, int, dict[int, jax.Array]]:
+        """The walk for these entries, up to a place, and functions that are 1 in one of them, and then -1."""
+        if view is None:
+            one = jax.nn.one_hot(entries, size, axis=0, dtype=center.dtype).reshape(*shape, -1)
+            part, end, numbers = bounds, place, {n: n for n in factors}
+        else:
+            one = jnp.eye(len(entries), dtype=center.dtype).reshape(*view.block, -1)
+            part = bounds.within(view, jnp.stack(jnp.unravel_index(entries[0], shape)))
+            end, numbers = len(view.program.equations), view.targets
+        both = jnp.concatenate([one, -one], -1)
+        return part, end, {numbers[n]: f * both for n, f in factors.items()}
 
     def better(wanted: jax.Array, least: Callable, found: Interval) -> Interval:
-        """Goes through the entries that are wanted `[size]`; `least` is given some, and functions that are 1 there."""
-        order = jnp.argsort(~wanted)
-        order = jnp.concatenate([order, jnp.repeat(order[-1:], -size % together)])
+        """Goes through the entries that are wanted `[size]`; `least` is given some at a time."""
+        entries, count = groups(wanted)
 
         def some(k: Any, found: Interval) -> Interval:
-            entries = jax.lax.dynamic_slice(order, (k * together,), (together,))
-            one = jax.nn.one_hot(entries, size, axis=0, dtype=center.dtype)
-            both = jnp.concatenate([one, -one], 1).reshape(*shape, 2 * together)
-            low, high = least(entries, {n: f * both for n, f in factors.items()})
+            low, high = least(entries[k])
             return Interval(
-                found.low.at[entries].set(jnp.maximum(found.low[entries], low)),
-                found.high.at[entries].set(jnp.minimum(found.high[entries], -high)),
+                found.low.at[entries[k]].set(jnp.maximum(found.low[entries[k]], low)),
+                found.high.at[entries[k]].set(jnp.minimum(found.high[entries[k]], -high)),
             )
 
-        return jax.lax.fori_loop(0, -(-wanted.sum() // together), some, found)
+        return jax.lax.fori_loop(0, count, some, found)
 
-    def of_all(entries: jax.Array, functions: dict[int, jax.Array]) -> list[jax.Array]:
-        a = bounds.affine_back(place, functions)
-        least = jnp.split(bounds.region.least_of_all(a, bounds.p), 2)
-        return [bounds.total(s * center[entries], off[entries], x) for s, x in zip((1, -1), least, strict=True)]
+    def of_all(entries: jax.Array) -> list[jax.Array]:
+        part, end, functions = seen(bounds, entries)
+        a = part.affine_back(end, functions)
+        least = jnp.split(part.region.least_of_all(a, bounds.p), 2)
+        return [part.total(s * center[entries], off[entries], x) for s, x in zip((1, -1), least, strict=True)]
 
     def of_one(i: Any, found: Interval) -> Interval:
-        seen = bounds.of(i)
-        own, own_off = center[:, i], off[:, i]
+        whole, own, own_off = bounds.of(i), center[:, i], off[:, i]
 
-        def least(entries: jax.Array, functions: dict[int, jax.Array]) -> list[jax.Array]:
+        def least(entries: jax.Array) -> list[jax.Array]:
+            part, end, functions = seen(whole, entries)
             at = jnp.concatenate([own[entries], -own[entries]]) - jnp.concatenate([own_off[entries]] * 2)
-            return jnp.split(way(seen, place, functions, at)[0], 2)
+            return jnp.split(way(part, end, functions, at)[0], 2)
 
         new = better(wanted[:, i], least, Interval(found.low[:, i], found.high[:, i]))
         return Interval(found.low.at[:, i].set(new.low), found.high.at[:, i].set(new.high))
@@ -88,6 +102,20 @@ def tighten(
     else:
         found = better(wanted.any(1), of_all, flat)
     return Interval(*(z.reshape(*shape, batch) for z in found))
+
+
+def _entries(wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Entries `[K, L]`, so many at a time, of which as many rows as are told have all that are wanted `[size]`."""
+    together = min(LANES // 2, len(wanted))
+    order = jnp.argsort(~wanted)
+    order = jnp.concatenate([order, jnp.repeat(order[-1:], -len(wanted) % together)])
+    return order.reshape(-1, together), -(-wanted.sum() // together)
+
+
+def _blocks(entries: np.ndarray, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """As `_entries`, of blocks with these entries `[K, L]`."""
+    some = wanted[entries].any(1)
+    return jnp.asarray(entries)[jnp.argsort(~some)], some.sum()
 
 
 def leads(bounds: Bounds, labels: jax.Array, ways: Sequence[Way]) -> tuple[jax.Array, jax.Array]:

@@ -2,5 +2,6 @@
 
 `program.read` traces a classifier on one image and gives its equations in a row: calls are inlined by what they
 compute, never by their derivatives. `affine` says which of them are affine in the image, and runs those on any number
-of images at once, forwards, with the absolute values of their coefficients, or transposed.
+of images at once, forwards, with the absolute values of their coefficients, or transposed. `window` cuts a program down
+to what some entries of a value see.
 """

@@ -107,6 +107,21 @@ def _same_type(reader: "Reader", operands: list[int], params: dict[str, Any]) ->
     return operands if reader.shape(operands[0]).dtype == params["new_dtype"] else None
 
 
+def _padded(reader: "Reader", operands: list[int], params: dict[str, Any]) -> list[int] | None:
+    """A convolution of an image that is padded, in place of one that pads it."""
+    padding = params["padding"]
+    inner = not reader.depends(operands[:1]) or {*params["lhs_dilation"]} != {1}
+    if inner or not any(map(any, padding)) or min(map(min, padding)) < 0:
+        return None
+    sides = dict(zip(params["dimension_numbers"].lhs_spec[2:], padding, strict=True))
+    config = [(*sides.get(axis, (0, 0)), 0) for axis in range(2 + len(padding))]
+    params = params | {"padding": ((0, 0),) * len(padding)}
+    return reader.trace(
+        lambda x, kernel: lax.conv_general_dilated_p.bind(lax.pad(x, jnp.zeros((), x.dtype), config), kernel, **params),
+        *operands,
+    )
+
+
 # By the name of the primitive: a function of the reader, the operands and the parameters that writes what stands for
 # it, and gives the results; or None, where it stays.
 RULES: dict[str, Callable[["Reader", list[int], dict[str, Any]], list[int] | None]] = {
@@ -122,6 +137,7 @@ RULES: dict[str, Callable[["Reader", list[int], dict[str, Any]], list[int] | Non
     "reduce_window_min": functools.partial(_reduce_window, sign=-1),
     "integer_pow": _integer_pow,
     "erfc": lambda reader, operands, _: reader.trace(lambda x: 1 - lax.erf(x), *operands),
+    "conv_general_dilated": _padded,
     "mul": _mul,
     "div": _div,
     "convert_element_type": _same_type,
