@@ -21,6 +21,7 @@ from tqdm import tqdm
 from mnist_jax import NETWORKS, attack, certify, data
 from mnist_jax.classifier import Classifier
 from mnist_jax.geometry import exact_norm
+from mnist_jax.networks import ORIGINALS
 from mnist_jax.storage import checkpoint, files
 
 KEPT = Path(__file__).with_name("certified_and_fooled.json")
@@ -85,7 +86,7 @@ def total() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(ORIGINALS), metavar="NAME")
     parser.add_argument("--recipes", nargs="+", default=["best", "original"])
     parser.add_argument("--norms", nargs="+", default=["inf", "2", "1"])
     parser.add_argument("--method", choices=["ibp", "crown", "alpha_crown"], default="crown")
