@@ -90,11 +90,11 @@ def robustness(
     Args:
       images: `[B, *shape]` in [0, 1].
       labels: `[B]`.
-      radius: p-norm of the perturbations, at most; an attack that goes farther has broken nothing.
+      radius: p-norm of the perturbations, at most; an attack that goes farther, but for rounding, has broken nothing.
       attacks: `attempts`, or some of them.
       certified: `[B]`, images that no attack can break, which are not attacked; None for none.
     """
-    clean = np.asarray(losses.accuracy(predict(classifier, images), labels), bool)
+    clean = _right(classifier, images, labels)
     robust, broken = clean.copy(), {}
     proved = np.zeros(len(images), bool) if certified is None else np.asarray(certified, bool)
     for name, attempt in attacks.items():
@@ -109,11 +109,19 @@ def robustness(
 def breaks(
     classifier: Classifier, images: np.ndarray, labels: np.ndarray, radius: float, attempt: Attempt, *, norm: float
 ) -> np.ndarray:
-    """Whether an attack's images are misclassified, within the radius and in [0, 1] `[B]`, measured anew."""
-    found = np.asarray(attempt(images, labels))
+    """Whether an attack's images are misclassified, within the radius but for rounding, and in [0, 1] `[B]`."""
+    found = np.asarray(attempt(images, labels), images.dtype)  # what is measured is what is classified
     within = exact_norm(found.astype(float) - images, norm) <= radius * (1 + CLOSE)
     inside = ((found >= 0) & (found <= 1)).reshape(len(found), -1).all(1)
-    return within & inside & ~np.asarray(losses.accuracy(predict(classifier, found), labels), bool)
+    return within & inside & ~_right(classifier, found, labels)
+
+
+def _right(classifier: Classifier, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Whether images are classified correctly `[B]`, as precisely as attacks and certificates see the classifier."""
+    if not len(images):
+        return np.zeros(0, bool)
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(losses.accuracy(predict(classifier, images), labels), bool)
 
 
 def alone(
@@ -134,7 +142,7 @@ def alone(
 
 
 def masking(accuracies: Mapping[str, float]) -> list[str]:
-    """The attacks which say that the network masks its gradients: they leave less than PGD does, of `alone`'s figures.
+    """The attacks that speak of masked gradients: they leave less than `pgd` does, of the figures of `alone`.
 
     What follows no gradients, or those of another network, should not do better than what follows the network's own
     (Athalye, Carlini & Wagner, "Obfuscated gradients give a false sense of security", 2018, section 3.1). Where it

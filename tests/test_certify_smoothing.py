@@ -114,7 +114,8 @@ def test_no_images(linear):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sigma": 0.0}, "sigma must be above 0"),
+        ({"sigma": 1e-9}, "sigma must be at least 0.001"),
+        ({"sigma": 1e39}, "sigma must be at most 1000"),
         ({"sigma": np.inf}, "sigma must be a finite number"),
         ({"failure": 1.0}, "failure must be below 1"),
         ({"failure": 0.0}, "failure must be above 0"),

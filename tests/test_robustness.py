@@ -91,6 +91,15 @@ def test_masked_gradients_are_found_out(mlp, some):
     assert masking(accuracies["masked"]), accuracies
 
 
+def test_what_is_measured_is_what_is_classified(mlp, some):
+    images, labels = some
+    whole = np.round(images)  # as whole numbers they would be taken for pixels from 0 to 255
+    result = robustness(mlp, whole, labels, 0.1, {"identity": lambda x, y: x.astype(np.uint8)})
+    assert result.clean.any()
+    np.testing.assert_array_equal(result.robust, result.clean)
+    assert len(robustness(mlp, images[:0], labels[:0], 0.1, {"none": lambda x, y: x}).robust) == 0
+
+
 def test_masking_by_numbers():
     assert masking({"pgd": 0.9, "square": 0.86, "transfer": 0.95}) == []
     assert masking({"pgd": 0.9, "square": 0.84, "transfer": 0.3}) == ["square", "transfer"]

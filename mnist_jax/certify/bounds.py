@@ -310,7 +310,9 @@ class Bounds:
             arguments = tuple(n for n in equation.operands if n in view.program.depends)
             node = part(self.nodes[whole], seen, shapes[equation.results[0]].shape)
             nodes[at] = node._replace(arguments=arguments)
-        region = part(self.region, view.image, shapes[self.program.image].shape)
+        # The radius is one number, which along an axis that is 1 long looks like one for each entry.
+        seen = part(self.region, view.image, shapes[self.program.image].shape)
+        region = seen._replace(radius=self.region.radius)
         constants = self.constants.beside(known)
         return replace(self, program=view.program, constants=constants, region=region, values={}, nodes=nodes)
 

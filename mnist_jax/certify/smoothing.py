@@ -1,6 +1,5 @@
 """Randomized smoothing: certificates of the classifier that votes on noisy images."""
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -12,6 +11,7 @@ from scipy.stats import beta, norm
 from mnist_jax import arguments, losses
 from mnist_jax.classifier import Classifier
 
+LEAST_SIGMA, LARGEST_SIGMA = 1e-3, 1e3  # of noise that pixels in single precision neither swallow nor drown in
 AT_ONCE = 500  # noisy images that go through the network together
 SLACK = 1e-6  # relative: by more than single precision, in which noise is drawn, may differ from the deviation
 
@@ -56,7 +56,7 @@ def smoothing(
     Args:
       classifier: asked about images that leave [0, 1]; noise is not clipped.
       images: `[B, *shape]` in [0, 1].
-      sigma: deviation of the noise, above 0.
+      sigma: deviation of the noise, from 0.001 to 1000: single precision has normal noise only there.
       samples: for the bound; they limit the radius to `sigma * Phi^-1(failure^(1 / samples))`.
       selection: samples that choose the class.
       failure: probability, for each image, that what is said of it is wrong; above 0 and below 1.
@@ -65,7 +65,7 @@ def smoothing(
     Raises:
       ValueError: an argument is out of its range.
     """
-    arguments.numbers(0, math.inf, above=True, sigma=sigma)
+    arguments.numbers(LEAST_SIGMA, LARGEST_SIGMA, sigma=sigma)
     arguments.numbers(0, 1, above=True, below=True, failure=failure)
     arguments.counts(samples=samples, selection=selection)
     x = arguments.images_of(classifier, images)
@@ -77,7 +77,8 @@ def smoothing(
         each = [votes(classifier, deviation, x[i], jax.random.fold_in(keys[i], purpose), count) for i in range(len(x))]
         return np.array(each, int).reshape(len(x), size)
 
-    few, counts = ask(0, selection), ask(1, samples)
+    with jax.default_matmul_precision("highest"):
+        few, counts = ask(0, selection), ask(1, samples)
     chosen = few.argmax(1) if len(x) else np.zeros(0, int)
     p = lower_bound(counts[np.arange(len(x)), chosen], samples, failure)
     radius = np.where(p > 0.5, float(deviation) * norm.ppf(p) * (1 - SLACK), 0.0)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from mnist_jax import certify, data
+from mnist_jax.certify.smoothing import LARGEST_SIGMA, LEAST_SIGMA
 from mnist_jax.commands import console, job
 from mnist_jax.commands.job import Job
 from mnist_jax.errors import InputError
@@ -21,7 +22,7 @@ OPTIONS = ("sigma", "samples", "failure", "seed")
 def add_options(parser: console.Parser) -> None:
     """The options of --method smoothing. Those that are not given are not among what is parsed."""
     group = parser.add_argument_group("with --method smoothing", argument_default=argparse.SUPPRESS)
-    group.add_argument("--sigma", type=console.number(float, 0, 1e3, above=True), help="deviation of the noise")
+    group.add_argument("--sigma", type=console.number(float, LEAST_SIGMA, LARGEST_SIGMA), help="deviation of the noise")
     samples = "noisy copies of each image (default: 10000); 100000 are usual, and allow larger radii"
     group.add_argument("--samples", type=console.number(int, 1, console.MANY), help=samples)
     failure = "probability, for each image, that what is said is wrong (default: 0.001)"

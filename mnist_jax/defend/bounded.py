@@ -46,7 +46,8 @@ def intervals(
     bounds = linear.walk(classifier, images, each, INF, computation, rounded=False)
     bounds.forwards(as_is)
     leads, _ = linear.leads(bounds, labels, [])
-    worst = jnp.where(jnp.isinf(leads), 0, -leads).T
+    own = jnp.arange(len(leads))[:, None] == labels[None]
+    worst = jnp.where(own, 0, -leads).T
     bent = [node.ramp.d for node in bounds.nodes.values() if node.ramp is not None and node.ramp.fixed]
     return Bounded(worst, [(d.low, d.high) for d in bent], 2 * bounds.region.width.mean())
 
