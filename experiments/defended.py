@@ -32,6 +32,9 @@ PIECE = 50  # images attacked between two saves
 PROVED_AT_ONCE = 500  # images between two saves, of interval bounds
 THOROUGH = 200  # images on which `nearest` takes its time
 
+# What is known of each image of val, a letter each.
+BY_IBP, BY_CROWN, OPEN, STILL_OPEN, WRONG = "icoOw"  # still open: by CROWN too
+
 Figures = dict[str, Any]  # of a network, as the file has them
 
 
@@ -51,33 +54,32 @@ class Kept:
         self.all: dict[str, Figures] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
 
     def of(self, name: str) -> Figures:
-        return self.all.setdefault(name, {"certified": {}, "broken": {}, "clean": {}, "alone": {}})
+        return self.all.setdefault(name, {"certified": "", "broken": {}, "clean": {}, "alone": {}})
 
     def save(self) -> None:
         files.write(KEPT, (json.dumps(self.all, indent=0, sort_keys=True) + "\n").encode())
 
 
 def certify_all(kept: Kept, name: str, classifier: Classifier, radius: float, crown: int, until: float) -> None:
-    """Which images are certified, by their places: first by intervals, then some of the rest by CROWN."""
-    figures, val = kept.of(name)["certified"], data.load().val
+    """Which images are certified: first by intervals, then some of the rest by CROWN."""
+    figures, val = kept.of(name), data.load().val
     images = np.asarray(data.normalize(val.images))
     correct = np.asarray(losses.accuracy(predict(classifier, val.images), val.labels), bool)
     for start in tqdm(range(0, len(images), PROVED_AT_ONCE), desc=f"{name}, intervals", disable=None):
         places = np.arange(start, min(start + PROVED_AT_ONCE, len(images)))
-        if time.monotonic() > until or str(places[-1]) in figures:
+        if time.monotonic() > until or start < len(figures["certified"]):
             continue
         proved = np.asarray(certify.ibp(classifier, images[places], val.labels[places], radius).certified)
-        figures |= {
-            str(i): "ibp" if p else "open" if c else "wrong"
-            for i, p, c in zip(places.tolist(), proved, correct[places], strict=True)
-        }
+        figures["certified"] += "".join(np.where(proved, BY_IBP, np.where(correct[places], OPEN, WRONG)))
         kept.save()
-    left = [int(i) for i, what in figures.items() if what == "open"][:crown]
+    tried = figures["certified"].count(BY_CROWN) + figures["certified"].count(STILL_OPEN)
+    left = [i for i, what in enumerate(figures["certified"]) if what == OPEN][: max(crown - tried, 0)]
     for i in tqdm(left, desc=f"{name}, CROWN", disable=None):
         if time.monotonic() > until:
             return
         one = certify.crown(classifier, images[[i]], val.labels[[i]], radius)
-        figures[str(i)] = "crown" if bool(one.certified[0]) else "still open"
+        letters = figures["certified"]
+        figures["certified"] = letters[:i] + (BY_CROWN if bool(one.certified[0]) else STILL_OPEN) + letters[i + 1 :]
         kept.save()
 
 
@@ -94,7 +96,8 @@ def attack_some(
         effort = "thorough" if start < THOROUGH else "standard"
         attacks = robustness.attempts(model, radius, norm=norm, surrogate=surrogate, effort=effort)
         attacks.pop("square")  # it is in AutoAttack
-        proved = np.array([figures["certified"].get(str(i)) in ("ibp", "crown") for i in places])
+        known = figures["certified"][start : start + len(places)].ljust(len(places), OPEN)
+        proved = np.array([letter in (BY_IBP, BY_CROWN) for letter in known])
         result = robustness.robustness(model, images, labels, radius, attacks, norm=norm, certified=proved)
         by = {i: a for a, broken in result.broken.items() for i in places[broken].tolist()}
         figures["broken"] |= {str(i): attack for i, attack in by.items()}
@@ -112,9 +115,8 @@ def attack_some(
 
 def row(name: str, figures: Figures, accuracy: float) -> str:
     clean, broken, alone = figures["clean"], figures["broken"], figures["alone"]
-    certified = list(figures["certified"].values())
-    proved = sum(what in ("ibp", "crown") for what in certified)
-    unsettled = sum(what in ("open", "still open") for what in certified)
+    certified = figures["certified"]
+    proved, unsettled = (sum(map(certified.count, letters)) for letters in (BY_IBP + BY_CROWN, OPEN + STILL_OPEN))
     cells = [name, f"{accuracy:.2%}"]
     cells.append(f"{(sum(clean.values()) - len(broken)) / len(clean):.1%} of {len(clean)}" if clean else "")
     cells.append(f"{proved / len(certified):.2%}" if certified else "")
