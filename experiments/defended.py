@@ -123,7 +123,7 @@ def row(name: str, figures: Figures, accuracy: float) -> str:
     cells.append(f"{unsettled / len(certified):.2%}" if certified else "")
     cells += [f"{alone[attack]:.0%}" if attack in alone else "" for attack in ("pgd", "square", "transfer", "nearest")]
     masked = robustness.masking(alone) if "pgd" in alone else []
-    cells.append(f"masked ({', '.join(masked)})" if masked else "no sign")
+    cells.append(f"masked ({', '.join(masked)})" if masked else "no sign" if len(alone) > 1 else "")
     return "| " + " | ".join(cells) + " |"
 
 
