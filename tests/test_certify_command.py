@@ -187,7 +187,7 @@ def test_names_of_results_are_never_those_of_an_attack():
         (("--split", "vall"), "did you mean val?"),
         (("--count", 10_001), "more than the 10000 images of val"),
         (("--ids", "3,10000"), "--ids 10000 is not an image of val"),
-        (("--seed", 1), "unrecognized arguments: --seed 1"),
+        (("--seed", 1), "argument --seed: only with --method smoothing"),
         (("--radius", 1, "--attack-results", "x.npz"), "--attack-results: not allowed with argument --radius"),
         (("--attack-results", "x.npz"), "there is no file x.npz"),
         (("--resume",), "nothing to resume"),
