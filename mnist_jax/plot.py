@@ -300,10 +300,12 @@ def defended(
         if mark is not None:
             axes.axvline(mark, color=GREY, linewidth=0.8, linestyle=VARIANTS[2])
         _accuracy_axes(axes, limit, norm)
-        lines = [Line2D([], [], color=GREY, linestyle=style) for style in ("-", VARIANTS[1])]
-        which = axes.legend(lines, ["robust, as far as attacks tell", "certified"], loc="lower left", fontsize=8)
-        axes.add_artist(which)
-        axes.legend(loc="upper right", fontsize=8)
+        lines, names = axes.get_legend_handles_labels()
+        for style, what in (("-", "robust, as far as attacks tell"), (VARIANTS[1], "certified")):
+            lines.append(Line2D([], [], color=GREY, linestyle=style))
+            names.append(what)
+        # Above, where no curve is.
+        axes.legend(lines, names, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=8)
         return _png(figure)
 
 
