@@ -301,7 +301,8 @@ def defended(
             axes.axvline(mark, color=GREY, linewidth=0.8, linestyle=VARIANTS[2])
         _accuracy_axes(axes, limit, norm)
         lines, names = axes.get_legend_handles_labels()
-        for style, what in (("-", "robust, as far as attacks tell"), (VARIANTS[1], "certified")):
+        both: Sequence[tuple[Any, str]] = (("-", "robust, as far as attacks tell"), (VARIANTS[1], "certified"))
+        for style, what in both:
             lines.append(Line2D([], [], color=GREY, linestyle=style))
             names.append(what)
         # Above, where no curve is.
