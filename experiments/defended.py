@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mnist_jax import Classifier, certify, data, losses, robustness
-from mnist_jax.evaluation import predict
+from mnist_jax.evaluation import accuracy, predict
 from mnist_jax.storage import checkpoint, files
 
 KEPT = Path(__file__).with_name("defended.json")
@@ -113,11 +113,11 @@ def attack_some(
             kept.save()
 
 
-def row(name: str, figures: Figures, accuracy: float) -> str:
+def row(name: str, figures: Figures, clean_accuracy: float) -> str:
     clean, broken, alone = figures["clean"], figures["broken"], figures["alone"]
     certified = figures["certified"]
     proved, unsettled = (sum(map(certified.count, letters)) for letters in (BY_IBP + BY_CROWN, OPEN + STILL_OPEN))
-    cells = [name, f"{accuracy:.2%}"]
+    cells = [name, f"{clean_accuracy:.2%}"]
     cells.append(f"{(sum(clean.values()) - len(broken)) / len(clean):.1%} of {len(clean)}" if clean else "")
     cells.append(f"{proved / len(certified):.2%}" if certified else "")
     cells.append(f"{unsettled / len(certified):.2%}" if certified else "")
@@ -132,10 +132,8 @@ def table(kept: Kept, names: list[str]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|:--" + "|--:" * (len(head) - 2) + "|:--|"]
     for name, path, *_ in subjects(names):
         if name in kept.all:
-            val = data.load().val
-            classifier = checkpoint.load(path).classifier()
-            accuracy = np.asarray(losses.accuracy(predict(classifier, val.images), val.labels)).mean()
-            lines.append(row(name, kept.of(name), float(accuracy)))
+            clean = accuracy(checkpoint.load(path).classifier(), data.load().val)
+            lines.append(row(name, kept.of(name), clean))
     return "\n".join(lines)
 
 

@@ -116,6 +116,12 @@ def divergence(logits: ArrayLike, others: ArrayLike) -> jax.Array:
     return (jnp.exp(one) * (one - other)).sum(-1)
 
 
+def voted(logits: ArrayLike) -> jax.Array:
+    """Logits `[B, C]` whose softmax is the mean of the probabilities of several rows of logits `[K, B, C]`."""
+    logs = jax.nn.log_softmax(wide(logits))
+    return jax.nn.logsumexp(logs, 0) - jnp.log(float(len(logs)))
+
+
 def confidence(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     """The softmax probability of the label."""
     return jnp.take_along_axis(jax.nn.softmax(wide(logits)), jnp.asarray(labels)[:, None], -1)[:, 0]

@@ -149,8 +149,8 @@ def test_gradients_pass_through_the_statistics_of_the_clean_batch():
 @pytest.mark.parametrize(("norm", "radius"), [(INF, 0.1), (2.0, 0.5), (1.0, 2.0)])
 def test_adversarial_images_are_in_ball_and_box_and_worse(norm, radius):
     weights = weights_of(Normalized)
-    how = {"norm": norm, "radius": radius, "steps": 7, "step_size": 2.5 * radius / 7}
-    found = jax.jit(partial(batch.adversarial, Normalized, **how))(weights, IMAGES, LABELS, KEY)
+    how = {"norm": norm, "radius": radius, "steps": 7, "reach": 2.5}
+    found = jax.jit(partial(batch.adversarial, **how))(Classifier(Normalized.apply, weights), IMAGES, LABELS, KEY)
     assert ((found >= 0) & (found <= 1)).all()
     assert (geometry.exact_norm(np.asarray(found, float) - np.asarray(IMAGES, float), norm) <= radius * 1.0001).all()
     before, after = (losses.cross_entropy(Normalized.apply(weights, x), LABELS) for x in (IMAGES, found))
@@ -215,8 +215,8 @@ def test_the_bounds_that_training_follows_are_those_that_certify():
 def test_adversarial_losses_are_between_the_clean_ones_and_the_bounds(network):
     # Without dropout's luck: as the network is when it is evaluated.
     weights, radius = weights_of(network), 0.05
-    how = {"norm": INF, "radius": radius, "steps": 20, "step_size": 0.01}
-    found = jax.jit(partial(batch.adversarial, network, **how))(weights, IMAGES, LABELS, KEY)
+    how = {"norm": INF, "radius": radius, "steps": 20, "reach": 4.0}
+    found = jax.jit(partial(batch.adversarial, **how))(Classifier(network.apply, weights), IMAGES, LABELS, KEY)
     attacked = losses.cross_entropy(network.apply(weights, found), LABELS)
     bounds = jax.jit(partial(bounded.intervals, network))(weights, IMAGES, LABELS, radius)
     assert (attacked <= bounded.worst_case(bounds, LABELS) + 1e-4).all()

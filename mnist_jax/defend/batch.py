@@ -1,6 +1,6 @@
 """What every defence does with a batch: its statistics, and adversarial images of it, inside the jitted step."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,24 +38,6 @@ def clean(network: type[Network], weights: Weights, images: jax.Array, key: jax.
 
 
 def adversarial(
-    network: type[Network],
-    weights: Weights,
-    images: jax.Array,
-    labels: jax.Array,
-    key: jax.Array,
-    *,
-    norm: float,
-    radius: jax.Array,
-    steps: int,
-    step_size: jax.Array,
-    loss: Loss = losses.log_odds,
-) -> jax.Array:
-    """Adversarial images of the network in evaluation mode, as `attacked_by_pgd` finds them."""
-    how: dict[str, Any] = {"norm": norm, "radius": radius, "steps": steps, "step_size": step_size, "loss": loss}
-    return attacked_by_pgd(Classifier(network.apply, weights), images, labels, key, **how)
-
-
-def attacked_by_pgd(
     classifier: Classifier,
     images: jax.Array,
     labels: jax.Array,
@@ -64,12 +46,13 @@ def attacked_by_pgd(
     norm: float,
     radius: jax.Array,
     steps: int,
-    step_size: jax.Array,
+    reach: float,
     loss: Loss = losses.log_odds,
 ) -> jax.Array:
     """Images within the radius and in [0, 1] that minimize the attack's loss, by PGD from a random start.
 
-    They are constants to the gradient of a step. `radius` and `step_size` are numbers, p-norms.
+    They are constants to the gradient of a step. `radius` is a number, a p-norm, and `reach` the sum of the lengths of
+    the attack's steps, in radii.
     """
     classifier, images = jax.lax.stop_gradient((classifier, images))
     given = Problem(images, labels, None)
@@ -79,7 +62,7 @@ def attacked_by_pgd(
         jax.random.split(key, len(images)),
         norm=norm,
         radius=jnp.broadcast_to(radius, images.shape[:1]).astype(images.dtype),
-        step_size=jnp.broadcast_to(step_size, images.shape[:1]).astype(images.dtype),
+        step_size=jnp.broadcast_to(reach * radius / steps, images.shape[:1]).astype(images.dtype),
         steps=steps,
         restarts=1,
         loss=loss,

@@ -109,6 +109,7 @@ def initialize(network: type[Network], key: jax.Array) -> Weights:
     return weights
 
 
-def size(network: type[Network], weights: Weights) -> jax.Array:
-    """The 1-norm of all kernels together."""
-    return sum((jnp.abs(w).sum() for name, w in weights.items() if name.endswith(".kernel")), jnp.zeros(()))
+def penalty(bounded: Bounded, weights: Weights, regularization: jax.Array, sparsity: float) -> jax.Array:
+    """The regularizers, and the 1-norm of all kernels together, by their weights."""
+    size = sum((jnp.abs(w).sum() for name, w in weights.items() if name.endswith(".kernel")), jnp.zeros(()))
+    return regularization * regularizer(bounded) + sparsity * size

@@ -38,8 +38,8 @@ class Consistency:
         noisy = several + self.sigma * jax.random.normal(noise_key, several.shape, images.dtype)
         logits, statistics = network.apply_training(weights, noisy, dropout_key)
         loss = losses.cross_entropy(logits, jnp.concatenate([labels] * self.draws)).reshape(self.draws, -1).mean(0)
-        logs = jax.nn.log_softmax(logits).reshape(self.draws, len(images), -1)
-        mean = jax.nn.logsumexp(logs, 0) - jnp.log(float(self.draws))
+        every = logits.reshape(self.draws, len(images), -1)
+        logs, mean = jax.nn.log_softmax(every), losses.voted(every)
         apart = (jnp.exp(mean)[None] * (mean[None] - logs)).sum(-1).mean(0)
         entropy = -(jnp.exp(mean) * mean).sum(-1)
         total = loss + self.weight * apart + self.entropy * entropy

@@ -2,18 +2,17 @@
 
 from dataclasses import dataclass
 
-import jax
-
 from mnist_jax.defend import bounded
 from mnist_jax.defend.batch import clean
 from mnist_jax.defend.defense import Defense, as_published, clipped_adam, dropping, ramp
 from mnist_jax.geometry import INF
 from mnist_jax.losses import cross_entropy
-from mnist_jax.networks import Network, Weights
+from mnist_jax.networks import Network
 from mnist_jax.objective import Outcome
 from mnist_jax.recipe import Recipe
 
 BEYOND = 0.05  # the radius trained with exceeds by it the radius to resist: the bounds of other images are wider
+LARGE = 0.2  # a radius of that or more is large on MNIST, where bounds need more weight
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,10 @@ class IBP:
         plain = clean(network, weights, images, key)
         bounds = bounded.intervals(network, plain.weights, images, labels, grown * self.radius)
         bound, loss = bounded.worst_case(bounds, labels), cross_entropy(plain.logits, labels)
-        penalty = self.regularization * (1 - grown) * bounded.regularizer(bounds)
-        penalty = penalty + self.sparsity * bounded.size(network, weights)
+        penalty = bounded.penalty(bounds, weights, self.regularization * (1 - grown), self.sparsity)
         return Outcome(self.share * bound + (1 - self.share) * loss, penalty, plain.logits, plain.statistics)
 
-    def initialize(self, network: type[Network], key: jax.Array) -> Weights:
-        """Weights whose intervals neither grow nor vanish from layer to layer."""
-        return bounded.initialize(network, key)
+    initialize = staticmethod(bounded.initialize)
 
 
 def recipe(network: type[Network], norm: float, radius: float) -> Recipe:

@@ -4,12 +4,13 @@ from dataclasses import dataclass, replace
 
 import jax
 
+from mnist_jax.classifier import Classifier
 from mnist_jax.defend import bounded, ibp
 from mnist_jax.defend.batch import adversarial, clean
 from mnist_jax.defend.defense import Defense, as_published, ramp
 from mnist_jax.geometry import INF
 from mnist_jax.losses import cross_entropy
-from mnist_jax.networks import Network, Weights
+from mnist_jax.networks import Network
 from mnist_jax.objective import Outcome
 from mnist_jax.recipe import Recipe
 
@@ -43,35 +44,28 @@ class MTLIBP:
         grown = ramp(progress, self.warmup)
         radius = grown * self.radius
         attacked = adversarial(
-            network,
-            weights,
+            Classifier(network.apply, weights),
             images,
             labels,
             attack_key,
             norm=INF,
             radius=radius,
             steps=self.steps,
-            step_size=self.reach * radius / self.steps,
+            reach=self.reach,
         )
         plain = clean(network, weights, images, dropout_key)
         bounds = bounded.intervals(network, plain.weights, images, labels, radius)
         loss = cross_entropy(network.apply_dropping(plain.weights, attacked, dropout_key), labels)
         bound = bounded.worst_case(bounds, labels)
-        penalty = self.regularization * (1 - grown) * bounded.regularizer(bounds)
-        penalty = penalty + self.sparsity * bounded.size(network, weights)
+        penalty = bounded.penalty(bounds, weights, self.regularization * (1 - grown), self.sparsity)
         return Outcome(self.share * bound + (1 - self.share) * loss, penalty, plain.logits, plain.statistics)
 
-    def initialize(self, network: type[Network], key: jax.Array) -> Weights:
-        """Weights whose intervals neither grow nor vanish from layer to layer."""
-        return bounded.initialize(network, key)
-
-
-LARGE = 0.2  # a radius of that or more is large on MNIST: there the upper bound has to have half of the weight
+    initialize = staticmethod(bounded.initialize)
 
 
 def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
     """The recipe of training on intervals alone, with this objective."""
-    objective = MTLIBP(radius + ibp.BEYOND, share=0.5 if radius >= LARGE else 0.05)
+    objective = MTLIBP(radius + ibp.BEYOND, share=0.5 if radius >= ibp.LARGE else 0.05)
     return replace(ibp.recipe(network, norm, radius), objective=objective)
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mnist_jax import losses
+from mnist_jax.classifier import Classifier
 from mnist_jax.defend.batch import adversarial, clean
 from mnist_jax.defend.defense import Defense, clipped_adam, ramp
 from mnist_jax.geometry import INF
@@ -41,15 +42,14 @@ class PGD:
         attack_key, dropout_key = jax.random.split(key)
         radius = ramp(progress, self.warmup) * self.radius
         attacked = adversarial(
-            network,
-            weights,
+            Classifier(network.apply, weights),
             images,
             labels,
             attack_key,
             norm=self.norm,
             radius=radius,
             steps=self.steps,
-            step_size=self.reach * radius / self.steps,
+            reach=self.reach,
         )
         plain = clean(network, weights, images, dropout_key)
         logits = network.apply_dropping(plain.weights, attacked, dropout_key)

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
+from mnist_jax.classifier import Classifier
 from mnist_jax.defend import bounded, ibp
 from mnist_jax.defend.batch import adversarial, clean
 from mnist_jax.defend.defense import Defense, as_published, ramp
 from mnist_jax.geometry import INF
-from mnist_jax.networks import Network, Weights
+from mnist_jax.networks import Network
 from mnist_jax.objective import Outcome
 from mnist_jax.recipe import Recipe
 
@@ -44,35 +45,30 @@ class SABR:
         small = grown * self.radius * self.share
         left = grown * self.radius - small
         attacked = adversarial(
-            network,
-            weights,
+            Classifier(network.apply, weights),
             images,
             labels,
             attack_key,
             norm=INF,
             radius=grown * self.radius,
             steps=self.steps,
-            step_size=self.reach * grown * self.radius / self.steps,
+            reach=self.reach,
         )
         centers = images + jnp.clip(attacked - images, -left, left)
         plain = clean(network, weights, images, dropout_key)
         bounds = bounded.intervals(network, plain.weights, centers, labels, small)
-        penalty = self.regularization * (1 - grown) * bounded.regularizer(bounds)
-        penalty = penalty + self.sparsity * bounded.size(network, weights)
+        penalty = bounded.penalty(bounds, weights, self.regularization * (1 - grown), self.sparsity)
         return Outcome(bounded.worst_case(bounds, labels), penalty, plain.logits, plain.statistics)
 
-    def initialize(self, network: type[Network], key: jax.Array) -> Weights:
-        """Weights whose intervals neither grow nor vanish from layer to layer."""
-        return bounded.initialize(network, key)
+    initialize = staticmethod(bounded.initialize)
 
 
 SHARE_OF_LARGE, SHARE_OF_SMALL = 0.9, 0.4  # as published for MNIST at 0.3 and at 0.1
-LARGE = 0.2  # a radius of that or more is large on MNIST
 
 
 def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
     """The recipe of training on intervals alone, with this objective."""
-    share = SHARE_OF_LARGE if radius >= LARGE else SHARE_OF_SMALL
+    share = SHARE_OF_LARGE if radius >= ibp.LARGE else SHARE_OF_SMALL
     return replace(ibp.recipe(network, norm, radius), objective=SABR(radius + ibp.BEYOND, share))
 
 

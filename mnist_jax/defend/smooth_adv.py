@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from mnist_jax import losses
 from mnist_jax.classifier import Classifier
 from mnist_jax.defend import gaussian
-from mnist_jax.defend.batch import attacked_by_pgd
+from mnist_jax.defend.batch import adversarial
 from mnist_jax.defend.defense import Defense, ramp
 from mnist_jax.networks import Network
 from mnist_jax.objective import Outcome
@@ -43,13 +43,11 @@ class SmoothAdv:
         radius = ramp(progress, self.warmup) * self.radius
 
         def voting(parts, images):
-            """Logits whose softmax is the mean of the probabilities under the noise."""
             weights, noise = parts
             every = network.apply(weights, (images[None] + noise).reshape(-1, *images.shape[1:]))
-            logs = jax.nn.log_softmax(every).reshape(self.draws, len(images), -1)
-            return jax.nn.logsumexp(logs, 0)
+            return losses.voted(every.reshape(self.draws, len(images), -1))
 
-        attacked = attacked_by_pgd(
+        attacked = adversarial(
             Classifier(voting, (weights, noise)),
             images,
             labels,
@@ -57,13 +55,13 @@ class SmoothAdv:
             norm=2.0,
             radius=radius,
             steps=self.steps,
-            step_size=self.reach * radius / self.steps,
+            reach=self.reach,
         )
         noisy = (attacked[None] + noise).reshape(-1, *images.shape[1:])
         logits, statistics = network.apply_training(weights, noisy, dropout_key)
         loss = losses.cross_entropy(logits, jnp.concatenate([labels] * self.draws)).reshape(self.draws, -1).mean(0)
-        mean = jax.nn.logsumexp(jax.nn.log_softmax(logits).reshape(self.draws, len(images), -1), 0)
-        return Outcome(loss, jnp.zeros(()), mean, statistics)
+        voted = losses.voted(logits.reshape(self.draws, len(images), -1))
+        return Outcome(loss, jnp.zeros(()), voted, statistics)
 
 
 RADIUS = 2 / 3  # of that to resist; the paper trains with less than what it certifies

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mnist_jax import losses
+from mnist_jax.classifier import Classifier
 from mnist_jax.defend import pgd
 from mnist_jax.defend.batch import adversarial, clean
 from mnist_jax.defend.defense import Defense, ramp
@@ -42,15 +43,14 @@ class TRADES:
         radius = ramp(progress, self.warmup) * self.radius
         said = jax.lax.stop_gradient(network.apply(weights, images))
         attacked = adversarial(
-            network,
-            weights,
+            Classifier(network.apply, weights),
             images,
             labels,
             attack_key,
             norm=self.norm,
             radius=radius,
             steps=self.steps,
-            step_size=self.reach * radius / self.steps,
+            reach=self.reach,
             loss=lambda logits, labels: -losses.divergence(said, logits),
         )
         plain = clean(network, weights, images, dropout_key)

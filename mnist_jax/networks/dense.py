@@ -2,26 +2,15 @@
 
 from dataclasses import replace
 
-import optax
 from flax import nnx
 
 from mnist_jax import layers, losses
 from mnist_jax.distortion import MILD, STRONG
+from mnist_jax.networks.convolutional import CONVOLUTIONAL
 from mnist_jax.networks.network import Network, linear
 from mnist_jax.objective import Plain
-from mnist_jax.recipe import Recipe, one_cycle
 
-DENSE = Recipe(
-    "best",
-    Plain(losses.cross_entropy),
-    optax.adam,
-    learning_rate=2e-3,
-    epochs=90,
-    batch_size=100,
-    schedule=one_cycle,
-    distortion=STRONG,
-    averaging=0.999,
-)
+DENSE = replace(CONVOLUTIONAL, learning_rate=2e-3, epochs=90, batch_size=100, distortion=STRONG)
 
 
 class MLP(Network):
