@@ -3,7 +3,7 @@
 from mnist_jax.errors import unknown
 from mnist_jax.networks.convolutional import CNN, CNN_bn, CNN_d
 from mnist_jax.networks.dense import MLP, MLP_bn, MLP_d
-from mnist_jax.networks.network import CLASSES, IMAGE_SHAPE, Network, Weights, conv, linear, shapes
+from mnist_jax.networks.network import CLASSES, IMAGE_SHAPE, Network, Weights, conv, linear, outputs, shapes
 from mnist_jax.networks.strided import CNN5_bn, CNN7_bn
 
 NETWORKS: dict[str, type[Network]] = {
@@ -21,6 +21,7 @@ __all__ = [
     "by_name",
     "conv",
     "linear",
+    "outputs",
     "shapes",
     *NETWORKS,
 ]

@@ -7,7 +7,7 @@ from flax import nnx
 
 from mnist_jax import layers, losses
 from mnist_jax.distortion import MILD
-from mnist_jax.networks.network import Network, conv, linear
+from mnist_jax.networks.network import Network, conv, linear, outputs
 from mnist_jax.objective import Plain
 from mnist_jax.recipe import Recipe, fading, one_cycle
 
@@ -24,10 +24,10 @@ CONVOLUTIONAL = Recipe(
 )
 
 
-def conv_features(rngs: nnx.Rngs) -> layers.Sequential:
+def conv_features(channels: int, rngs: nnx.Rngs) -> layers.Sequential:
     # ReLU after the pool gives the same values as before it, for a quarter of the work.
     return layers.Sequential(
-        conv(1, 20, 5, rngs), layers.max_pool, nnx.relu, conv(20, 40, 3, rngs), layers.max_pool, nnx.relu
+        conv(channels, 20, 5, rngs), layers.max_pool, nnx.relu, conv(20, 40, 3, rngs), layers.max_pool, nnx.relu
     )
 
 
@@ -35,17 +35,23 @@ class CNN(Network):
     best = CONVOLUTIONAL
 
     def __init__(self, rngs: nnx.Rngs):
-        self.features = conv_features(rngs)
-        self.classifier = nnx.Sequential(linear(1000, 120, rngs), nnx.relu, linear(120, 10, rngs))
+        self.features = conv_features(self.shape[-1], rngs)
+        self.classifier = nnx.Sequential(
+            linear(outputs(self.features, self.shape), 120, rngs), nnx.relu, linear(120, self.classes, rngs)
+        )
 
 
 class CNN_d(Network):
     best = replace(CONVOLUTIONAL, objective=Plain(losses.cross_entropy, masks=4), epochs=36)
 
     def __init__(self, rngs: nnx.Rngs):
-        self.features = conv_features(rngs)
+        self.features = conv_features(self.shape[-1], rngs)
         self.classifier = nnx.Sequential(
-            nnx.Dropout(0.5), linear(1000, 120, rngs), nnx.relu, nnx.Dropout(0.5), linear(120, 10, rngs)
+            nnx.Dropout(0.5),
+            linear(outputs(self.features, self.shape), 120, rngs),
+            nnx.relu,
+            nnx.Dropout(0.5),
+            linear(120, self.classes, rngs),
         )
 
 
@@ -54,7 +60,7 @@ class CNN_bn(Network):
 
     def __init__(self, rngs: nnx.Rngs):
         self.features = layers.Sequential(
-            conv(1, 20, 5, rngs),
+            conv(self.shape[-1], 20, 5, rngs),
             layers.max_pool,
             nnx.relu,
             layers.BatchNorm(20, rngs=rngs),
@@ -64,5 +70,8 @@ class CNN_bn(Network):
             layers.BatchNorm(40, rngs=rngs),
         )
         self.classifier = nnx.Sequential(
-            linear(1000, 120, rngs), nnx.relu, layers.BatchNorm(120, rngs=rngs), linear(120, 10, rngs)
+            linear(outputs(self.features, self.shape), 120, rngs),
+            nnx.relu,
+            layers.BatchNorm(120, rngs=rngs),
+            linear(120, self.classes, rngs),
         )

@@ -1,5 +1,6 @@
 """Dense layers only."""
 
+import math
 from dataclasses import replace
 
 from flax import nnx
@@ -19,7 +20,11 @@ class MLP(Network):
     def __init__(self, rngs: nnx.Rngs):
         self.features = nnx.Sequential()
         self.classifier = nnx.Sequential(
-            linear(784, 120, rngs), nnx.relu, linear(120, 120, rngs), nnx.relu, linear(120, 10, rngs)
+            linear(math.prod(self.shape), 120, rngs),
+            nnx.relu,
+            linear(120, 120, rngs),
+            nnx.relu,
+            linear(120, self.classes, rngs),
         )
 
 
@@ -38,13 +43,13 @@ class MLP_d(Network):
         self.features = nnx.Sequential()
         self.classifier = nnx.Sequential(
             nnx.Dropout(0.5),
-            linear(784, 120, rngs),
+            linear(math.prod(self.shape), 120, rngs),
             nnx.relu,
             nnx.Dropout(0.5),
             linear(120, 120, rngs),
             nnx.relu,
             nnx.Dropout(0.5),
-            linear(120, 10, rngs),
+            linear(120, self.classes, rngs),
         )
 
 
@@ -54,11 +59,11 @@ class MLP_bn(Network):
     def __init__(self, rngs: nnx.Rngs):
         self.features = nnx.Sequential()
         self.classifier = nnx.Sequential(
-            linear(784, 120, rngs),
+            linear(math.prod(self.shape), 120, rngs),
             nnx.relu,
             layers.BatchNorm(120, rngs=rngs),
             linear(120, 120, rngs),
             nnx.relu,
             layers.BatchNorm(120, rngs=rngs),
-            linear(120, 10, rngs),
+            linear(120, self.classes, rngs),
         )

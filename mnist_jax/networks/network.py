@@ -6,7 +6,8 @@ dictionary from names (`"features.0.kernel"`) to arrays, parameters and batch st
 
 import functools
 import math
-from typing import ClassVar
+import types
+from typing import ClassVar, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import optax
 from flax import nnx
 
 from mnist_jax import layers, losses
-from mnist_jax.errors import unknown
+from mnist_jax.errors import InputError, unknown
 from mnist_jax.objective import Plain
 from mnist_jax.recipe import RECIPES, Recipe
 
@@ -39,11 +40,33 @@ def conv(inputs: int, outputs: int, size: int, rngs: nnx.Rngs, *, stride: int = 
     return layers.Conv(inputs, outputs, size, stride=stride, padding=padding, init=init, rngs=rngs)
 
 
+def outputs(features: nnx.Module, shape: tuple[int, ...]) -> int:
+    """How many values the features make of an image of that shape. Raises `InputError` where it is too small."""
+
+    def run(state, images):
+        model = nnx.merge(graphdef, state)
+        model.eval()
+        return model(images)
+
+    graphdef, state = nnx.split(features)
+    try:
+        count = jax.eval_shape(run, state, jax.ShapeDtypeStruct((1, *shape), jnp.float32)).size
+    except (ValueError, TypeError):
+        count = 0
+    if not count:
+        raise InputError(f"images of {shape[0]}x{shape[1]} pixels are too small for this network")
+    return count
+
+
 class Network(nnx.Module):
     """`features` on the image, `classifier` on what comes out of them, flattened; the result is the logits.
 
-    The class attributes are the original project's training hyperparameters; recipe `original` uses just these.
+    The class attributes are the shape of the images, height, width and channels, the number of classes (`of` gives the
+    network for others), and the original project's training hyperparameters; recipe `original` uses just these.
     """
+
+    shape: ClassVar[tuple[int, int, int]] = IMAGE_SHAPE
+    classes: ClassVar[int] = CLASSES
 
     learning_rate = 2e-4
     epochs = 30
@@ -60,19 +83,28 @@ class Network(nnx.Module):
         """Each network's own sets `features` and `classifier`."""
 
     def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None, masks: int = 1) -> jax.Array:
-        """Logits `[B, 10]` of images `[B, 28, 28, 1]` in [0, 1].
+        """Logits `[B, classes]` of images `[B, *shape]` in [0, 1].
 
         In training mode `rngs` draws the dropout masks: `masks` of them for each image, and the logits are the mean.
 
         Raises:
           ValueError: the images are of another shape.
         """
-        if images.shape[1:] != IMAGE_SHAPE:
-            wanted = ", ".join(map(str, ("B", *IMAGE_SHAPE)))
+        if images.shape[1:] != self.shape:
+            wanted = ", ".join(map(str, ("B", *self.shape)))
             raise ValueError(f"{type(self).__name__} takes images [{wanted}], not {list(images.shape)}")
         x = self.features(images, rngs=rngs)
         x = jnp.concatenate([x.reshape(len(x), math.prod(x.shape[1:]))] * masks)
-        return self.classifier(x, rngs=rngs).reshape(masks, len(images), CLASSES).mean(0)
+        return self.classifier(x, rngs=rngs).reshape(masks, len(images), self.classes).mean(0)
+
+    @classmethod
+    @functools.cache  # one class for each, as programs are compiled for a class
+    def of(cls, shape: tuple[int, int, int], classes: int) -> type[Self]:
+        """This network for images of another shape and another number of classes."""
+        if (shape, classes) == (cls.shape, cls.classes):
+            return cls
+        own = {"shape": shape, "classes": classes, "__module__": cls.__module__}
+        return cast(type[Self], types.new_class(cls.__name__, (cls,), exec_body=lambda body: body.update(own)))
 
     @classmethod
     def initialize(cls, key: jax.Array) -> Weights:

@@ -4,7 +4,7 @@ from flax import nnx
 
 from mnist_jax import layers
 from mnist_jax.networks.convolutional import CONVOLUTIONAL
-from mnist_jax.networks.network import Network, conv, linear
+from mnist_jax.networks.network import Network, conv, linear, outputs
 
 FILTERS = 16  # of the first two convolutions; the third has twice as many
 
@@ -20,7 +20,7 @@ class CNN5_bn(Network):
 
     def __init__(self, rngs: nnx.Rngs):
         self.features = nnx.Sequential(
-            conv(1, FILTERS, 3, rngs, padding=1),
+            conv(self.shape[-1], FILTERS, 3, rngs, padding=1),
             layers.BatchNorm(FILTERS, rngs=rngs),
             nnx.relu,
             conv(FILTERS, FILTERS, 4, rngs, stride=2, padding=1),
@@ -31,7 +31,10 @@ class CNN5_bn(Network):
             nnx.relu,
         )
         self.classifier = nnx.Sequential(
-            linear(7 * 7 * 2 * FILTERS, 256, rngs), layers.BatchNorm(256, rngs=rngs), nnx.relu, linear(256, 10, rngs)
+            linear(outputs(self.features, self.shape), 256, rngs),
+            layers.BatchNorm(256, rngs=rngs),
+            nnx.relu,
+            linear(256, self.classes, rngs),
         )
 
 
@@ -45,7 +48,13 @@ class CNN7_bn(Network):
     best = CONVOLUTIONAL
 
     def __init__(self, rngs: nnx.Rngs):
-        layout = ((1, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 128, 1))  # inputs, outputs, stride
+        layout = (
+            (self.shape[-1], 64, 1),
+            (64, 64, 1),
+            (64, 128, 2),
+            (128, 128, 1),
+            (128, 128, 1),
+        )  # inputs, outputs, stride
         self.features = nnx.Sequential(
             *[
                 layer
@@ -58,5 +67,8 @@ class CNN7_bn(Network):
             ]
         )
         self.classifier = nnx.Sequential(
-            linear(14 * 14 * 128, 512, rngs), layers.BatchNorm(512, rngs=rngs), nnx.relu, linear(512, 10, rngs)
+            linear(outputs(self.features, self.shape), 512, rngs),
+            layers.BatchNorm(512, rngs=rngs),
+            nnx.relu,
+            linear(512, self.classes, rngs),
         )
