@@ -15,7 +15,21 @@ from flax import nnx
 
 from mnist_jax import Classifier, certify, defend, geometry, layers, losses, networks, training
 from mnist_jax.data import Split
-from mnist_jax.defend import batch, bounded, consistency, defense, gaussian, ibp, mtl_ibp, pgd, sabr, smooth_adv, trades
+from mnist_jax.defend import (
+    batch,
+    bounded,
+    consistency,
+    crown_ibp,
+    defense,
+    gaussian,
+    ibp,
+    minimal_norm,
+    mtl_ibp,
+    pgd,
+    sabr,
+    smooth_adv,
+    trades,
+)
 from mnist_jax.errors import InputError
 from mnist_jax.objective import Plain
 from mnist_jax.recipe import Recipe
@@ -58,7 +72,10 @@ OBJECTIVES = {
     "pgd 2": pgd.PGD(2.0, 0.5),
     "pgd 1": pgd.PGD(1.0, 2.0),
     "trades": trades.TRADES(INF, 0.1),
+    "minimal_norm inf": minimal_norm.MinimalNorm(INF, 0.1),
+    "minimal_norm 1": minimal_norm.MinimalNorm(1.0, 2.0),
     "ibp": ibp.IBP(0.05),
+    "crown_ibp": crown_ibp.CROWNIBP(0.05),
     "mtl_ibp": mtl_ibp.MTLIBP(0.05, 0.5),
     "sabr": sabr.SABR(0.05, 0.4),
     "smooth_adv": smooth_adv.SmoothAdv(0.3, 0.5),
@@ -161,8 +178,34 @@ def test_adversarial_images_are_in_ball_and_box_and_worse(norm, radius):
 def test_at_radius_0_adversarial_training_is_plain():
     weights = weights_of(Linear)
     expected = outcome(Plain(losses.cross_entropy), Linear, weights, 1.0).losses
-    for name in ("pgd inf", "pgd 2", "trades"):  # before the ramp there is no radius
+    for name in ("pgd inf", "pgd 2", "trades", "minimal_norm inf"):  # before the ramp there is no radius
         np.testing.assert_allclose(outcome(OBJECTIVES[name], Linear, weights, 0.0).losses, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("norm", "radius"), [(INF, 0.05), (2.0, 0.3), (1.0, 1.5)])
+def test_images_to_train_on_are_nearest_ones_where_the_radius_allows(norm, radius):
+    weights = weights_of(Linear)
+    objective = minimal_norm.MinimalNorm(norm, radius, steps=40, learning_rate=1.0)
+    classifier = Classifier(Linear.apply, weights)
+    labels = classifier(IMAGES).argmax(1)
+    found = np.asarray(jax.jit(objective.attacked)(classifier, IMAGES, labels, KEY, jnp.float32(radius)), float)
+    distance = geometry.exact_norm(found - np.asarray(IMAGES, float), norm)
+    assert ((found >= 0) & (found <= 1)).all()
+    assert (distance <= radius * (1 + 1e-4)).all()
+    # Each image's own radius, from the linear program that the network is: the nearest boundary, but for the box.
+    w, logits = np.asarray(weights["classifier.0.kernel"], float), np.asarray(classifier(IMAGES), float)
+    dual = {INF: 1, 2.0: 2, 1.0: INF}[norm]
+    nearest = np.full(len(labels), np.inf)
+    for other in range(10):
+        for i, label in enumerate(np.asarray(labels)):
+            if other != label:
+                ahead = logits[i, label] - logits[i, other]
+                nearest[i] = min(nearest[i], ahead / np.linalg.norm(w[:, label] - w[:, other], dual))
+    fooled = np.asarray(classifier(jnp.asarray(found, jnp.float32)).argmax(1) != labels)
+    assert 0 < fooled.sum() < 24  # some are within the radius, others are not
+    assert (distance[fooled] >= nearest[fooled] * 0.999).all()
+    assert np.median(distance[fooled] / nearest[fooled]) < 1.5
+    assert (distance[~fooled] > 0.9 * radius).mean() > 0.8  # as far on the way as the radius allows
 
 
 def test_trades_is_the_loss_and_the_divergence():
@@ -220,6 +263,30 @@ def test_adversarial_losses_are_between_the_clean_ones_and_the_bounds(network):
     attacked = losses.cross_entropy(network.apply(weights, found), LABELS)
     bounds = jax.jit(partial(bounded.intervals, network))(weights, IMAGES, LABELS, radius)
     assert (attacked <= bounded.worst_case(bounds, LABELS) + 1e-4).all()
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.1, 1.0])
+def test_crown_ibp_turns_from_its_own_bounds_to_those_of_ibp(progress):
+    weights, made = weights_of(Normalized), replace(OBJECTIVES["crown_ibp"], share=1.0, radius=0.02)
+    got = outcome(made, Normalized, weights, progress).losses
+    grown = min(progress / made.warmup, 1.0)
+    plain = batch.clean(Normalized, weights, IMAGES, KEY)
+    radius = jnp.float32(grown * made.radius)
+    by_ibp, both = (
+        np.asarray(bounded.intervals(Normalized, plain.weights, IMAGES, LABELS, radius, lines=t).logits, float)
+        for t in (None, jnp.float32(1.0))
+    )
+    assert (both <= by_ibp + 1e-5).all()
+    if 0 < grown < 1:
+        assert (both < by_ibp - 1e-4).mean() > 0.5  # tighter, and so a use of it
+    expected = cross_entropy((1 - grown) * both + grown * by_ibp, LABELS)
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-5)
+    found = batch.adversarial(  # by the same statistics, what is bounded is not exceeded
+        Classifier(Normalized.apply, plain.weights), IMAGES, LABELS, KEY, norm=INF, radius=radius, steps=20, reach=4.0
+    )
+    assert (
+        losses.cross_entropy(Normalized.apply(plain.weights, found), LABELS) <= cross_entropy(both, LABELS) + 1e-4
+    ).all()
 
 
 def test_mtl_ibp_is_between_adversarial_loss_and_bound():

@@ -2,7 +2,19 @@
 
 from dataclasses import replace
 
-from mnist_jax.defend import consistency, fgsm, gaussian, ibp, mtl_ibp, pgd, sabr, smooth_adv, trades
+from mnist_jax.defend import (
+    consistency,
+    crown_ibp,
+    fgsm,
+    gaussian,
+    ibp,
+    minimal_norm,
+    mtl_ibp,
+    pgd,
+    sabr,
+    smooth_adv,
+    trades,
+)
 from mnist_jax.defend.defense import Defense
 from mnist_jax.errors import InputError, unknown
 from mnist_jax.networks import Network
@@ -10,7 +22,19 @@ from mnist_jax.recipe import Recipe
 
 DEFENSES: dict[str, Defense] = {
     module.__name__.rpartition(".")[2]: module.DEFENSE
-    for module in (pgd, fgsm, trades, ibp, mtl_ibp, sabr, gaussian, consistency, smooth_adv)
+    for module in (
+        pgd,
+        fgsm,
+        trades,
+        minimal_norm,
+        ibp,
+        crown_ibp,
+        mtl_ibp,
+        sabr,
+        gaussian,
+        consistency,
+        smooth_adv,
+    )
 }
 
 
