@@ -1,7 +1,7 @@
 """Linear functions taken back to the image: bounds of the steps on the way, and of the margin."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -133,7 +133,7 @@ def leads(bounds: Bounds, labels: jax.Array, ways: Sequence[Way]) -> tuple[jax.A
         at = (function * center - jnp.abs(function) * off).sum((0, 1))
         found = [bounds.back(end, {number: function}, at, whole=False)]
         found += [way(bounds, end, {number: function}, at) for way in ways]
-        least = jnp.stack([bound for bound, _ in found]).max(0)  # NaN stays
+        least = reduce(jnp.maximum, [bound for bound, _ in found])  # NaN stays
         return jnp.where(other == labels, jnp.inf, least), found[min(1, len(ways))][1]
 
     return jax.lax.map(lead, jnp.arange(classes))

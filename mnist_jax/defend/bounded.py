@@ -54,14 +54,16 @@ def intervals(
     each = jnp.broadcast_to(radius, images.shape[:1]).astype(images.dtype)
     bounds = linear.walk(classifier, images, each, INF, computation, rounded=False)
     bounds.forwards(as_is)
-    leads, _ = linear.leads(bounds, labels, [])
+    own = jnp.arange(network.classes)[:, None] == labels[None]
+
+    def worst(ways: list[linear.Way]) -> jax.Array:
+        return jnp.where(own, 0, -linear.leads(bounds, labels, ways)[0]).T
+
+    logits = worst([])
     if lines is not None:
-        better, _ = linear.leads(bounds, labels, [Bounds.back])
-        leads = jnp.where(leads < jnp.inf, lines * better + (1 - lines) * leads, leads)
-    own = jnp.arange(len(leads))[:, None] == labels[None]
-    worst = jnp.where(own, 0, -leads).T
+        logits = lines * worst([Bounds.back]) + (1 - lines) * logits
     bent = [node.ramp.d for node in bounds.nodes.values() if node.ramp is not None and node.ramp.fixed]
-    return Bounded(worst, [(d.low, d.high) for d in bent], 2 * bounds.region.width.mean())
+    return Bounded(logits, [(d.low, d.high) for d in bent], 2 * bounds.region.width.mean())
 
 
 def worst_case(bounded: Bounded, labels: jax.Array) -> jax.Array:
