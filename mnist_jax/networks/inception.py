@@ -31,9 +31,7 @@ class Module(nnx.Module):
         """`widths` are the filters of the 1x1, of the 3x3 and what is before it, of the 5x5 likewise, and the last's."""
         one, before_three, three, before_five, five, pooled = widths
         self.one = nnx.Sequential(*conv_norm(inputs, one, 1, rngs))
-        self.three = nnx.Sequential(
-            *conv_norm(inputs, before_three, 1, rngs), *conv_norm(before_three, three, 3, rngs)
-        )
+        self.three = nnx.Sequential(*conv_norm(inputs, before_three, 1, rngs), *conv_norm(before_three, three, 3, rngs))
         self.five = nnx.Sequential(*conv_norm(inputs, before_five, 1, rngs), *conv_norm(before_five, five, 5, rngs))
         self.pooled = nnx.Sequential(layers.max_pool_around, *conv_norm(inputs, pooled, 1, rngs))
         self.outputs = one + three + five + pooled
@@ -43,7 +41,7 @@ class Module(nnx.Module):
 
 
 class Inception(Network):
-    """A convolution, two Inception modules, and the mean over the pixels, with batch normalization; 11 million
+    """A convolution, two Inception modules, and the mean over the pixels, with batch normalization; 10 million
     operations an image.
 
     After Szegedy et al., "Going deeper with convolutions", 2015, which has nine modules, and the batch normalization of
