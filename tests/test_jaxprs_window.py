@@ -139,7 +139,12 @@ def test_what_no_window_is_known_for_goes_back_as_a_whole(seen):
 
 
 def test_a_block_is_whole_along_an_axis_with_two_steps():
-    got = program.read(flat(lambda w, x: jax.nn.relu(jax.lax.slice_in_dim(x, 0, None, 2, axis=1) + x[:, :5])), SHAPE, jnp.float32, "cpu")
+    got = program.read(
+        flat(lambda w, x: jax.nn.relu(jax.lax.slice_in_dim(x, 0, None, 2, axis=1) + x[:, :5])),
+        SHAPE,
+        jnp.float32,
+        "cpu",
+    )
     place, equation = next((i, e) for i, e in enumerate(got.equations) if e.name == "max")
     assert window.view(got, place, equation.operands[:1], 8).block == (1, 5, 1, 1)
 

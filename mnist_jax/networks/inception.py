@@ -28,7 +28,7 @@ class Module(nnx.Module):
     """
 
     def __init__(self, inputs: int, widths: tuple[int, ...], rngs: nnx.Rngs):
-        """`widths` are the filters of the 1x1, of the 3x3 and what is before it, of the 5x5 likewise, and the last's."""
+        """`widths`: the filters of the first branch, of both of the second, of both of the third, of the last."""
         one, before_three, three, before_five, five, pooled = widths
         self.one = nnx.Sequential(*conv_norm(inputs, one, 1, rngs))
         self.three = nnx.Sequential(*conv_norm(inputs, before_three, 1, rngs), *conv_norm(before_three, three, 3, rngs))

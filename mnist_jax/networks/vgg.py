@@ -1,5 +1,6 @@
 """Small kernels in blocks, with a pool after each."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from flax import nnx
@@ -22,7 +23,8 @@ class VGG_bn(Network):
     best = replace(CONVOLUTIONAL, learning_rate=4e-3, epochs=30, strength=fading)
 
     def __init__(self, rngs: nnx.Rngs):
-        steps, inputs = [], self.shape[-1]
+        steps: list[Callable] = []
+        inputs = self.shape[-1]
         for block in BLOCKS:
             for filters in block:
                 steps += [conv(inputs, filters, 3, rngs, padding=1), layers.BatchNorm(filters, rngs=rngs), nnx.relu]
