@@ -468,7 +468,7 @@ def test_by_name(name):
         ("MPL", "MLP"),
         ("", None),
         ("resnet50", "ResNet"),
-        ("forest", None),
+        ("transformer", None),
     ],
 )
 def test_by_an_unknown_name(name, guess):

@@ -6,7 +6,17 @@ from mnist_jax.networks.capsules import CapsNet
 from mnist_jax.networks.convolutional import CNN, CNN_bn, CNN_d
 from mnist_jax.networks.dense import MLP, MLP_bn, MLP_d
 from mnist_jax.networks.inception import Inception
-from mnist_jax.networks.network import CLASSES, IMAGE_SHAPE, Network, Weights, conv, linear, outputs, shapes
+from mnist_jax.networks.network import (
+    CLASSES,
+    IMAGE_SHAPE,
+    Network,
+    Weights,
+    conv,
+    features_shape,
+    linear,
+    outputs,
+    shapes,
+)
 from mnist_jax.networks.resnet import ResNet
 from mnist_jax.networks.strided import CNN5_bn, CNN7_bn
 from mnist_jax.networks.vgg import VGG_bn
@@ -30,6 +40,7 @@ __all__ = [
     "Weights",
     "by_name",
     "conv",
+    "features_shape",
     "linear",
     "outputs",
     "shapes",

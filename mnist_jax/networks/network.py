@@ -208,6 +208,11 @@ def _unflatten(cls: type[N], weights: Weights) -> N:
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
 
+def features_shape(cls: type[Network]) -> tuple[int, ...]:
+    """The shape of what the network's features make of an image, before it is flattened."""
+    return shape_of(nnx.merge(*_skeleton(cls)).features, cls.shape)
+
+
 def shapes(cls: type[Network]) -> dict[str, tuple[int, ...]]:
     """The names of the network's weights, each with its shape."""
     return {_name(path): variable.shape for path, variable in nnx.to_flat_state(_skeleton(cls)[1])}
