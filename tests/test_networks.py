@@ -2,6 +2,7 @@
 
 import functools
 import math
+import textwrap
 from pathlib import Path
 
 import jax
@@ -9,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from mnist_jax import Classifier, attack, losses, networks
+from mnist_jax import Classifier, attack, losses, networks, training
+from mnist_jax.data import Split
 from mnist_jax.errors import InputError
 from mnist_jax.networks import MLP, NETWORKS
 from mnist_jax.networks import capsules as capsules_of
@@ -560,3 +562,24 @@ def test_capsules_of_a_black_image_have_finite_gradients():
     for logits in (network.apply, network.squared_norms, network.votes):
         gradient = jax.jit(jax.grad(lambda x, logits=logits: logits(weights, x).sum()))(images)
         np.testing.assert_array_equal(gradient, np.zeros_like(images))
+
+
+# The documentation
+
+
+def test_the_network_that_is_added_in_the_documentation_trains():
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    code = textwrap.dedent("   " + text.split("```python\n")[1].split("```")[0].strip())
+    exec(code, names := {"__name__": "mine"})
+    network = names["LeNet"]
+    assert network.of((20, 24, 3), 7).initialize(jax.random.key(0))["classifier.4.kernel"].shape == (84, 7)
+    recipe = network.recipe("original")
+    assert network.recipe("best").steps(50_000) <= recipe.steps(50_000)
+    rng = np.random.default_rng(0)
+    split = Split(rng.integers(0, 256, (16, 28, 28, 1), np.uint8), np.arange(16, dtype=np.int32) % 10)
+    state = training.start(network, recipe, jax.random.key(0), 2)
+    batches = np.arange(16).reshape(2, 8)
+    trained, (loss, _) = training.train_steps(network, recipe, 2, state, split, batches, jax.random.key(0))
+    assert np.isfinite(loss)
+    for name, weight in trained.weights.items():
+        assert np.any(weight != state.weights[name]), name
