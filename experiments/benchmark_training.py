@@ -24,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -39,10 +39,11 @@ from jax import lax
 
 from mnist_jax import data, layers, losses, training
 from mnist_jax.device import cores
-from mnist_jax.networks import CNN, IMAGE_SHAPE, NETWORKS, ORIGINALS, Network, Weights, shapes
+from mnist_jax.networks import CNN, NETWORKS, ORIGINALS, Network, Weights
 
 try:
     import torch
+    import torch_networks
 except ImportError:
     torch = None
 
@@ -134,17 +135,26 @@ def matrix_product_rate(rounds: int, size: int = 2048) -> float:
 
 def flop_per_image(network: type[Network]) -> int:
     """Of one training step: forward, weight gradients, and input gradients of all layers but the first."""
-    kernels = [name for name in shapes(network) if name.endswith("kernel")]
-    size, forward = IMAGE_SHAPE[0], []
-    for name in sorted(kernels, key=lambda name: (name.startswith("classifier"), name)):
-        shape = shapes(network)[name]
-        pixels = 1
-        if len(shape) == 4:
-            size -= shape[0] - 1
-            pixels = size**2
-            size //= 2
-        forward.append(2 * pixels * math.prod(shape))
+    image = jax.ShapeDtypeStruct((1, *network.shape), jnp.float32)
+    weights = jax.eval_shape(network.initialize, jax.random.key(0))
+    with layers.plain():
+        forward = list(products(jax.make_jaxpr(network.apply)(weights, image).jaxpr))
     return 3 * sum(forward) - forward[0]
+
+
+def products(jaxpr: Any) -> Iterator[int]:
+    """The FLOP of every product of matrices and convolution."""
+    for eqn in jaxpr.eqns:
+        for inner in jax.core.jaxprs_in_params(eqn.params):
+            yield from products(inner)
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            shape = eqn.invars[0].aval.shape
+            yield 2 * eqn.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+        elif eqn.primitive.name == "conv_general_dilated":
+            kernel = eqn.invars[1].aval
+            outputs = kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
+            yield 2 * eqn.outvars[0].aval.size * kernel.size // outputs
 
 
 def table(header: list[str], rows: list[list[str]]) -> None:
@@ -210,30 +220,12 @@ def plain(network: type[Network]) -> type[Network]:
     return Plain
 
 
-def torch_network(name: str) -> Any:
-    """The original project's network of that name. It ends in a softmax."""
-    nn = torch.nn
-    kind, _, variant = name.partition("_")
-    dropout = [nn.Dropout(0.5)] if variant == "d" else []
-    norm = [nn.BatchNorm1d(120)] if variant == "bn" else []
-    end = [*dropout, nn.Linear(120, 10), nn.Softmax(dim=1)]
-    if kind == "MLP":
-        norm2 = [nn.BatchNorm1d(120)] if variant == "bn" else []
-        start = [nn.Flatten(), *dropout, nn.Linear(784, 120), nn.ReLU(), *norm, *dropout]
-        return nn.Sequential(*start, nn.Linear(120, 120), nn.ReLU(), *norm2, *end)
-    norms = [[nn.BatchNorm2d(channels)] if variant == "bn" else [] for channels in (20, 40)]
-    features = [nn.Conv2d(1, 20, 5), nn.ReLU(), nn.MaxPool2d(2), *norms[0]]
-    features += [nn.Conv2d(20, 40, 3), nn.ReLU(), nn.MaxPool2d(2), *norms[1]]
-    return nn.Sequential(*features, nn.Flatten(), *dropout, nn.Linear(1000, 120), nn.ReLU(), *norm, *end)
-
-
 def torch_epochs(name: str, network: type[Network], train: data.Split) -> dict[str, Callable[[], None]]:
     """The original loop, and the same one without its DataLoader."""
     torch.set_num_threads(cores())
     images = torch.tensor(np.asarray(data.normalize(np.asarray(train.images)))).permute(0, 3, 1, 2).contiguous()
     labels = torch.tensor(np.asarray(train.labels)).long()
-    model = torch_network(name).train()
-    loss_fn = torch.nn.CrossEntropyLoss()
+    model = torch_networks.network(name).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=network.learning_rate)
     dataset = torch.utils.data.TensorDataset(images, labels)
     loader = torch.utils.data.DataLoader(dataset, batch_size=network.batch_size, shuffle=True)
@@ -244,7 +236,7 @@ def torch_epochs(name: str, network: type[Network], train: data.Split) -> dict[s
     def run(batches: Callable[[], Any]) -> None:
         for x, y in batches():
             optimizer.zero_grad()
-            loss_fn(model(x), y).backward()
+            model.loss(x, y).backward()
             optimizer.step()
 
     return {"torch": lambda: run(lambda: loader), "torch, indexed": lambda: run(indexed)}
@@ -590,7 +582,7 @@ def formulations() -> dict[str, Logits]:
 def check(logits: Logits, weights: Weights) -> float:
     """The largest relative difference to `lax.conv_general_dilated`. Raises `AssertionError` above 1e-4."""
     # Random images: the black ones of MNIST have ties in every window, whose gradient may go to any of the pixels.
-    images = jax.random.uniform(jax.random.key(1), (8, *IMAGE_SHAPE))
+    images = jax.random.uniform(jax.random.key(1), (8, *CNN.shape))
     labels = jnp.arange(8)
 
     @partial(jax.jit, static_argnums=0)

@@ -4,7 +4,7 @@
 above all their gradients, several times slower than the matrix products they amount to, so on a CPU:
 
 - a convolution gathers its patches and multiplies them by the kernel as one matrix;
-- pooling takes the maximum of strided slices;
+- pooling takes the maximum of strided slices; where windows overlap, of rows first and then of columns;
 - in evaluation mode the two of them are one step (`Sequential`), which halves the time of an attack; but for a few
   images, as at a prompt, what takes time is compiling it, and there it is the backend's own convolution;
 - all of them work with the batch as the last axis. What is copied, compared or added then lies in contiguous runs of
@@ -245,6 +245,30 @@ def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
         return first.transpose(BATCH_LAST)
 
     native = partial(nnx.max_pool, window_shape=shape, strides=shape)
+    return native(x) if _plain.get() else lax.platform_dependent(x, cpu=slices, default=native)
+
+
+def max_pool_around(x: jax.Array, window: int = 3) -> jax.Array:
+    """Maximum over the window of `window` by `window` pixels around each pixel, `[B, H, W, C]` to the same shape.
+
+    The window is odd; what it has outside of the image does not count. Where several of its pixels are equal, the
+    gradient goes to one of them.
+    """
+    if window % 2 == 0:
+        raise ValueError(f"a window around a pixel is odd, not {window}")
+
+    def slices(x):
+        # Rows first, then columns: the maximum of 2 * window arrays instead of window * window.
+        x = x.transpose(BATCH_LAST)
+        for shape in ((window, 1), (1, window)):
+            pads = [(0, 0), *((w // 2, w // 2) for w in shape), (0, 0)]
+            first, *rest = _window_slices(jnp.pad(x, pads, constant_values=-jnp.inf), shape, (1, 1))
+            for other in rest:
+                first = _maximum(first, other)
+            x = first
+        return x.transpose(BATCH_LAST)
+
+    native = partial(nnx.max_pool, window_shape=(window, window), strides=(1, 1), padding="SAME")
     return native(x) if _plain.get() else lax.platform_dependent(x, cpu=slices, default=native)
 
 

@@ -38,6 +38,18 @@ def cross_entropy_of_softmax(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     return cross_entropy(jax.nn.softmax(wide(logits)), labels)
 
 
+def capsule_margin(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
+    """The margin loss of capsules, whose lengths `[B, C]` in [0, 1] are the logits.
+
+    The label's capsule is to be longer than 0.9, and all others shorter than 0.1; these count half (Sabour, Frosst &
+    Hinton, "Dynamic routing between capsules", 2017, equation 4).
+    """
+    lengths = wide(logits)
+    its = jnp.arange(lengths.shape[-1])[None] == jnp.asarray(labels)[:, None]
+    present, absent = (jnp.square(jnp.maximum(short, 0)) for short in (0.9 - lengths, lengths - 0.1))
+    return jnp.where(its, present, 0.5 * absent).sum(-1)
+
+
 def accuracy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     """1 where the largest logit is the label's, else 0. A row with a NaN, or of infinite logits, counts as wrong."""
     logits = wide(logits)

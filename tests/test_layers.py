@@ -280,6 +280,51 @@ def test_every_platform_gets_its_own_pooling(platform):
     assert ("select_and_scatter" in backward) == (platform != "cpu")
 
 
+# Pooling around every pixel
+
+
+def native_around(window):
+    def pool(x):
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, 1, 1, 1), "SAME")
+
+    return pool
+
+
+@pytest.mark.parametrize(("shape", "window"), [((2, 7, 5, 3), 3), ((3, 4, 6, 2), 5), ((2, 2, 1, 1), 3)])
+def test_max_pool_around_and_its_gradient(shape, window):
+    x = permuted(*shape) - 100.0  # all below 0: what is outside doesn't count
+    got = pool_and_gradient(lambda x: layers.max_pool_around(x, window), x)
+    assert_equal(got, pool_and_gradient(native_around(window), x))
+    with layers.plain():
+        assert_equal(got, pool_and_gradient(lambda x: layers.max_pool_around(x, window), x))
+
+
+def test_the_gradient_of_a_tie_around_pixels_goes_to_one_of_them():
+    x = integers(2, 6, 7, 3, low=-1, high=1)
+    x[0] = 0.0
+    y, gradient, cotangent = pool_and_gradient(layers.max_pool_around, x)
+    np.testing.assert_array_equal(y, native_around(3)(x))
+    np.testing.assert_array_equal(gradient.sum((1, 2)), cotangent.sum((1, 2)))
+    assert (gradient == np.round(gradient)).all()  # nothing is shared out
+    one, pull_back = jax.vjp(layers.max_pool_around, x)
+    for at in ((0, 0), (3, 4), (5, 6)):  # of one window each
+        (share,) = pull_back(jnp.zeros_like(one).at[:, at[0], at[1]].set(1))
+        assert ((share != 0).sum((1, 2)) == 1).all()
+        np.testing.assert_array_equal((x * share).sum((1, 2)), y[:, at[0], at[1]])
+
+
+def test_max_pool_around_of_an_even_window_is_refused():
+    with pytest.raises(ValueError, match="odd, not 2"):
+        layers.max_pool_around(np.zeros((1, 3, 3, 1), np.float32), 2)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_every_platform_gets_its_own_pooling_around_pixels(platform):
+    x = permuted(2, 6, 6, 2)
+    backward = lowered(jax.grad(lambda x: layers.max_pool_around(x).sum()), x, platform=platform)
+    assert ("select_and_scatter" in backward) == (platform != "cpu")
+
+
 # Both in one step
 
 

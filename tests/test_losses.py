@@ -58,6 +58,27 @@ def test_cross_entropy_of_huge_logits():
     np.testing.assert_allclose(gradient(losses.cross_entropy, logits, labels), expected, atol=1e-6)
 
 
+# The margin loss of capsules
+
+
+def test_capsule_margin_and_its_gradient():
+    rng = np.random.default_rng(1)
+    lengths, labels = rng.random((20, 7)).astype(np.float32), rng.integers(0, 7, 20)
+    expected, slope = np.zeros(20), np.zeros((20, 7))
+    for i, (row, label) in enumerate(zip(lengths.astype(np.float64), labels, strict=True)):
+        for c, length in enumerate(row):
+            if c == label:
+                expected[i] += max(0, 0.9 - length) ** 2
+                slope[i, c] = -2 * max(0, 0.9 - length)
+            else:
+                expected[i] += 0.5 * max(0, length - 0.1) ** 2
+                slope[i, c] = max(0, length - 0.1)
+    got = losses.capsule_margin(lengths, labels)
+    assert (got.shape, got.dtype) == ((20,), np.float32)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient(losses.capsule_margin, lengths, labels), slope, atol=1e-6)
+
+
 # Cross-entropy of the softmax
 
 

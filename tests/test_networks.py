@@ -2,6 +2,7 @@
 
 import functools
 import math
+import textwrap
 from pathlib import Path
 
 import jax
@@ -9,9 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from mnist_jax import Classifier, attack, losses, networks
+from mnist_jax import Classifier, attack, losses, networks, training
+from mnist_jax.data import Split
 from mnist_jax.errors import InputError
 from mnist_jax.networks import MLP, NETWORKS
+from mnist_jax.networks import capsules as capsules_of
 
 REFERENCE = Path(__file__).parents[2] / "shared/reference/seed_networks"
 
@@ -31,10 +34,20 @@ LAYERS = {
     "CNN7_bn": "conv 3 1 64 1 1, norm 64, relu, conv 3 64 64 1 1, norm 64, relu, conv 3 64 128 2 1, norm 128, relu, "
     "conv 3 128 128 1 1, norm 128, relu, conv 3 128 128 1 1, norm 128, relu, "
     "flatten, linear 25088 512, norm 512, relu, linear 512 10",
+    "AlexNet": "conv 5 1 32, relu, pool, conv 3 32 64, relu, pool, "
+    "flatten, dropout, linear 1600 120, relu, dropout, linear 120 10",
+    "AlexNet_bn": "conv 5 1 32, relu, pool, norm 32, conv 3 32 64, relu, pool, norm 64, "
+    "flatten, linear 1600 120, relu, norm 120, linear 120 10",
+    "VGG_bn": "conv 3 1 16 1 1, norm 16, relu, conv 3 16 16 1 1, norm 16, relu, pool, "
+    "conv 3 16 32 1 1, norm 32, relu, conv 3 32 32 1 1, norm 32, relu, pool, "
+    "conv 3 32 64 1 1, norm 64, relu, conv 3 64 64 1 1, norm 64, relu, pool, "
+    "flatten, linear 576 128, norm 128, relu, linear 128 10",
 }
 LAYERS = {name: layers.split(", ") for name, layers in LAYERS.items()}
 TRAINED = {"MLP": 109_930, "MLP_d": 109_930, "MLP_bn": 110_410, "CNN": 129_090, "CNN_d": 129_090, "CNN_bn": 129_450}
 TRAINED |= {"CNN5_bn": 417_370, "CNN7_bn": 13_259_338}
+TRAINED |= {"AlexNet": 212_658, "AlexNet_bn": 213_090, "VGG_bn": 147_642}
+BRANCHED = {"Inception": 92_642, "ResNet": 94_738, "CapsNet": 731_472}  # which are no chains
 
 each_network = pytest.mark.parametrize("name", LAYERS)
 
@@ -51,8 +64,9 @@ def shapes_of(layer):
 
 
 def layer_names(weights):
-    """`features.0`, ..., `classifier.4`: the layers that have weights, in order."""
-    return sorted({name.rpartition(".")[0] for name in weights}, key=lambda n: (n[0] == "c", int(n.split(".")[1])))
+    """`features.0`, ..., `classifier.4`: the layers that have weights; those of a chain in order."""
+    names = {name.rpartition(".")[0] for name in weights}
+    return sorted(names, key=lambda n: (n[0] == "c", *map(int, n.split(".")[1:2]), n))
 
 
 def random_weights(name, seed=0):
@@ -91,34 +105,122 @@ def numpy_forward(name, weights, images, *, batch_statistics=False, masks=()):
         elif kind == "relu":
             x = np.maximum(x, 0)
         elif kind == "pool":
-            x = np.maximum.reduce([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)])
+            x = pooled(x)
         elif kind == "dropout":
             x = x * 2 * next(masks, 0.5)
         elif kind == "linear":
             x = x @ w["kernel"] + w["bias"]
         elif kind == "conv":
-            size = len(w["kernel"])
-            stride, padding = map(int, layer.split()[4:] or (1, 0))
-            x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-            places, reach = [(i, j) for i in range(size) for j in range(size)], x.shape[1] - size + 1
-            x = w["bias"] + sum(
-                x[:, i : i + reach : stride, j : j + reach : stride] @ w["kernel"][i, j] for i, j in places
-            )
+            x = convolved(x, w, *map(int, layer.split()[4:]))
         elif kind == "norm":
             mean, var = w["mean"], w["var"]
             if batch_statistics:
                 rows = x.reshape(-1, x.shape[-1])
                 mean, var = rows.mean(0), rows.var(0)
                 statistics.append((mean, var * len(rows) / (len(rows) - 1)))
-            x = (x - mean) / np.sqrt(var + 1e-5) * w["scale"] + w["bias"]
+            x = normed(x, w | {"mean": mean, "var": var})
     return x, statistics
+
+
+def convolved(x, w, stride=1, padding=0):
+    size = len(w["kernel"])
+    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    down, right = (n - size + 1 for n in x.shape[1:3])
+    places = [(i, j) for i in range(size) for j in range(size)]
+    return w["bias"] + sum(x[:, i : i + down : stride, j : j + right : stride] @ w["kernel"][i, j] for i, j in places)
+
+
+def normed(x, w):
+    return (x - w["mean"]) / np.sqrt(w["var"] + 1e-5) * w["scale"] + w["bias"]
+
+
+def pooled(x):
+    x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
+    return np.maximum.reduce([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)])
+
+
+def inception(layer, x):
+    """`layer(name)` has the weights of that name."""
+
+    def branch(x, module, name, *padding, first=0):
+        for at, pads in zip((first, 3), padding, strict=False):
+            w = layer(f"features.{module}.{name}.{at}"), layer(f"features.{module}.{name}.{at + 1}")
+            x = np.maximum(normed(convolved(x, w[0], padding=pads), w[1]), 0)
+        return x
+
+    def module(x, number):
+        edged = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+        around = np.maximum.reduce(
+            [edged[:, i : i + x.shape[1], j : j + x.shape[2]] for i in range(3) for j in range(3)]
+        )
+        branches = branch(x, number, "one", 0), branch(x, number, "three", 0, 1), branch(x, number, "five", 0, 2)
+        return np.concatenate([*branches, branch(around, number, "pooled", 0, first=1)], -1)
+
+    x = np.maximum(normed(pooled(convolved(x, layer("features.0"))), layer("features.2")), 0)
+    x = module(pooled(module(x, 4)), 6).mean((1, 2))
+    return x @ layer("classifier.0")["kernel"] + layer("classifier.0")["bias"]
+
+
+def resnet(layer, x):
+    x = convolved(x, layer("features.0"), padding=1)
+    for block, stride in enumerate((2, 1, 2, 1), 1):
+        name = f"features.{block}"
+        y = np.maximum(normed(x, layer(f"{name}.norm1")), 0)
+        short = convolved(y, layer(f"{name}.shortcut"), 2) if stride == 2 else x
+        y = convolved(y, layer(f"{name}.conv1"), stride, 1)
+        x = short + convolved(np.maximum(normed(y, layer(f"{name}.norm2")), 0), layer(f"{name}.conv2"), padding=1)
+    x = np.maximum(normed(x, layer("features.5")), 0).mean((1, 2))
+    return x @ layer("classifier.0")["kernel"] + layer("classifier.0")["bias"]
+
+
+def routed(votes, rounds):
+    """`[B, C, I, D]` to `[B, C, D]`, as procedure 1 of the paper has it, capsule by capsule."""
+    batch, classes, capsules, size = votes.shape
+    totals = np.zeros((batch, classes, size))
+    for n in range(batch):
+        b = np.zeros((capsules, classes))
+        for _ in range(rounds):
+            c = np.exp(b) / np.exp(b).sum(1, keepdims=True)
+            for j in range(classes):
+                s = totals[n, j] = sum(c[i, j] * votes[n, j, i] for i in range(capsules))
+                v = s @ s / (1 + s @ s) * s / np.sqrt(s @ s)
+                for i in range(capsules):
+                    b[i, j] += votes[n, j, i] @ v
+    return totals
+
+
+def capsules(layer, x, rounds=3):
+    """The digits' capsules `[B, 10, 16]` before squashing."""
+    x = convolved(np.maximum(convolved(x, layer("features.0"), 2), 0), layer("features.2"))
+    u = x.reshape(len(x), -1, 8)
+    n = (u**2).sum(-1, keepdims=True)
+    u = u * np.sqrt(n) / (1 + n)
+    kernel = layer("capsules")["kernel"].reshape(-1, 8, 10, 16)
+    return routed(np.einsum("bik,ikcd->bcid", u, kernel), rounds)
+
+
+def capsnet(layer, x):
+    n = (capsules(layer, x) ** 2).sum(-1)
+    return n / (1 + n)
+
+
+ORACLES = {"Inception": inception, "ResNet": resnet, "CapsNet": capsnet}
+
+
+def reader(weights):
+    """The weights of a layer in float64, by their last names."""
+
+    def layer(name):
+        return {k.rpartition(".")[2]: w.astype(np.float64) for k, w in weights.items() if k.rpartition(".")[0] == name}
+
+    return layer
 
 
 # Architecture
 
 
 def test_the_networks_are_those_of_the_list():
-    assert list(NETWORKS) == list(LAYERS)
+    assert list(NETWORKS) == [*LAYERS, *BRANCHED]
 
 
 @each_network
@@ -157,7 +259,60 @@ def test_shapes_are_those_of_the_original_weights(name):
     assert sorted(map(sorted, original)) == sorted(map(sorted, networks.shapes(NETWORKS[name]).values()))
 
 
+@pytest.mark.parametrize("name", BRANCHED)
+def test_weights_of_branched_networks(name):
+    weights = initialized(name)
+    assert networks.shapes(NETWORKS[name]) == {k: w.shape for k, w in weights.items()}
+    assert sum(w.size for k, w in weights.items() if k not in NETWORKS[name].statistics()) == BRANCHED[name]
+    assert NETWORKS[name].statistics() == {k for k in weights if k.rpartition(".")[2] in ("mean", "var")}
+
+
+def test_weights_of_new_networks_take_less_than_five_megabytes():
+    for name in [*list(LAYERS)[8:], *BRANCHED]:
+        assert sum(w.nbytes for w in initialized(name).values()) < 5e6
+
+
+@pytest.mark.parametrize("name", list(LAYERS)[8:] + list(BRANCHED))
+def test_other_images_and_classes(name):
+    network = NETWORKS[name].of((20, 24, 3), 7)
+    weights = jax.eval_shape(network.initialize, jax.random.key(0))
+    images = jax.ShapeDtypeStruct((5, 20, 24, 3), np.float32)
+    assert jax.eval_shape(network.apply, weights, images).shape == (5, 7)
+    logits, statistics = jax.eval_shape(network.apply_training, weights, images, jax.random.key(0))
+    assert (logits.shape, statistics.keys()) == ((5, 7), network.statistics())
+    with pytest.raises(ValueError, match=rf"{name} takes images \[B, 20, 24, 3\], not \[1, 28, 28, 1\]"):
+        network.apply(initialized(name), random_images(1))
+
+
+@pytest.mark.parametrize("name", ["AlexNet", "VGG_bn", "Inception", "CapsNet"])
+def test_too_small_images_are_refused(name):
+    with pytest.raises(InputError, match="images of 4x4 pixels are too small"):
+        NETWORKS[name].of((4, 4, 1), 10).initialize(jax.random.key(0))
+
+
 # The forward pass
+
+
+@pytest.mark.parametrize("name", BRANCHED)
+def test_evaluation_of_branched_networks(name):
+    weights, images = random_weights(name), random_images(6)
+
+    @jax.jit
+    def run(weights, images):
+        return NETWORKS[name].apply(weights, images), jax.grad(lambda x: NETWORKS[name].apply(weights, x)[:, 3].sum())(
+            images
+        )
+
+    logits, gradients = run(weights, images)
+    assert (logits.shape, logits.dtype) == ((6, 10), np.float32)
+    np.testing.assert_allclose(logits, ORACLES[name](reader(weights), images.astype(np.float64)), rtol=1e-5, atol=1e-5)
+    others = random_images(6, seed=1)
+    others[1] = images[1]
+    others_logits, others_gradients = run(weights, others)
+    np.testing.assert_allclose(others_logits[1], logits[1], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(others_gradients[1], gradients[1], rtol=1e-3, atol=1e-5)
+    assert np.isfinite(gradients).all()
+    assert (np.abs(gradients).max((1, 2, 3)) > 0).all()
 
 
 @each_network
@@ -261,7 +416,7 @@ def test_dropout_differs_between_images_and_is_drawn_by_the_key():
 # Initialization
 
 
-@each_network
+@pytest.mark.parametrize("name", [*LAYERS, "Inception", "ResNet"])
 def test_initialization(name):
     weights = initialized(name)
     seen = set()
@@ -308,7 +463,15 @@ def test_by_name(name):
 
 @pytest.mark.parametrize(
     ("name", "guess"),
-    [("cnn", "CNN"), ("mlp-bn", "MLP_bn"), ("CNN-d", "CNN_d"), ("MPL", "MLP"), ("", None), ("resnet50", None)],
+    [
+        ("cnn", "CNN"),
+        ("mlp-bn", "MLP_bn"),
+        ("CNN-d", "CNN_d"),
+        ("MPL", "MLP"),
+        ("", None),
+        ("resnet50", "ResNet"),
+        ("transformer", None),
+    ],
 )
 def test_by_an_unknown_name(name, guess):
     with pytest.raises(InputError) as caught:
@@ -316,7 +479,7 @@ def test_by_an_unknown_name(name, guess):
     start, _, end = str(caught.value).partition("There are ")
     assert start.startswith(f"unknown network {name!r}: " + (f"did you mean {guess}" if guess else ""))
     assert ("did you mean" in start) == (guess is not None)
-    assert end == "MLP, MLP_d, MLP_bn, CNN, CNN_d, CNN_bn, CNN5_bn, CNN7_bn"
+    assert end == ", ".join(NETWORKS)
 
 
 @pytest.mark.parametrize("shape", [(3, 784), (3, 28, 28), (3, 1, 28, 28), (3, 32, 32, 1), (3, 28, 28, 3)])
@@ -325,3 +488,98 @@ def test_images_of_another_shape_are_refused_by_name(shape):
     for run in (MLP.apply, lambda w, x: attack.nearest(Classifier(MLP.apply, w), x)):
         with pytest.raises(ValueError, match=r"MLP takes images \[B, 28, 28, 1\], not \[\d, "):
             run(weights, np.zeros(shape, np.float32))
+
+
+# Capsules
+
+
+def test_routing_is_that_of_the_paper():
+    votes = np.random.default_rng(0).normal(size=(2, 3, 5, 4)).astype(np.float32)
+    for rounds in (1, 3):
+        np.testing.assert_allclose(capsules_of.route(votes, rounds), routed(votes, rounds), rtol=1e-5, atol=1e-6)
+
+
+def test_squashing_and_its_gradient_are_right_at_zero():
+    squash = capsules_of.squash
+    s = np.array([[0, 0, 0], [1e-30, 0, 0], [3, 4, 0]], np.float32)
+    np.testing.assert_allclose(squash(s), [[0, 0, 0], [0, 0, 0], [15 / 26, 20 / 26, 0]], atol=1e-7)
+    jacobians = jax.vmap(jax.jacobian(squash))(s)
+    np.testing.assert_array_equal(jacobians[0], np.zeros((3, 3)))
+    np.testing.assert_allclose(jacobians[1], np.zeros((3, 3)), atol=1e-20)
+    unit, n = s[2].astype(np.float64) / 5, 25.0  # of g(|s|) unit, with g = n / (1 + n): across, and along
+    across, along = n / (1 + n) / 5, 2 * 5 / (1 + n) ** 2
+    expected = across * (np.eye(3) - np.outer(unit, unit)) + along * np.outer(unit, unit)
+    np.testing.assert_allclose(jacobians[2], expected, atol=1e-6)
+
+
+def test_lengths_squares_votes_and_reconstructions_of_capsules():
+    network, weights, images = networks.CapsNet, random_weights("CapsNet"), random_images(6)
+    squares, votes, shown = jax.jit(
+        lambda w, x: (network.squared_norms(w, x), network.votes(w, x), network.reconstruct(w, x, np.arange(6)))
+    )(weights, images)
+    for got, rounds in ((squares, 3), (votes, 1)):
+        expected = (capsules(reader(weights), images.astype(np.float64), rounds) ** 2).sum(-1)
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+
+    layer = reader(weights)
+    totals = capsules(layer, images.astype(np.float64))
+    n = (totals**2).sum(-1, keepdims=True)
+    x = np.where(np.arange(10)[:, None] == np.arange(6)[:, None, None], totals * np.sqrt(n) / (1 + n), 0)
+    x = x.reshape(6, 160)
+    for number in (0, 2, 4):
+        w = layer(f"decoder.{number}")
+        x = x @ w["kernel"] + w["bias"]
+        x = np.maximum(x, 0) if number < 4 else 1 / (1 + np.exp(-x))
+    assert shown.shape == (6, 28, 28, 1)
+    np.testing.assert_allclose(shown.reshape(6, -1), x, atol=1e-5)
+
+
+def test_the_objective_of_capsules_is_their_margin_loss_and_the_reconstruction():
+    network, weights, images = networks.CapsNet, random_weights("CapsNet"), random_images(6)
+    labels = np.arange(6)
+    objective = network.recipe("original").objective
+
+    @jax.jit
+    def run(weights):
+        outcome = objective(network, weights, images, labels, jax.random.key(0), 0.0)
+        return outcome.losses.sum(), outcome
+
+    gradients, outcome = jax.jit(jax.grad(run, has_aux=True))(weights)
+    shown = np.asarray(network.reconstruct(weights, images, labels), np.float64)
+    errors = ((shown - images) ** 2).sum((1, 2, 3))
+    expected = losses.capsule_margin(network.apply(weights, images), labels) + 0.0005 * errors
+    np.testing.assert_allclose(outcome.losses, expected, rtol=1e-5)
+    assert (outcome.penalty, outcome.statistics) == (0, {})
+    for name, gradient in gradients.items():
+        assert np.isfinite(gradient).all()
+        assert np.any(gradient), name
+
+
+def test_capsules_of_a_black_image_have_finite_gradients():
+    network = networks.CapsNet
+    weights = {k: np.zeros_like(w) if k.endswith("bias") else np.asarray(w) for k, w in initialized("CapsNet").items()}
+    images = np.zeros((6, 28, 28, 1), np.float32)
+    for logits in (network.apply, network.squared_norms, network.votes):
+        gradient = jax.jit(jax.grad(lambda x, logits=logits: logits(weights, x).sum()))(images)
+        np.testing.assert_array_equal(gradient, np.zeros_like(images))
+
+
+# The documentation
+
+
+def test_the_network_that_is_added_in_the_documentation_trains():
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    code = textwrap.dedent("   " + text.split("```python\n")[1].split("```")[0].strip())
+    exec(code, names := {"__name__": "mine"})
+    network = names["LeNet"]
+    assert network.of((20, 24, 3), 7).initialize(jax.random.key(0))["classifier.4.kernel"].shape == (84, 7)
+    recipe = network.recipe("original")
+    assert network.recipe("best").steps(50_000) <= recipe.steps(50_000)
+    rng = np.random.default_rng(0)
+    split = Split(rng.integers(0, 256, (16, 28, 28, 1), np.uint8), np.arange(16, dtype=np.int32) % 10)
+    state = training.start(network, recipe, jax.random.key(0), 2)
+    batches = np.arange(16).reshape(2, 8)
+    trained, (loss, _) = training.train_steps(network, recipe, 2, state, split, batches, jax.random.key(0))
+    assert np.isfinite(loss)
+    for name, weight in trained.weights.items():
+        assert np.any(weight != state.weights[name]), name

@@ -7,9 +7,10 @@ import pytest
 import safetensors.numpy
 from conftest import REFERENCE
 
+from mnist_jax import networks
 from mnist_jax.errors import InputError
 from mnist_jax.evaluation import accuracy
-from mnist_jax.networks import CNN, CNN_bn
+from mnist_jax.networks import CNN, MLP, AlexNet, CapsNet, CNN_bn, Inception, ResNet, VGG_bn
 from mnist_jax.storage import checkpoint, pytorch
 
 # The accuracy table of the original project, in percent: train, test, val.
@@ -57,6 +58,33 @@ def test_exported_weights_mean_the_same_to_a_network_of_channels_first():
     x = x.reshape(2, -1) @ state["classifier.0.weight"].T + state["classifier.0.bias"]
     x = np.maximum(x, 0) @ state["classifier.2.weight"].T + state["classifier.2.bias"]
     np.testing.assert_allclose(x, CNN.apply(weights, images), atol=1e-5)
+
+
+@pytest.mark.parametrize("network", [VGG_bn.of((20, 24, 3), 7), MLP.of((6, 5, 3), 4), AlexNet, Inception, ResNet])
+def test_columns_of_the_classifier_are_channel_by_channel(network):
+    made = networks.features_shape(network)
+    weights = {k: np.zeros(shape, np.float32) for k, shape in networks.shapes(network).items()}
+    first = next(k for k, w in weights.items() if k.startswith("classifier") and w.ndim == 2)
+    weights[first] = np.arange(weights[first].size, dtype=np.float32).reshape(weights[first].shape)
+    state = pytorch.to_state_dict(weights, network)
+    kernel = state[first.replace("kernel", "weight")]
+    for place in ((0,) * len(made), tuple(n - 1 for n in made), tuple(n // 2 for n in made)):
+        channels_first = place[-1:] + place[:-1]
+        column = np.ravel_multi_index(channels_first, made[-1:] + made[:-1])
+        np.testing.assert_array_equal(kernel[:, column], weights[first][np.ravel_multi_index(place, made)])
+    again = pytorch.from_state_dict(state, network)
+    assert again.keys() == weights.keys()
+    for name, array in weights.items():
+        np.testing.assert_array_equal(again[name], array)
+
+
+def test_what_pytorch_has_no_layer_for_is_refused(tmp_path):
+    with pytest.raises(
+        InputError, match=r"CapsNet is neither imported nor exported: .* capsules\.kernel \[288, 8, 160"
+    ):
+        pytorch.save(tmp_path / "weights.npz", checkpoint.Checkpoint(CapsNet, {}, {}))
+    with pytest.raises(InputError, match="CapsNet is neither imported nor exported"):
+        pytorch.from_state_dict({}, CapsNet)
 
 
 def test_what_is_no_state_dict_of_the_architecture_is_refused(tmp_path):

@@ -20,7 +20,8 @@ from mnist_jax import layers, losses, networks, training
 from mnist_jax.data import Split
 from mnist_jax.distortion import Distortion
 from mnist_jax.errors import InputError
-from mnist_jax.networks import MLP, NETWORKS
+from mnist_jax.networks import MLP, NETWORKS, CapsNet
+from mnist_jax.networks.capsules import Reconstruction
 from mnist_jax.objective import Plain
 from mnist_jax.recipe import RECIPES, Recipe, constant, fading, one_cycle
 
@@ -384,7 +385,7 @@ def test_fading_in_very_few_steps(steps):
 def test_original_recipe(network):
     assert network.recipe("original") == Recipe(
         name="original",
-        objective=Plain(losses.cross_entropy_of_softmax),
+        objective=Reconstruction() if network is CapsNet else Plain(losses.cross_entropy_of_softmax),
         optimizer=optax.adam,
         learning_rate=2e-4,
         epochs=30,
@@ -411,7 +412,9 @@ def test_hyperparameters_are_plain_json(network, name):
     assert values["name"] == name
     assert values["optimizer"] == "adam"
     loss = {"original": "cross_entropy_of_softmax", "best": "cross_entropy"}[name]
-    assert values["objective"] == {"name": "Plain", "loss": loss, "masks": recipe.objective.masks}
+    plain = {"name": "Plain", "loss": loss, "masks": getattr(recipe.objective, "masks", 1)}
+    capsules = {"name": "Reconstruction", "loss": "capsule_margin", "weight": 0.0005}
+    assert values["objective"] == (capsules if network is CapsNet else plain)
     assert values["schedule"] == recipe.schedule.__name__
     numbers = ("learning_rate", "epochs", "batch_size", "averaging")
     assert [values[key] for key in numbers] == [getattr(recipe, key) for key in numbers]

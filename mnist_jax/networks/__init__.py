@@ -1,13 +1,33 @@
 """The networks: a file a family, with the recipes of each beside it."""
 
 from mnist_jax.errors import unknown
+from mnist_jax.networks.alexnet import AlexNet, AlexNet_bn
+from mnist_jax.networks.capsules import CapsNet
 from mnist_jax.networks.convolutional import CNN, CNN_bn, CNN_d
 from mnist_jax.networks.dense import MLP, MLP_bn, MLP_d
-from mnist_jax.networks.network import CLASSES, IMAGE_SHAPE, Network, Weights, conv, linear, outputs, shapes
+from mnist_jax.networks.inception import Inception
+from mnist_jax.networks.network import (
+    CLASSES,
+    IMAGE_SHAPE,
+    Network,
+    Weights,
+    conv,
+    features_shape,
+    linear,
+    outputs,
+    shapes,
+)
+from mnist_jax.networks.resnet import ResNet
 from mnist_jax.networks.strided import CNN5_bn, CNN7_bn
+from mnist_jax.networks.vgg import VGG_bn
 
 NETWORKS: dict[str, type[Network]] = {
-    cls.__name__: cls for cls in (MLP, MLP_d, MLP_bn, CNN, CNN_d, CNN_bn, CNN5_bn, CNN7_bn)
+    cls.__name__: cls
+    for cls in (
+        *(MLP, MLP_d, MLP_bn, CNN, CNN_d, CNN_bn),
+        *(CNN5_bn, CNN7_bn),
+        *(AlexNet, AlexNet_bn, VGG_bn, Inception, ResNet, CapsNet),
+    )
 }
 ORIGINALS = ("MLP", "MLP_d", "MLP_bn", "CNN", "CNN_d", "CNN_bn")  # of the original project, shipped by both recipes
 
@@ -20,6 +40,7 @@ __all__ = [
     "Weights",
     "by_name",
     "conv",
+    "features_shape",
     "linear",
     "outputs",
     "shapes",

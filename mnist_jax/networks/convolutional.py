@@ -24,10 +24,15 @@ CONVOLUTIONAL = Recipe(
 )
 
 
-def conv_features(channels: int, rngs: nnx.Rngs) -> layers.Sequential:
+def conv_features(channels: int, rngs: nnx.Rngs, first: int = 20, second: int = 40) -> layers.Sequential:
     # ReLU after the pool gives the same values as before it, for a quarter of the work.
     return layers.Sequential(
-        conv(channels, 20, 5, rngs), layers.max_pool, nnx.relu, conv(20, 40, 3, rngs), layers.max_pool, nnx.relu
+        conv(channels, first, 5, rngs),
+        layers.max_pool,
+        nnx.relu,
+        conv(first, second, 3, rngs),
+        layers.max_pool,
+        nnx.relu,
     )
 
 

@@ -7,7 +7,7 @@ dictionary from names (`"features.0.kernel"`) to arrays, parameters and batch st
 import functools
 import math
 import types
-from typing import ClassVar, Self, cast
+from typing import ClassVar, Self, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,12 @@ from flax import nnx
 
 from mnist_jax import layers, losses
 from mnist_jax.errors import InputError, unknown
-from mnist_jax.objective import Plain
+from mnist_jax.objective import Objective, Plain
 from mnist_jax.recipe import RECIPES, Recipe
 
 Weights = dict[str, jax.Array]
+
+N = TypeVar("N", bound="Network")
 
 IMAGE_SHAPE = (28, 28, 1)
 CLASSES = 10
@@ -40,8 +42,20 @@ def conv(inputs: int, outputs: int, size: int, rngs: nnx.Rngs, *, stride: int = 
     return layers.Conv(inputs, outputs, size, stride=stride, padding=padding, init=init, rngs=rngs)
 
 
+def mean_of_pixels(x: jax.Array) -> jax.Array:
+    """`[B, H, W, C]` to `[B, C]`. Raises `ValueError` where there are no pixels left."""
+    if not math.prod(x.shape[1:3]):
+        raise ValueError(f"no pixels are left in {list(x.shape)}")
+    return x.mean((1, 2))
+
+
 def outputs(features: nnx.Module, shape: tuple[int, ...]) -> int:
     """How many values the features make of an image of that shape. Raises `InputError` where it is too small."""
+    return math.prod(shape_of(features, shape))
+
+
+def shape_of(features: nnx.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what the features make of an image of that shape. Raises `InputError` where it is too small."""
 
     def run(state, images):
         model = nnx.merge(graphdef, state)
@@ -50,12 +64,12 @@ def outputs(features: nnx.Module, shape: tuple[int, ...]) -> int:
 
     graphdef, state = nnx.split(features)
     try:
-        count = jax.eval_shape(run, state, jax.ShapeDtypeStruct((1, *shape), jnp.float32)).size
+        made = jax.eval_shape(run, state, jax.ShapeDtypeStruct((1, *shape), jnp.float32)).shape[1:]
     except (ValueError, TypeError):
-        count = 0
-    if not count:
+        made = (0,)
+    if not math.prod(made):
         raise InputError(f"images of {shape[0]}x{shape[1]} pixels are too small for this network")
-    return count
+    return made
 
 
 class Network(nnx.Module):
@@ -90,12 +104,16 @@ class Network(nnx.Module):
         Raises:
           ValueError: the images are of another shape.
         """
-        if images.shape[1:] != self.shape:
-            wanted = ", ".join(map(str, ("B", *self.shape)))
-            raise ValueError(f"{type(self).__name__} takes images [{wanted}], not {list(images.shape)}")
+        self.check(images)
         x = self.features(images, rngs=rngs)
         x = jnp.concatenate([x.reshape(len(x), math.prod(x.shape[1:]))] * masks)
         return self.classifier(x, rngs=rngs).reshape(masks, len(images), self.classes).mean(0)
+
+    def check(self, images: jax.Array) -> None:
+        """Raises `ValueError` unless the images are `[B, *shape]`."""
+        if images.shape[1:] != self.shape:
+            wanted = ", ".join(map(str, ("B", *self.shape)))
+            raise ValueError(f"{type(self).__name__} takes images [{wanted}], not {list(images.shape)}")
 
     @classmethod
     @functools.cache  # one class for each, as programs are compiled for a class
@@ -114,9 +132,14 @@ class Network(nnx.Module):
     @classmethod
     def apply(cls, weights: Weights, images: jax.Array) -> jax.Array:
         """Logits in evaluation mode: running batch statistics, no dropout, so no image depends on another."""
+        return cls.evaluating(weights)(images)
+
+    @classmethod
+    def evaluating(cls, weights: Weights) -> Self:
+        """The module with these weights, in evaluation mode."""
         model = _unflatten(cls, weights)
         model.eval()
-        return model(images)
+        return model
 
     @classmethod
     def apply_training(
@@ -140,13 +163,18 @@ class Network(nnx.Module):
         return model(images, rngs=nnx.Rngs(dropout=key), masks=masks)
 
     @classmethod
+    def objective(cls) -> Objective:
+        """What recipe `original` minimizes: `loss` of the images as they are."""
+        return Plain(cls.loss)
+
+    @classmethod
     def recipe(cls, name: str) -> Recipe:
         """The recipe of that name for this network. Raises `InputError` where there is none."""
         if name not in RECIPES:
             raise unknown("recipe", name, RECIPES)
         if name == "best":
             return cls.best
-        return Recipe("original", Plain(cls.loss), cls.optimizer, cls.learning_rate, cls.epochs, cls.batch_size)
+        return Recipe("original", cls.objective(), cls.optimizer, cls.learning_rate, cls.epochs, cls.batch_size)
 
     @classmethod
     @functools.cache
@@ -174,10 +202,15 @@ def _flatten(model: Network) -> Weights:
     return {_name(path): variable[...] for path, variable in nnx.to_flat_state(nnx.state(model))}
 
 
-def _unflatten(cls: type[Network], weights: Weights) -> Network:
+def _unflatten(cls: type[N], weights: Weights) -> N:
     graphdef, skeleton = _skeleton(cls)
     flat = [(path, variable.replace(weights[_name(path)])) for path, variable in nnx.to_flat_state(skeleton)]
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
+
+
+def features_shape(cls: type[Network]) -> tuple[int, ...]:
+    """The shape of what the network's features make of an image, before it is flattened."""
+    return shape_of(nnx.merge(*_skeleton(cls)).features, cls.shape)
 
 
 def shapes(cls: type[Network]) -> dict[str, tuple[int, ...]]:

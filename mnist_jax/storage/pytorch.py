@@ -1,8 +1,9 @@
 """PyTorch's state_dicts of the same architectures, in and out, as safetensors or npz.
 
 The networks here have the layers of the original project's PyTorch modules, in the same places of the same
-`features` and `classifier`. Three things differ: the names of the arrays; the order of axes, PyTorch's kernels being
-OIHW and `[out, in]`; and the order of the features that the classifier gets, as PyTorch flattens images of CHW.
+`features` and `classifier`; those that it lacks are taken for modules with the same attributes. Three things differ:
+the names of the arrays; the order of axes, PyTorch's kernels being OIHW and `[out, in]`; and the order of the features
+that the classifier gets, as PyTorch flattens images of CHW.
 """
 
 import io
@@ -54,7 +55,7 @@ def save(path: str | Path, trained: checkpoint.Checkpoint) -> None:
 
 def from_state_dict(arrays: dict[str, np.ndarray], network: type[Network], source: object = "state_dict") -> Weights:
     """The weights of `network` from the arrays of a PyTorch state_dict. Raises `InputError` where they don't fit."""
-    wanted = networks.shapes(network)
+    wanted = _shapes(network)
     names = {name: _torch_name(name) for name in wanted}
     given = {k: np.asarray(v) for k, v in arrays.items() if not k.endswith("num_batches_tracked")}
     if given.keys() != set(names.values()):
@@ -79,7 +80,11 @@ def from_state_dict(arrays: dict[str, np.ndarray], network: type[Network], sourc
 
 
 def to_state_dict(weights: Weights, network: type[Network]) -> dict[str, np.ndarray]:
-    """The weights as PyTorch's `load_state_dict(..., strict=False)` takes them, float32 in PyTorch's layout."""
+    """The weights as PyTorch's `load_state_dict(..., strict=False)` takes them, float32 in PyTorch's layout.
+
+    Raises `InputError` where the network has layers that PyTorch has not.
+    """
+    _shapes(network)
     arrays = {}
     for name, weight in weights.items():
         array = np.asarray(weight)
@@ -89,6 +94,16 @@ def to_state_dict(weights: Weights, network: type[Network]) -> dict[str, np.ndar
             array = _exchange_flattening(array.T, network, name, to_torch=True)
         arrays[_torch_name(name)] = np.ascontiguousarray(array)
     return arrays
+
+
+def _shapes(network: type[Network]) -> dict[str, tuple[int, ...]]:
+    """The weights' shapes. Raises `InputError` where one of them is of no layer of PyTorch's."""
+    shapes = networks.shapes(network)
+    for name, shape in shapes.items():
+        if len(shape) not in (1, 2, 4):
+            what = f"PyTorch has no layer for its {name} {list(shape)}"
+            raise InputError(f"{network.__name__} is neither imported nor exported: {what}")
+    return shapes
 
 
 def _torch_name(name: str) -> str:
@@ -101,13 +116,12 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _exchange_flattening(array, network, name, *, to_torch):
-    """Reorders the columns of the first linear layer after convolutions, `[out, H * W * C]` or `[out, C * H * W]`."""
-    kernels = [shape for shape in networks.shapes(network).values() if len(shape) == 4]
+    """Reorders the columns of the first linear layer after the features, `[out, H * W * C]` or `[out, C * H * W]`."""
     first = next(k for k, shape in networks.shapes(network).items() if k.startswith("classifier") and len(shape) == 2)
-    if not kernels or name != first:
+    made = networks.features_shape(network)
+    if name != first or len(made) != 3:
         return array
-    outputs, channels = len(array), kernels[-1][-1]
-    side = round((array.shape[1] / channels) ** 0.5)
+    height, width, channels = made
     if to_torch:
-        return array.reshape(outputs, side, side, channels).transpose(0, 3, 1, 2).reshape(outputs, -1)
-    return array.reshape(outputs, channels, side, side).transpose(0, 2, 3, 1).reshape(outputs, -1)
+        return array.reshape(-1, height, width, channels).transpose(0, 3, 1, 2).reshape(array.shape)
+    return array.reshape(-1, channels, height, width).transpose(0, 2, 3, 1).reshape(array.shape)
