@@ -135,7 +135,7 @@ def matrix_product_rate(rounds: int, size: int = 2048) -> float:
 def flop_per_image(network: type[Network]) -> int:
     """Of one training step: forward, weight gradients, and input gradients of all layers but the first."""
     kernels = [name for name in shapes(network) if name.endswith("kernel")]
-    size, forward = IMAGE_SHAPE[0], []
+    size, forward = network.shape[0], []
     for name in sorted(kernels, key=lambda name: (name.startswith("classifier"), name)):
         shape = shapes(network)[name]
         pixels = 1

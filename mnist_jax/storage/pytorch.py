@@ -5,28 +5,36 @@ The networks here have the layers of the original project's PyTorch modules, in 
 OIHW and `[out, in]`; and the order of the features that the classifier gets, as PyTorch flattens images of CHW.
 """
 
+import functools
 import io
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+from flax import nnx
 
 from mnist_jax import networks
 from mnist_jax.errors import InputError, first_line
-from mnist_jax.networks import Network, Weights
+from mnist_jax.networks import CLASSES, IMAGE_SHAPE, Network, Weights
 from mnist_jax.storage import checkpoint, files
 
 _NAMES = {"kernel": "weight", "bias": "bias", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
-def load(path: str | Path, architecture: str) -> checkpoint.Checkpoint:
+def load(
+    path: str | Path, architecture: str, shape: tuple[int, int, int] = IMAGE_SHAPE, classes: int = CLASSES
+) -> checkpoint.Checkpoint:
     """Reads the state_dict of that architecture, `CNN_bn` for instance, from a safetensors or npz file.
+
+    `shape` is that of the images it is for, height, width and channels, and `classes` how many there are: by default
+    MNIST's.
 
     Raises:
       InputError: the file can't be read or holds another network.
     """
-    path, network = Path(path), networks.by_name(architecture)
+    path, network = Path(path), networks.by_name(architecture).of(shape, classes)
     try:
         content = path.read_bytes()  # NumPy would leave a file open that it can't read
         if path.suffix == ".npz":
@@ -101,13 +109,25 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _exchange_flattening(array, network, name, *, to_torch):
-    """Reorders the columns of the first linear layer after convolutions, `[out, H * W * C]` or `[out, C * H * W]`."""
-    kernels = [shape for shape in networks.shapes(network).values() if len(shape) == 4]
+    """Reorders the columns of the linear layer that gets the flattened features, `[out, H * W * C]` or
+    `[out, C * H * W]`."""
     first = next(k for k, shape in networks.shapes(network).items() if k.startswith("classifier") and len(shape) == 2)
-    if not kernels or name != first:
+    flattened = _flattened(network)
+    if name != first or len(flattened) != 3:
         return array
-    outputs, channels = len(array), kernels[-1][-1]
-    side = round((array.shape[1] / channels) ** 0.5)
+    height, width, channels = flattened
     if to_torch:
-        return array.reshape(outputs, side, side, channels).transpose(0, 3, 1, 2).reshape(outputs, -1)
-    return array.reshape(outputs, channels, side, side).transpose(0, 2, 3, 1).reshape(outputs, -1)
+        return array.reshape(-1, height, width, channels).transpose(0, 3, 1, 2).reshape(len(array), -1)
+    return array.reshape(-1, channels, height, width).transpose(0, 2, 3, 1).reshape(len(array), -1)
+
+
+@functools.cache
+def _flattened(network: type[Network]) -> tuple[int, ...]:
+    """The shape of what the features make of an image, such as `[H, W, C]`."""
+
+    def run():
+        model = network(nnx.Rngs(0))
+        model.eval()
+        return model.features(jnp.zeros((1, *network.shape)))
+
+    return jax.eval_shape(run).shape[1:]
