@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from mnist_jax.commands import console, train
+from mnist_jax.commands import console, evaluate, train
 from mnist_jax.errors import InputError
 from mnist_jax.networks import NETWORKS
 from mnist_jax.storage import checkpoint
@@ -55,6 +55,30 @@ def test_json_is_all_of_stdout_and_says_what_was_done(run, few_digits, tmp_path)
     kept = checkpoint.load(tmp_path / result["weights"])
     assert kept.about["accuracies"] == result["accuracies"]
     assert kept.about["hyperparameters"] == result["hyperparameters"]
+
+
+def test_another_dataset_is_remembered(run, shapes, tmp_path):
+    arguments = ("--model", "MLP_bn", "--epochs", 4, "--dataset", "shapes", "--data-dir", shapes)
+    status, out, err = run("train", *arguments, "--json", cwd=tmp_path)
+    assert status == 0, err
+    result = json.loads(out)
+    assert result["weights"] == "runs/MLP_bn-original-shapes.safetensors"
+    assert result["dataset"] == "shapes"
+    assert result["accuracies"]["val"] > 0.9
+    kept = checkpoint.load(checkpoint.find("MLP_bn-original-shapes", tmp_path / "runs"))
+    assert kept.network is NETWORKS["MLP_bn"].of((9, 7, 1), 3)
+    assert kept.class_names == ("above", "middle", "$below")
+    path = tmp_path / result["weights"]
+    again = evaluate.evaluate(path, evaluate.parse(["--model", str(path), "--data-dir", str(shapes)]))
+    assert again["accuracies"] == result["accuracies"]
+
+
+def test_images_too_small_for_a_network_are_refused(refused, shapes, tmp_path):
+    arguments = ("--model", "CNN", "--data-dir", shapes)
+    assert "not 28x28 as in mnist; another --dataset name" in refused("train", *arguments, cwd=tmp_path)
+    line = refused("train", *arguments, "--dataset", "shapes", cwd=tmp_path)
+    assert "images of 9x7 pixels are too small for this network" in line
+    assert "no name for a dataset" in refused("train", *arguments, "--dataset", "a-b", cwd=tmp_path)
 
 
 def test_no_save_writes_nothing(run, few_digits, tmp_path):

@@ -91,9 +91,11 @@ def _class(name: str, class_names: tuple[str, ...]) -> int:
     """The label of the class of that name, or else number."""
     if name in class_names:
         return class_names.index(name)
-    if name.isdecimal() and int(name) < len(class_names):
-        return int(name)
-    raise InputError(f"--targets {name} is not a class: {unknown('class', name, class_names)}")
+    if not name.removeprefix("-").isdecimal():
+        raise unknown("class", name, class_names)
+    if not 0 <= int(name) < len(class_names):
+        raise InputError(f"--targets {name} is not a class: they go from 0 to {len(class_names) - 1}")
+    return int(name)
 
 
 def _targets(targets: list[int] | None, count: int) -> np.ndarray | None:
