@@ -86,7 +86,7 @@ def test_names_find_files(tmp_path):
     assert str(checkpoint.find("some/file", tmp_path)) == "some/file"
     with pytest.raises(InputError, match="no trained CNN-trades-original"):
         checkpoint.find("CNN-trades-original", tmp_path)
-    with pytest.raises(InputError, match=r"train it, .*train --model CNN --dataset emnist"):
+    with pytest.raises(InputError, match=r"train it, .*train --model CNN --recipe best --dataset emnist"):
         checkpoint.find("CNN-best-emnist", tmp_path)
 
 

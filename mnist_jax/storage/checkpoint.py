@@ -184,7 +184,8 @@ def find(model: str | Path, runs: str | Path = RUNS) -> Path:
     with_project = [path for path in shipped().glob("*.safetensors") if matches(path)]
     if with_project:
         return min(with_project, key=lambda path: OF_DEFENCES.index(Name.parse(path.stem).recipe))
-    how = f"--model {wanted.architecture}" + (f" --dataset {wanted.dataset}" if wanted.dataset else "")
+    options = {"model": wanted.architecture, "recipe": wanted.recipe, "dataset": wanted.dataset}
+    how = " ".join(f"--{option} {value}" for option, value in options.items() if value)
     raise InputError(f"no trained {model} in {runs} or {shipped()}: train it, python -m mnist_jax.train {how}")
 
 
