@@ -40,12 +40,13 @@ def main() -> None:
     distances = {}
     for name in tqdm(ORIGINALS, disable=None):
         path = checkpoint.shipped() / f"{name}-{options.recipe}.safetensors"
-        classifier = checkpoint.load(path).classifier()
+        trained = checkpoint.load(path)
+        classifier = trained.classifier()
         result = attack.dichotomy(classifier, images, labels, norm=options.norm)
         distances[name] = np.asarray(result.distance)
         if name == options.network:
             found = np.asarray(result.images)
-            seen = describe(classifier, np.stack([images[ONE], found[ONE]]))
+            seen = describe(classifier, np.stack([images[ONE], found[ONE]]), trained.class_names)
             single = plot.attack(
                 images[ONE], found[ONE], before=seen[0], after=seen[1], norm=options.norm, latex=options.latex
             )

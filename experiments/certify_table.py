@@ -92,7 +92,9 @@ def theirs(method: str, trained: Any, norm: float, options: argparse.Namespace) 
     import torch
     from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
 
-    bounded = BoundedModule(in_pytorch(trained), torch.zeros(1, 1, 28, 28), device="cpu")
+    height, width, channels = trained.network.shape
+    classes = trained.network.classes
+    bounded = BoundedModule(in_pytorch(trained), torch.zeros(1, channels, height, width), device="cpu")
 
     def certified(x: torch.Tensor, radius: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         r = radius.reshape(-1, 1, 1, 1)
@@ -106,8 +108,8 @@ def theirs(method: str, trained: Any, norm: float, options: argparse.Namespace) 
 
     def search(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         x, y = torch.tensor(images.transpose(0, 3, 1, 2)), torch.tensor(labels.astype(np.int64))
-        others = torch.stack([torch.tensor([j for j in range(10) if j != label]) for label in y.tolist()])
-        c = torch.eye(10)[y][:, None] - torch.eye(10)[others]
+        others = torch.stack([torch.tensor([j for j in range(classes) if j != label]) for label in y.tolist()])
+        c = torch.eye(classes)[y][:, None] - torch.eye(classes)[others]
         low, high = torch.zeros(len(x)), torch.full((len(x),), options.high)
         for _ in range(HALVINGS):
             middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""Random affine and elastic distortions of images, for training: one more image of the same digit.
+"""Random affine and elastic distortions of images, for training: one more image of the same class.
 
 Elastic distortions are those of Simard, Steinkraus & Platt, "Best practices for convolutional neural networks applied
 to visual document analysis" (2003). Resampling is done in two passes, first along the rows and then along the columns

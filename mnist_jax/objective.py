@@ -48,7 +48,7 @@ class Objective(Protocol):
 
         Args:
           network: whose functions take `weights`.
-          images: `[B, 28, 28, 1]` in [0, 1].
+          images: `[B, *shape]` in [0, 1].
           labels: `[B]`.
           key: of this step.
           progress: of the training, from 0 to 1: for radii and weights that change on the way.

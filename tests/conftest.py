@@ -125,6 +125,20 @@ def few_digits(mnist, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Path:
+    """A folder of a dataset of its own: 9x7 pixels, of which the upper, middle or lower rows are bright."""
+    folder, random = tmp_path_factory.mktemp("shapes"), np.random.default_rng(0)
+    for name, count in (("train", 240), ("t10k", 40)):
+        labels = np.arange(count) % 3
+        images = random.integers(0, 100, (count, 9, 7))
+        images[np.arange(9) // 3 == labels[:, None]] += 100
+        write_idx(folder / f"{name}-images-idx3-ubyte", images)
+        write_idx(folder / f"{name}-labels-idx1-ubyte", labels)
+    (folder / "classes.txt").write_text("above\nmiddle\n$below\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def command():
     """Starts `python -m mnist_jax.MODULE ARGUMENTS` in a folder; gives the process, its output still to be read."""
     environment = ENVIRONMENT | {"PYTHONUNBUFFERED": "1"}

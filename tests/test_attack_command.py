@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,9 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from mnist_jax import data, load_classifier
-from mnist_jax.commands import attack, campaign, console, job, prompt
+from mnist_jax import data, load_classifier, plot
+from mnist_jax.commands import attack, campaign, console, evaluate, job, prompt
 from mnist_jax.errors import InputError
+from mnist_jax.networks import MLP
 from mnist_jax.storage import checkpoint
 from mnist_jax.storage.results import load, save
 from mnist_jax.unstable import KNOWN_BEFORE, QUICKLY_COMPILED, compile_quickly
@@ -233,7 +235,7 @@ def test_a_figure_that_cannot_be_written_does_not_cost_the_summary(tmp_path, cap
         *(("--seed", text) for text in ("-1", "1e3", "nan", str(2**32))),
         *(("--count", text) for text in ("0", "nan", "2.5")),
         *(("--ids", text) for text in ("", "1,", "a", "1.5")),
-        *(("--targets", text) for text in ("", "1.0", "nan")),
+        *(("--targets", text) for text in ("", "1,", " ,bag")),
         *(("--learning-rate", text) for text in ("0", "inf", "-1", "nan", "11")),
     ],
     ids=" ".join,
@@ -292,7 +294,9 @@ def test_the_default_attack_takes_an_effort(run, tmp_path):
         (("--count", 10_001), "more than the 10000 images of val"),
         (("--ids", "3,10000"), "--ids 10000 is not an image of val"),
         (("--ids", "3,3"), "twice"),
-        (("--count", 2, "--targets", 10), "--targets 10 is not a class"),
+        (("--count", 2, "--targets", 10), "--targets 10 is not a class: they go from 0 to 9"),
+        (("--count", 2, "--targets=-1"), "--targets -1 is not a class"),
+        (("--count", 2, "--targets", "1.0"), "unknown class '1.0'"),
         (("--count", 3, "--targets", "1,2"), "one for each of the 3 images"),
         (("--resume",), "nothing to resume"),
     ],
@@ -305,6 +309,88 @@ def test_bad_input_is_one_line(refused, tmp_path, arguments, message):
 def at_prompt(lines, *arguments, cwd):
     command = [sys.executable, "-i", "-m", "mnist_jax.attack", *arguments]
     return subprocess.run(command, input=lines, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def of_shapes(shapes, tmp_path_factory):
+    """A network for images of 9x7 pixels and three classes, of any weights; and the options that name both."""
+    folder, network = tmp_path_factory.mktemp("of_shapes"), MLP.of((9, 7, 1), 3)
+    about = {"dataset": "shapes", "class_names": ["above", "middle", "$below"]}
+    trained = checkpoint.Checkpoint(network, network.initialize(jax.random.key(0)), about)
+    checkpoint.save(folder / "MLP-original-shapes.safetensors", trained)
+    return ("--model", "MLP-original-shapes", "--output", folder, "--data-dir", shapes)
+
+
+def parsed(*arguments):
+    return attack.parse([*map(str, arguments)])
+
+
+def test_classes_have_their_names(of_shapes, monkeypatch, capsys):
+    options = parsed(*of_shapes, *FAST[2:], "--count", 20, "--targets", "middle")
+    run = campaign.prepare(options, options.method)
+    record, _ = campaign.carry_out(run, options)
+    assert record.about["dataset"] == "shapes"
+    assert record.about["options"]["targets"] == [1]
+    assert record.result.images.shape[1:] == (9, 7, 1)
+    drawn = {}
+
+    def drawing(originals, found, labels, predictions, distances, norm):
+        drawn.update(zip(labels.tolist(), predictions.tolist(), strict=True))
+        return b""
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plot, "attacks", drawing)
+        attack.draw(run, record)
+    assert set(drawn) <= {"above", "middle", "$below"}
+    assert set(drawn.values()) == {"middle"}
+    assert attack.draw(run, record).read_bytes().startswith(b"\x89PNG")
+    for names in ("1", "middle,1", "above,$below,2,0"):
+        options = parsed(*of_shapes, *PGD[2:], "--targets", names, "--count", names.count(",") + 1)
+        targets = campaign.prepare(options, options.method).targets
+        assert targets.tolist() == {"1": [1], "middle,1": [1, 1]}.get(names, [0, 2, 2, 0])
+    for name, message in (("midle", "'midle': did you mean middle?"), ("3", "--targets 3 is not a class: they go")):
+        with pytest.raises(InputError, match=message):
+            campaign.prepare(parsed(*of_shapes, *PGD[2:], "--targets", name), "pgd")
+
+    path = run.path
+    for targets, wrong in (([1], 0), ([0], 1)):
+        save(path, record._replace(about=record.about | {"options": record.about["options"] | {"targets": targets}}))
+        assert evaluate.check(evaluate.parse([*map(str, ("--verify", path, *of_shapes[2:]))])) == wrong
+    save(path, record._replace(about=record.about | {"options": record.about["options"] | {"targets": [3]}}))
+    with pytest.raises(InputError, match="its targets are not classes"):
+        evaluate.check(evaluate.parse([*map(str, ("--verify", path, *of_shapes[2:]))]))
+
+
+def test_the_prompt_has_the_names_of_classes(of_shapes, capsys):
+    before = sys.excepthook
+    functions = prompt.prepare(parsed(*of_shapes))
+    sys.excepthook = before
+    answer = functions[2](0)
+    names = "(above|middle|[$]below)"
+    assert re.match(f"{names} is taken for {names}(;| as it is;)", capsys.readouterr().out)
+    assert answer.image.shape == answer.r.shape == (9, 7)
+    assert answer.success
+
+
+def test_images_that_do_not_fit_the_network_are_refused(refused, of_shapes, shapes, few_digits, tmp_path):
+    line = refused("attack", *of_shapes[:-1], few_digits, cwd=tmp_path)
+    assert "shapes.safetensors takes images of 9x7 pixels, but those of shapes have 28x28" in line
+    line = refused("certify", "--model", "MLP", "--dataset", "shapes", "--data-dir", shapes, cwd=tmp_path)
+    assert "takes images of 28x28 pixels, but those of shapes have 9x7" in line
+    assert "one of your own needs its folder (--data-dir)" in refused("attack", *of_shapes[:-2], cwd=tmp_path)
+
+
+def test_classes_that_do_not_fit_the_network_are_refused(tmp_path):
+    def check(classes, dataset, *labels):
+        split = data.Split(np.zeros((len(labels), 28, 28, 1), np.uint8), np.array(labels))
+        job.check_fits(tmp_path, MLP.of((28, 28, 1), classes), dataset, split)
+
+    check(10, "mnist", 3, 4)
+    check(26, "emnist", 3, 4)
+    check(3, "mine", 0, 1)
+    for classes, dataset, has in ((10, "emnist", 26), (26, "kmnist", 10), (3, "mine", 4)):
+        with pytest.raises(InputError, match=f"knows {classes} classes, but {dataset} has {has}"):
+            check(classes, dataset, 0, 3)
 
 
 def test_prompt(tmp_path):
@@ -369,7 +455,7 @@ def test_the_prompt_says_what_is_so(functions, capsys):
     answer = attack(index)  # NumPy's integers are whole numbers
     assert answer.success
     assert not answer.r.any()
-    assert f"a {val.labels[index]} that is taken for {wrong[index].argmax()} as it is; the" in capsys.readouterr().out
+    assert f"{val.labels[index]} is taken for {wrong[index].argmax()} as it is; the" in capsys.readouterr().out
     assert not automatic(index, a=1).success
     # The nearest one is at 1.1: outside these, though it fools.
     for search in (dichotomy, automatic):

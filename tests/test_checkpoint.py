@@ -24,6 +24,24 @@ def test_round_trip_keeps_every_bit_and_all_that_is_known(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+def test_shape_and_classes_come_back(tmp_path):
+    network, path = CNN.of((20, 16, 3), 4), tmp_path / "CNN-best-mine.safetensors"
+    for about, names in (({"class_names": ["a", "b", "c", "d"]}, tuple("abcd")), ({}, tuple("0123"))):
+        checkpoint.save(path, checkpoint.Checkpoint(network, network.initialize(jax.random.key(0)), about))
+        loaded = checkpoint.load(path)
+        assert loaded.network is network
+        assert loaded.class_names == names
+        assert loaded.classifier()(jnp.zeros((2, 20, 16, 3))).shape == (2, 4)
+
+
+def test_files_that_do_not_say_their_shape_are_of_mnist():
+    path = checkpoint.shipped() / "MLP-original.safetensors"
+    assert b"class_names" not in path.read_bytes()
+    loaded = checkpoint.load(path)
+    assert loaded.network is MLP
+    assert loaded.class_names == tuple("0123456789")
+
+
 def test_two_loaded_classifiers_share_one_program():
     traces = []
 
@@ -45,6 +63,10 @@ def test_two_loaded_classifiers_share_one_program():
         ("MLP_bn-best", Name("MLP_bn", "", "best")),
         ("CNN-trades-best-kmnist", Name("CNN", "trades", "best", "kmnist")),
         ("CNN-original-mnist", Name("CNN", "", "original", "mnist")),
+        ("MLP-best-emnist", Name("MLP", "", "best", "emnist")),
+        ("CNN-original-my_shapes", Name("CNN", "", "original", "my_shapes")),
+        ("CNN-ibp-inf-0.3-gpu-my_shapes", Name("CNN", "ibp-inf-0.3", "gpu", "my_shapes")),
+        ("CNN-best-best", Name("CNN", "", "best", "best")),
     ],
 )
 def test_names(stem, name):
@@ -53,16 +75,19 @@ def test_names(stem, name):
 
 
 def test_names_find_files(tmp_path):
-    for stem in ("CNN-best-kmnist", "CNN-original", "CNN-trades-best", "CNN_d-best", "my own"):
+    for stem in ("CNN-best-kmnist", "CNN-original", "CNN-best-mine", "CNN-trades-best", "CNN_d-best", "my own"):
         (tmp_path / f"{stem}.safetensors").write_bytes(b"")
     assert checkpoint.find("CNN", tmp_path).stem == "CNN-original"
     assert checkpoint.find("CNN-trades", tmp_path).stem == "CNN-trades-best"
     assert checkpoint.find("CNN-best-kmnist", tmp_path).stem == "CNN-best-kmnist"
+    assert checkpoint.find("CNN-best-mine", tmp_path).stem == "CNN-best-mine"
     assert checkpoint.find("CNN-best", tmp_path) == checkpoint.shipped() / "CNN-best.safetensors"
     assert checkpoint.find("CNN", tmp_path / "none") == checkpoint.shipped() / "CNN-best.safetensors"
     assert str(checkpoint.find("some/file", tmp_path)) == "some/file"
     with pytest.raises(InputError, match="no trained CNN-trades-original"):
         checkpoint.find("CNN-trades-original", tmp_path)
+    with pytest.raises(InputError, match=r"train it, .*train --model CNN --recipe best --dataset emnist"):
+        checkpoint.find("CNN-best-emnist", tmp_path)
 
 
 def test_a_state_comes_back_and_the_newest_replaces_the_older(tmp_path):

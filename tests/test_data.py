@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 
 from mnist_jax import data
+from mnist_jax.data import source
 from mnist_jax.errors import InputError
 
 TRAIN_IMAGES, TRAIN_LABELS, VAL_IMAGES, VAL_LABELS = FILES = (
@@ -38,12 +40,16 @@ def idx(array):
     return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
 
 
-def small_files(train=12, val=5, seed=0):
-    """The four files of a small random dataset, uncompressed, by name."""
+def small_arrays(train=12, val=5, seed=0, shape=(28, 28), labels=10):
+    """Random images and labels of a small dataset, in the order of its files."""
     rng = np.random.default_rng(seed)
-    arrays = [rng.integers(0, 256, (train, 28, 28)), rng.integers(0, 10, train)]
-    arrays += [rng.integers(0, 256, (val, 28, 28)), rng.integers(0, 10, val)]
-    return {stem: idx(array) for stem, array in zip(FILES, arrays, strict=True)}
+    arrays = [rng.integers(0, 256, (train, *shape)), rng.integers(0, labels, train)]
+    return [*arrays, rng.integers(0, 256, (val, *shape)), rng.integers(0, labels, val)]
+
+
+def small_files(**how):
+    """The four files of a small random dataset, uncompressed, by name."""
+    return {stem: idx(array) for stem, array in zip(FILES, small_arrays(**how), strict=True)}
 
 
 def write_folder(folder, files, suffix="", rename=str):
@@ -54,7 +60,7 @@ def write_folder(folder, files, suffix="", rename=str):
 
 
 def assert_same(left, right):
-    for one, other in zip(left[1:], right[1:], strict=True):
+    for one, other in zip(left[1:4], right[1:4], strict=True):
         np.testing.assert_array_equal(one.images, other.images)
         np.testing.assert_array_equal(one.labels, other.labels)
 
@@ -74,10 +80,10 @@ def refused(match, *args, **kwargs):
 
 def test_mnist_is_mnist(mnist):
     assert mnist.name == "mnist"
-    for split, count in zip(mnist[1:], (50_000, 10_000, 10_000), strict=True):
+    for split, count in zip(mnist[1:4], (50_000, 10_000, 10_000), strict=True):
         assert (split.images.shape, split.images.dtype) == ((count, 28, 28, 1), np.uint8)
         assert (split.labels.shape, split.labels.dtype) == ((count,), np.int32)
-    histograms = [np.bincount(split.labels).tolist() for split in mnist[1:]]
+    histograms = [np.bincount(split.labels).tolist() for split in mnist[1:4]]
     assert histograms == [
         [4932, 5678, 4968, 5101, 4859, 4506, 4951, 5175, 4842, 4988],
         [991, 1064, 990, 1030, 983, 915, 967, 1090, 1009, 961],
@@ -103,7 +109,7 @@ def test_mnist_splits_make_up_the_original_files_in_order(mnist):
 def test_damaged_embedded_copy(tmp_path, monkeypatch):
     folder = tmp_path / "mnist"
     shutil.copytree(Path(data.__file__).parent / "mnist", folder)
-    monkeypatch.setattr(data, "_EMBEDDED", folder)
+    monkeypatch.setattr(source, "_EMBEDDED", folder)
     labels = folder / f"{VAL_LABELS}.xz"
     packed = labels.read_bytes()
     raw = bytearray(lzma.decompress(packed))
@@ -132,13 +138,21 @@ def test_import_needs_no_tensorflow_datasets():
 @pytest.mark.parametrize(("name", "near"), [("fashion", "fashion_mnist"), ("KMNIST", "kmnist"), ("mnits", "mnist")])
 def test_unknown_name_with_a_near_one(name, near):
     message = refused(f"unknown dataset {name!r}: did you mean {near}", name)
-    assert message.endswith("? There are mnist, fashion_mnist, kmnist")
+    assert "? There are mnist, fashion_mnist, kmnist, emnist; one of your own needs its folder" in message
 
 
 def test_unknown_name(tmp_path):
-    expected = "unknown dataset 'imagenet': There are mnist, fashion_mnist, kmnist"
-    assert refused(expected, "imagenet") == expected
-    refused(expected, "imagenet", data_dir=write_folder(tmp_path, small_files()))
+    expected = "unknown dataset 'imagenet': There are mnist, fashion_mnist, kmnist, emnist; one of your own needs its "
+    assert refused(expected, "imagenet") == expected + "folder (--data-dir)"
+    folder = write_folder(tmp_path, small_files())
+    assert data.load("imagenet", folder).name == "imagenet"
+    for name in (
+        "my-own",
+        "",
+        "../own",
+        "2nd",
+    ):  # names of checkpoints have it between hyphens, and so files of numbers
+        refused(f"{name!r} is no name for a dataset", name, folder)
 
 
 # Folders
@@ -161,6 +175,7 @@ def test_folder(tmp_path, suffix, rename):
             train=data.Split(images[:11], labels[:11]),
             test=data.Split(images[11:], labels[11:]),
             val=data.Split(val_images, val_labels),
+            class_names=(),
         ),
     )
 
@@ -172,7 +187,7 @@ def test_folder_of_the_true_mnist(tmp_path, mnist):
 
 def test_own_files_under_the_name_mnist(tmp_path):
     got = data.load("mnist", write_folder(tmp_path, small_files()))
-    assert [len(split.labels) for split in got[1:]] == [10, 2, 5]
+    assert [len(split.labels) for split in got[1:4]] == [10, 2, 5]
 
 
 @pytest.mark.parametrize(
@@ -253,12 +268,13 @@ def test_counts_differ(tmp_path):
 
 def test_wrong_shape(tmp_path):
     folder = write_folder(tmp_path, small_files() | {VAL_IMAGES: idx(np.zeros((5, 32, 30)))})
-    refused(f"{folder / VAL_IMAGES} holds images of 32x30 pixels, not 28x28", data_dir=folder)
+    message = refused(f"{folder / VAL_IMAGES} holds images of 32x30 pixels, not 28x28 as in mnist", data_dir=folder)
+    assert message.endswith("; another --dataset name takes any")
 
 
 def test_wrong_label(tmp_path):
     folder = write_folder(tmp_path, small_files() | {VAL_LABELS: idx(np.array([0, 9, 1, 10, 255]))})
-    refused(f"{folder / VAL_LABELS} has the label 10 at index 3: labels are from 0 to 9", data_dir=folder)
+    refused(f"{folder / VAL_LABELS} has the label 10 at index 3: labels are from 0 to 9 in mnist", data_dir=folder)
 
 
 def test_no_images(tmp_path):
@@ -269,6 +285,105 @@ def test_no_images(tmp_path):
 def test_too_few_images_to_split(tmp_path):
     assert len(data.load(data_dir=write_folder(tmp_path / "6", small_files(train=6))).test.labels) == 1
     refused("holds 5 images: at least 6 are needed", data_dir=write_folder(tmp_path / "5", small_files(train=5)))
+
+
+# Of any size and number of classes
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (9, 7, 1), (5, 6, 3)])
+def test_own_folder(tmp_path, shape):
+    arrays = small_arrays(train=30, shape=shape, labels=4)
+    arrays[1][:2] = 3, 0
+    arrays[3][:] = 1  # not every class is in every file
+    folder = write_folder(tmp_path, {stem: idx(array) for stem, array in zip(FILES, arrays, strict=True)}, ".gz")
+    got = data.load("shapes", folder)
+    assert (got.name, got.shape, got.class_names) == ("shapes", (*shape, 1)[:3], ("0", "1", "2", "3"))
+    np.testing.assert_array_equal(got.train.images, arrays[0][:25].reshape(25, *got.shape))
+    np.testing.assert_array_equal(got.test.labels, arrays[1][25:])
+    np.testing.assert_array_equal(got.val.images, arrays[2].reshape(5, *got.shape))
+    for split in data.SPLITS:
+        for ours, theirs in zip(data.load_split(split, "shapes", folder), getattr(got, split), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_names_of_classes(tmp_path):
+    folder = write_folder(tmp_path, small_files(train=30, shape=(9, 7), labels=3))
+    (folder / "classes.txt").write_text("circle\nsmall square\n étoile \nnone of them\n\n", encoding="utf-8")
+    assert data.load("shapes", folder).class_names == ("circle", "small square", "étoile", "none of them")
+    for text in (b"", b"one\n", b"one\n\ntwo\n", b"one\ntwo\none\n"):
+        (folder / "classes.txt").write_bytes(text)
+        refused(f"{folder / 'classes.txt'} has an empty line, a name twice, or less than two", "shapes", folder)
+    (folder / "classes.txt").write_bytes(b"one\n\xff\n")
+    refused(f"{folder / 'classes.txt'} is no text", "shapes", folder)
+    (folder / "classes.txt").write_text("circle\nsquare\n")
+    refused("train-labels-idx1-ubyte has the label 2 at index ", "shapes", folder)
+
+
+def test_names_of_known_classes(tmp_path, mnist):
+    assert mnist.class_names == tuple("0123456789")
+    folder = write_folder(tmp_path, small_files())
+    fashion, kana = (data.load(name, folder).class_names for name in ("fashion_mnist", "kmnist"))
+    assert (len(fashion), fashion[0], fashion[9]) == (10, "T-shirt/top", "Ankle boot")
+    assert kana == ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+
+
+def test_names_are_those_that_tensorflow_datasets_has():
+    import tensorflow_datasets as tfds
+
+    for name in ("fashion_mnist", "kmnist"):
+        text = Path(tfds.builder_cls(name).code_path).read_text()
+        assert all(f'"{one}",' in text for one in data.DATASETS[name].class_names)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {VAL_IMAGES: idx(np.zeros((5, 8, 7)))},
+            "t10k-images-idx3-ubyte holds images of 8x7 pixels, not 9x7 as in shapes",
+        ),
+        ({VAL_LABELS: idx(np.array([0, 1, 2, 3, 9]))}, "has the label 3 at index 3: labels are from 0 to 2 in shapes"),
+        ({TRAIN_LABELS: idx(np.zeros(12))}, "train-labels-idx1-ubyte has one label only, 0: at least two classes"),
+        ({TRAIN_IMAGES: idx(np.zeros((12, 9, 7, 2)))}, "holds images of 2 channels: grey ones have 1, coloured ones 3"),
+        ({TRAIN_IMAGES: idx(np.zeros((12, 0, 7)))}, "train-images-idx3-ubyte is empty"),
+        ({TRAIN_IMAGES: idx(np.zeros((12, 9)))}, "its magic number is 0x802, not 0x803 or 0x804"),
+    ],
+)
+def test_files_that_do_not_agree(tmp_path, changed, message):
+    files = small_files(shape=(9, 7), labels=3) | {TRAIN_LABELS: idx(np.arange(12) % 3)}
+    refused(message, "shapes", write_folder(tmp_path, files | changed))
+
+
+LETTERS = [f"emnist-letters-{part}-ubyte" for part in ("train-images-idx3", "train-labels-idx1")]
+LETTERS += [stem.replace("train", "test") for stem in LETTERS]
+
+
+def letters():
+    """Images and labels as they ought to be, and the files of EMNIST that hold them: transposed, from 1."""
+    arrays = small_arrays(labels=26)
+    arrays[1][:2] = 0, 25
+    stored = [array.swapaxes(1, 2) if array.ndim == 3 else array + 1 for array in arrays]
+    return arrays, {stem: idx(array) for stem, array in zip(LETTERS, stored, strict=True)}
+
+
+def assert_letters(got, arrays):
+    assert (got.name, got.shape, got.class_names[0], got.class_names[25:]) == ("emnist", (28, 28, 1), "a", ("z",))
+    images, labels, val_images, val_labels = arrays
+    np.testing.assert_array_equal(np.concatenate([got.train.images, got.test.images])[..., 0], images)
+    np.testing.assert_array_equal(np.concatenate([got.train.labels, got.test.labels]), labels)
+    np.testing.assert_array_equal(got.val.images[..., 0], val_images)
+    np.testing.assert_array_equal(got.val.labels, val_labels)
+
+
+def test_letters_in_a_folder_are_upright_and_begin_at_a(tmp_path):
+    arrays, files = letters()
+    folder = write_folder(tmp_path, files, ".gz")
+    assert_letters(data.load("emnist", folder), arrays)
+    np.testing.assert_array_equal(data.load_split("val", "emnist", folder).labels, arrays[3])
+    write_folder(folder, {LETTERS[3]: idx(np.array([1, 0, 2, 26, 3]))}, ".gz")
+    refused("has the label 0 at index 1: labels are from 1 to 26 in emnist", "emnist", folder)
+    (folder / f"{LETTERS[2]}.gz").unlink()
+    refused(f"{folder} lacks {LETTERS[2]}", "emnist", folder)
 
 
 # The way through tensorflow-datasets
@@ -385,12 +500,36 @@ def test_download_then_cache(tmp_path, monkeypatch, capfd, cache, server):
     assert set(server.asked) == {f"{VAL_LABELS}.gz"}
 
 
+def test_letters_are_downloaded_in_one_archive(tmp_path, monkeypatch, capfd, cache, server):
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.checksums import UrlInfo
+
+    arrays, files = letters()
+    path = server.folder / "gzip.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for stem, raw in files.items():
+            archive.writestr(f"gzip/{stem}.gz", gzip.compress(raw))
+    content = path.read_bytes()
+    info = UrlInfo(tfds.core.utils.Size(len(content)), hashlib.sha256(content).hexdigest(), "gzip.zip")
+    monkeypatch.setattr(tfds.builder_cls("emnist"), "url_infos", {f"{server.url}gzip.zip": info})
+
+    assert_letters(data.load("emnist"), arrays)
+    assert set(server.asked) == {"gzip.zip"}
+    server.asked.clear()
+    np.testing.assert_array_equal(data.load_split("val", "emnist").labels, arrays[3])  # from the cache
+    assert server.asked == []
+    cached = next(cache.rglob("*.zip"))
+    cached.write_bytes(content + b"more")
+    assert "delete it" in refused(f"{cached} is altered: its SHA-256 is ", "emnist")
+
+
 def test_real_checksums_are_registered():
     import tensorflow_datasets as tfds
 
-    for name in data.DATASETS[1:]:
+    for name, form in list(data.DATASETS.items())[1:]:
         infos = tfds.builder_cls(name).url_infos
-        assert sorted(url.rpartition("/")[2] for url in infos) == sorted(f"{stem}.gz" for stem in FILES)
+        files = [form.archive] if form.archive else [f"{stem}.gz" for stem in form.stems]
+        assert sorted(url.rpartition("/")[2] for url in infos) == sorted(files)
         assert all(len(info.checksum) == 64 for info in infos.values())
 
 
@@ -452,7 +591,7 @@ def test_proxy_that_refuses(monkeypatch, cache):
 
 
 def test_patience_leaves_time_for_the_rest():
-    assert data._PATIENCE <= 12
+    assert source._PATIENCE <= 12
 
 
 def test_name_lookup_that_hangs(monkeypatch, cache, no_network):
@@ -463,7 +602,7 @@ def test_name_lookup_that_hangs(monkeypatch, cache, no_network):
         no_lookup()
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
-    monkeypatch.setattr(data, "_PATIENCE", 0.3)
+    monkeypatch.setattr(source, "_PATIENCE", 0.3)
     started = time.monotonic()
     message = refused("(no answer within 0.3 s)", "kmnist")
     done.set()
@@ -473,7 +612,7 @@ def test_name_lookup_that_hangs(monkeypatch, cache, no_network):
 
 def test_server_that_never_answers(monkeypatch, cache):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(data, "_PATIENCE", 0.3)
+    monkeypatch.setattr(source, "_PATIENCE", 0.3)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

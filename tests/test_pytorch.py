@@ -43,11 +43,12 @@ def test_export_and_import_give_the_same_weights(tmp_path, suffix):
         np.testing.assert_array_equal(again.weights[name], array)
 
 
-def test_exported_weights_mean_the_same_to_a_network_of_channels_first():
+@pytest.mark.parametrize("network", [CNN, CNN.of((20, 16, 3), 4)], ids=["28x28", "20x16x3"])
+def test_exported_weights_mean_the_same_to_a_network_of_channels_first(network):
     """The forward pass as PyTorch computes it: NCHW, OIHW, [out, in], flattened channel by channel."""
-    weights = CNN.initialize(jax.random.key(0))
-    state = pytorch.to_state_dict(weights, CNN)
-    images = jax.random.uniform(jax.random.key(1), (2, 28, 28, 1))
+    weights = network.initialize(jax.random.key(0))
+    state = pytorch.to_state_dict(weights, network)
+    images = jax.random.uniform(jax.random.key(1), (2, *network.shape))
 
     x = np.asarray(images).transpose(0, 3, 1, 2)
     for layer in ("features.0", "features.3"):
@@ -57,7 +58,23 @@ def test_exported_weights_mean_the_same_to_a_network_of_channels_first():
         x = x.reshape(*x.shape[:2], x.shape[2] // 2, 2, x.shape[3] // 2, 2).max((3, 5))
     x = x.reshape(2, -1) @ state["classifier.0.weight"].T + state["classifier.0.bias"]
     x = np.maximum(x, 0) @ state["classifier.2.weight"].T + state["classifier.2.bias"]
-    np.testing.assert_allclose(x, CNN.apply(weights, images), atol=1e-5)
+    np.testing.assert_allclose(x, network.apply(weights, images), atol=1e-5)
+
+
+def test_dense_layers_flatten_colours_first_in_pytorch(tmp_path):
+    network = MLP.of((9, 7, 3), 4)
+    weights = network.initialize(jax.random.key(0))
+    state = pytorch.to_state_dict(weights, network)
+    images = jax.random.uniform(jax.random.key(1), (2, 9, 7, 3))
+    x = np.asarray(images).transpose(0, 3, 1, 2).reshape(2, -1)
+    for layer in ("classifier.0", "classifier.2", "classifier.4"):
+        x = np.maximum(x, 0) @ state[f"{layer}.weight"].T + state[f"{layer}.bias"]
+    np.testing.assert_allclose(x, network.apply(weights, images), atol=1e-5)
+    pytorch.save(tmp_path / "MLP.npz", checkpoint.Checkpoint(network, weights, {}))
+    again = pytorch.load(tmp_path / "MLP.npz", "MLP", (9, 7, 3), 4)
+    assert again.network is network
+    for name, array in weights.items():
+        np.testing.assert_array_equal(again.weights[name], array)
 
 
 @pytest.mark.parametrize("network", [VGG_bn.of((20, 24, 3), 7), MLP.of((6, 5, 3), 4), AlexNet, Inception, ResNet])

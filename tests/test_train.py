@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from mnist_jax.commands import console, train
+from mnist_jax.commands import console, evaluate, train
 from mnist_jax.errors import InputError
 from mnist_jax.networks import NETWORKS
 from mnist_jax.storage import checkpoint
@@ -55,6 +55,29 @@ def test_json_is_all_of_stdout_and_says_what_was_done(run, few_digits, tmp_path)
     kept = checkpoint.load(tmp_path / result["weights"])
     assert kept.about["accuracies"] == result["accuracies"]
     assert kept.about["hyperparameters"] == result["hyperparameters"]
+
+
+def test_another_dataset_is_remembered(run, shapes, tmp_path):
+    arguments = ("--model", "MLP_bn", "--epochs", 4, "--dataset", "shapes", "--data-dir", shapes)
+    status, out, err = run("train", *arguments, "--json", cwd=tmp_path)
+    assert status == 0, err
+    result = json.loads(out)
+    assert result["weights"] == "runs/MLP_bn-original-shapes.safetensors"
+    assert result["dataset"] == "shapes"
+    assert result["accuracies"]["val"] > 0.9
+    kept = checkpoint.load(checkpoint.find("MLP_bn-original-shapes", tmp_path / "runs"))
+    assert kept.network is NETWORKS["MLP_bn"].of((9, 7, 1), 3)
+    assert kept.class_names == ("above", "middle", "$below")
+    path = tmp_path / result["weights"]
+    again = evaluate.evaluate(path, evaluate.parse(["--model", str(path), "--data-dir", str(shapes)]))
+    assert again["accuracies"] == result["accuracies"]
+
+
+def test_images_too_small_for_a_network_are_refused(refused, shapes, tmp_path):
+    arguments = ("--model", "CNN", "--data-dir", shapes)
+    assert "not 28x28 as in mnist; another --dataset name" in refused("train", *arguments, cwd=tmp_path)
+    line = refused("train", *arguments, "--dataset", "shapes", cwd=tmp_path)
+    assert "images of 9x7 pixels are too small for this network" in line
 
 
 def test_no_save_writes_nothing(run, few_digits, tmp_path):
@@ -203,7 +226,7 @@ def test_accuracies_have_the_digits_of_double_precision(few_digits, tmp_path):
     [
         (("--model", "CNM"), "unknown network 'CNM': did you mean CNN"),
         (("--model", "resnet"), "unknown network 'resnet': There are MLP, MLP_d, MLP_bn, CNN, CNN_d, CNN_bn"),
-        (("--model", "MLP", "--dataset", "mnits"), "unknown dataset 'mnits': did you mean mnist"),
+        (("--model", "MLP", "--dataset", "2nd"), "'2nd' is no name for a dataset"),
         (("--model", "MLP", "--recipe", "bets"), "unknown recipe 'bets': did you mean best"),
         (("--model", "MLP", "--epochs", "0"), "--epochs: '0' is not a whole number of at least 1"),
         (("--model", "MLP", "--batch-size", "2.5"), "--batch-size: '2.5' is not a whole number of at least 1"),
@@ -228,6 +251,8 @@ def test_bad_options_are_refused(refused, few_digits, tmp_path, arguments, messa
 
 
 def test_bad_data_is_refused(refused, few_digits, tmp_path):
+    line = refused("train", *TINY, "--dataset", "mnits", cwd=tmp_path)
+    assert "unknown dataset 'mnits': did you mean mnist" in line
     assert "cannot read the data folder" in refused("train", *TINY, "--data-dir", "nowhere", cwd=tmp_path)
     folder = tmp_path / "data"
     folder.mkdir()

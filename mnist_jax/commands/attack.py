@@ -31,7 +31,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     campaign.add_options(parser, "the attack")
     more = parser.add_argument_group("where the method has them", argument_default=argparse.SUPPRESS)
     own = "(default: the method's)"
-    more.add_argument("--targets", type=job.integers, help="class to reach, or one for each image, as in 3,5")
+    more.add_argument(
+        "--targets", type=job.parts, help="class to reach, or one for each image, by name or number, as in 3,5"
+    )
     more.add_argument("--effort", type=_effort, help=f"fast, standard, thorough, or a number of gradients {own}")
     more.add_argument("--steps", type=console.number(int, 1, console.MANY), help=f"gradients of one run {own}")
     more.add_argument("--restarts", type=console.number(int, 1, console.MANY), help=f"runs at most {own}")
@@ -58,8 +60,9 @@ def draw(run: Campaign, record: Record[AttackResult]) -> Path | None:
     first = (worth if len(worth) else np.arange(len(record.indices)))[:SHOWN]
     originals = run.images[first] / np.float32(255)
     found, distances = (np.asarray(a)[first] for a in (record.result.images, record.result.distance))
-    predictions = np.asarray(run.classifier(jnp.asarray(found))).argmax(1)
-    labels = record.labels[first]
+    named = np.array(run.chosen.subject.class_names)
+    predictions = named[np.asarray(run.classifier(jnp.asarray(found))).argmax(1)]
+    labels = named[record.labels[first]]
     return console.draw(run.figure, lambda: plot.attacks(originals, found, labels, predictions, distances, run.norm))
 
 

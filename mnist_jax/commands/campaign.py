@@ -13,7 +13,7 @@ from mnist_jax.attack import methods
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.commands import console, job
 from mnist_jax.commands.job import Job, carry_out
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, unknown
 from mnist_jax.storage.results import Record
 
 __all__ = ["Campaign", "add_options", "carry_out", "cost", "prepare"]
@@ -72,6 +72,8 @@ def prepare(options: argparse.Namespace, method: str) -> Campaign:
     given = job.given(options, methods.OPTIONS)
     attack, norm = methods.prepare(method, getattr(options, "norm", None), given)
     chosen = job.choose(options)
+    if "targets" in given:
+        given["targets"] = [_class(name, chosen.subject.class_names) for name in given["targets"]]
     campaign = Campaign(
         chosen=chosen,
         method=method,
@@ -85,13 +87,22 @@ def prepare(options: argparse.Namespace, method: str) -> Campaign:
     return campaign
 
 
+def _class(name: str, class_names: tuple[str, ...]) -> int:
+    """The label of the class of that name, or else number."""
+    if name in class_names:
+        return class_names.index(name)
+    if not name.removeprefix("-").isdecimal():
+        raise unknown("class", name, class_names)
+    if not 0 <= int(name) < len(class_names):
+        raise InputError(f"--targets {name} is not a class: they go from 0 to {len(class_names) - 1}")
+    return int(name)
+
+
 def _targets(targets: list[int] | None, count: int) -> np.ndarray | None:
     if targets is None:
         return None
     if len(targets) not in (1, count):
         raise InputError(f"--targets must be one class, or one for each of the {count} images")
-    if outside := [t for t in targets if not 0 <= t < 10]:
-        raise InputError(f"--targets {outside[0]} is not a class: they go from 0 to 9")
     return np.broadcast_to(np.array(targets), (count,)).copy()
 
 

@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; {self.prog} --help lists the options")
 
     def add_data_options(self, dataset: str | None = "mnist") -> None:
-        self.add_argument("--dataset", default=dataset, help=f"one of {', '.join(DATASETS)}")
+        self.add_argument("--dataset", default=dataset, help=f"one of {', '.join(DATASETS)}; with --data-dir any name")
         self.add_argument("--data-dir", type=Path, help="a folder of IDX files (raw, .gz or .xz) to use instead")
 
 

@@ -51,6 +51,8 @@ def evaluate(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     trained = checkpoint.load(path)
     name = options.dataset or trained.about.get("dataset", "mnist")
     dataset = load(name, options.data_dir)
+    for split in SPLITS:
+        job.check_fits(path, trained.network, name, getattr(dataset, split))
     accuracies = {split: accuracy(trained.classifier(), getattr(dataset, split)) for split in SPLITS}
     return {"model": path.stem, "path": str(path), "dataset": name, "accuracies": accuracies}
 

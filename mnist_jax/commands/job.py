@@ -21,6 +21,7 @@ from mnist_jax.chunks import chunk_size
 from mnist_jax.classifier import Classifier
 from mnist_jax.commands import console
 from mnist_jax.errors import InputError
+from mnist_jax.networks import Network
 from mnist_jax.storage import checkpoint, files
 from mnist_jax.storage.results import R, Record, check_about, load, save, targets_of
 from mnist_jax.version import VERSION
@@ -52,6 +53,13 @@ def norm_of(text: str) -> float:
     return value
 
 
+def parts(text: str) -> list[str]:
+    """An option's type: names or numbers, as in 3,bag."""
+    if not all(found := [part.strip() for part in text.split(",")]):
+        raise argparse.ArgumentTypeError(f"{text!r} has nothing between two commas")
+    return found
+
+
 def integers(text: str) -> list[int]:
     """An option's type: whole numbers, as in 3,14."""
     try:
@@ -65,6 +73,7 @@ class Subject(NamedTuple):
 
     path: Path  # of the network
     classifier: Classifier
+    class_names: tuple[str, ...]
     dataset: str
     split: data.Split
 
@@ -75,7 +84,22 @@ def subject(model: str, split: str, options: argparse.Namespace, dataset: str | 
     path = checkpoint.find(model, options.output)
     trained = checkpoint.load(path)
     name = options.dataset or dataset or trained.about.get("dataset", "mnist")
-    return Subject(path, trained.classifier(), name, data.load_split(split, name, options.data_dir))
+    images = data.load_split(split, name, options.data_dir)
+    check_fits(path, trained.network, name, images)
+    return Subject(path, trained.classifier(), trained.class_names, name, images)
+
+
+def check_fits(path: Path, network: type[Network], dataset: str, split: data.Split) -> None:
+    """Raises `InputError` unless the network at `path` is for images and classes such as those of the split."""
+    shape = split.images.shape[1:]
+    if shape != network.shape:
+        raise InputError(
+            f"{path} takes images of {data.size(network.shape)} pixels, but those of {dataset} have {data.size(shape)}"
+        )
+    known = len(data.DATASETS[dataset].class_names or ()) if dataset in data.DATASETS else 0
+    count = known or int(split.labels.max()) + 1  # at least
+    if count > network.classes or (known and count < network.classes):
+        raise InputError(f"{path} knows {network.classes} classes, but {dataset} has {count}")
 
 
 class Chosen(NamedTuple):
@@ -164,15 +188,15 @@ class Job(ABC, Generic[R]):
     @cached_property
     def about(self) -> dict[str, Any]:
         """All that the results depend on: it is compared before others join them."""
-        path, _, dataset, split = self.chosen.subject
+        subject = self.chosen.subject
         return {
-            "model": path.stem,
-            "weights": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "model": subject.path.stem,
+            "weights": hashlib.sha256(subject.path.read_bytes()).hexdigest(),
             "method": self.method,
             "norm": self.norm,
-            "dataset": dataset,
+            "dataset": subject.dataset,
             "split": self.chosen.split,
-            "data": data.fingerprint(split),
+            "data": data.fingerprint(subject.split),
             "options": self.given,
             "precision": jnp.result_type(float).name,
             "platform": jax.default_backend(),

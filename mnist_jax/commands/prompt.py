@@ -27,7 +27,6 @@ from mnist_jax.commands import console
 from mnist_jax.commands.job import subject
 from mnist_jax.errors import InputError
 from mnist_jax.geometry import exact_norm
-from mnist_jax.networks import IMAGE_SHAPE
 from mnist_jax.storage import files
 
 STEPS = 1000  # of one attack, at most
@@ -36,7 +35,8 @@ CLOSE = 1e-5  # relative: by so much can rounding move a norm
 
 
 class Answer(NamedTuple):
-    """What an attack on one image gives, the arrays `[28, 28]`; where it failed, of the last attempt."""
+    """What an attack on one image gives, the arrays `[H, W]`, or `[H, W, 3]` of a coloured one; where it failed, of the
+    last attempt."""
 
     success: bool
     image: np.ndarray
@@ -52,6 +52,7 @@ class Prompt(NamedTuple):
 
     name: str
     classifier: Classifier
+    class_names: tuple[str, ...]
     split: data.Split
     output: Path  # folder of the figures
     drawing: threading.Thread  # see `_draw_once`
@@ -101,12 +102,14 @@ class Prompt(NamedTuple):
         except ValueError as error:  # the attack's, of a norm or another argument
             raise InputError(f"{method}: {error}") from error
         image, found = images[0], result.images[0]
-        (before, sure_before), (after, sure_after) = describe(self.classifier, np.stack([image, found]))
+        (before, sure_before), (after, sure_after) = describe(
+            self.classifier, np.stack([image, found]), self.class_names
+        )
         length = float(exact_norm(found[None].astype(float) - image[None], p)[0])
         fools = bool(result.success[0])
         success = fools and a * (1 - CLOSE) <= length <= b * (1 + CLOSE)
         if fools and length == 0:
-            verdict = f"a {label} that is taken for {before} as it is"
+            verdict = f"{self.class_names[label]} is taken for {before} as it is"
         else:
             verdict = f"{before} is taken for {after}" if fools else f"no success, still taken for {after}"
         if fools and not success:
@@ -118,7 +121,8 @@ class Prompt(NamedTuple):
             lambda: plot.attack(image, found, before=(before, sure_before), after=(after, sure_after), norm=p),
         )
         print(f"{verdict}; the perturbation has norm {length:.4g}" + (f"; {path}" if path else ""))
-        return Answer(success, image[..., 0], (found - image)[..., 0], found[..., 0])
+        image, r, found = (a[..., 0] if a.shape[-1] == 1 else a for a in (image, found - image, found))
+        return Answer(success, image, r, found)
 
 
 def _index(value: object) -> int | None:
@@ -160,18 +164,18 @@ def _rate(value: object) -> float:
     return _finite("lr", _number("lr", value))
 
 
-def _draw_once() -> None:
+def _draw_once(shape: tuple[int, ...]) -> None:
     """Matplotlib takes a while to import and to draw for the first time: until the first attack is compiled."""
     from mnist_jax import plot
 
-    nothing = np.zeros(IMAGE_SHAPE, np.float32)
+    nothing = np.zeros(shape, np.float32)
     plot.attack(nothing, nothing, before=("0", 1.0), after=("0", 1.0), norm=2)
 
 
-def describe(classifier: Classifier, images: np.ndarray) -> list[tuple[str, float]]:
+def describe(classifier: Classifier, images: np.ndarray, class_names: tuple[str, ...]) -> list[tuple[str, float]]:
     """The class that the classifier sees in each of a few images `[B, *shape]`, and its confidence in it."""
     probabilities = np.asarray(_probabilities(classifier, images))
-    return [(str(row.argmax()), float(row.max())) for row in probabilities]
+    return [(class_names[row.argmax()], float(row.max())) for row in probabilities]
 
 
 @jax.jit
@@ -182,11 +186,15 @@ def _probabilities(classifier: Classifier, images: jax.Array) -> jax.Array:
 def prepare(options: argparse.Namespace) -> tuple[Callable[..., Answer], Callable[..., Answer], Callable[..., Answer]]:
     """The three functions for the network and the split that the options name. Raises `InputError`."""
     name = getattr(options, "split", "val")
-    path, classifier, _, split = subject(options.model, name, options)
-    prompt = Prompt(path.stem, classifier, split, options.output, threading.Thread(target=_draw_once, daemon=True))
+    about = subject(options.model, name, options)
+    shape = about.split.images.shape[1:]
+    drawing = threading.Thread(target=_draw_once, args=(shape,), daemon=True)
+    prompt = Prompt(about.path.stem, about.classifier, about.class_names, about.split, options.output, drawing)
     prompt.drawing.start()
     sys.excepthook = _one_line
-    console.note(f"{path}, images of {name}. Try attack(0, div=2), minimal_attack_dichotomy(0) or minimal_attack(0).")
+    console.note(
+        f"{about.path}, images of {name}. Try attack(0, div=2), minimal_attack_dichotomy(0) or minimal_attack(0)."
+    )
     return prompt.attack, prompt.minimal_attack_dichotomy, prompt.minimal_attack
 
 

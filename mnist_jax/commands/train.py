@@ -120,6 +120,8 @@ def prepare(options: argparse.Namespace) -> Run:
     defense, recipe = choose(options, network)
     recipe = replace(recipe, **given)
     dataset = data.load(options.dataset, options.data_dir)
+    network = network.of(dataset.shape, len(dataset.class_names))
+    networks.shapes(network)  # refuses images that are too small for it
     if recipe.batch_size > len(dataset.train.labels):
         raise InputError(
             f"--batch-size {recipe.batch_size} is larger than the training set of {len(dataset.train.labels)} images"
@@ -244,7 +246,8 @@ def finish(run: Run, state: training.State, history: list[dict[str, Any]]) -> di
     """Measures the result and keeps it; gives what the command prints as JSON."""
     classifier = classify(run, state, run.dataset.train)
     accuracies = {split: accuracy(classifier, getattr(run.dataset, split)) for split in ("train", "test", "val")}
-    about = run.about() | {"accuracies": accuracies, "history": history}
+    more = {"class_names": list(run.dataset.class_names), "accuracies": accuracies, "history": history}
+    about = run.about() | more
     result = {"model": run.network.__name__, **about, "weights": None, "figure": None}
     if run.save:
         from mnist_jax import plot  # Matplotlib takes a while to import

@@ -20,7 +20,7 @@ from mnist_jax import networks
 from mnist_jax.classifier import Classifier
 from mnist_jax.data import DATASETS
 from mnist_jax.errors import InputError, first_line
-from mnist_jax.networks import Network, Weights
+from mnist_jax.networks import CLASSES, IMAGE_SHAPE, Network, Weights
 from mnist_jax.recipe import OF_DEFENCES
 from mnist_jax.storage import files
 from mnist_jax.version import VERSION
@@ -35,7 +35,8 @@ SETTLING = 10  # times half a second at most
 class Name(NamedTuple):
     """What the name of a checkpoint says. An empty recipe or dataset leaves it open.
 
-    The defence has norm and radius with it, as in "ibp-inf-0.3"; a plain network's is empty.
+    The defence has norm and radius with it, as in "ibp-inf-0.3"; a plain network's is empty. A dataset of one's own is
+    read as one behind a recipe only.
     """
 
     architecture: str
@@ -47,7 +48,8 @@ class Name(NamedTuple):
     def parse(cls, stem: str) -> "Name":
         architecture, *rest = stem.split("-")
         networks.by_name(architecture)
-        dataset = rest.pop() if rest and rest[-1] in DATASETS else ""
+        own = len(rest) > 1 and rest[-2] in OF_DEFENCES and rest[-1].isidentifier()
+        dataset = rest.pop() if own or (rest and rest[-1] in DATASETS) else ""
         recipe = rest.pop() if rest and rest[-1] in OF_DEFENCES else ""
         return cls(architecture, "-".join(rest), recipe, dataset)
 
@@ -58,13 +60,19 @@ class Name(NamedTuple):
 class Checkpoint(NamedTuple):
     """A trained network.
 
-    `about` says what made it: `recipe`, `dataset`, `seed`, `hyperparameters`, `accuracies` (train, test, val),
-    `history`, `version`, as far as they are known.
+    `network` is that for the shape of its images and the number of its classes (`Network.of`). `about` says what made
+    it: `recipe`, `dataset`, `class_names`, `seed`, `hyperparameters`, `accuracies` (train, test, val), `history`,
+    `version`, as far as they are known.
     """
 
     network: type[Network]
     weights: Weights
     about: dict[str, Any]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """By label; numbers where nothing else is known."""
+        return tuple(self.about.get("class_names") or map(str, range(self.network.classes)))
 
     def classifier(self) -> Classifier:
         return Classifier(self.network.apply, self.weights)
@@ -75,7 +83,9 @@ def save(path: str | Path, checkpoint: Checkpoint, aside: Path | None = None) ->
     Raises `InputError` where that can't be done."""
     arrays = {name: np.asarray(array) for name, array in sorted(checkpoint.weights.items())}
     about = checkpoint.about | {"version": VERSION}
-    header = files.strict({"format": FORMAT, "architecture": checkpoint.network.__name__, "about": about})
+    network = checkpoint.network
+    what = {"architecture": network.__name__, "shape": list(network.shape), "classes": network.classes}
+    header = files.strict({"format": FORMAT, **what, "about": about})
     header["sha256"] = _fingerprint(header, arrays)
     # One entry: safetensors writes several in any order, and the same network should give the same file.
     metadata = {KEY: json.dumps(header, sort_keys=True, allow_nan=False)}
@@ -111,9 +121,11 @@ def load(path: str | Path) -> Checkpoint:
         if header.pop("sha256") != _fingerprint(header, arrays):
             raise altered
         architecture, about = header["architecture"], dict(header["about"])
+        # Files that say nothing of these are of MNIST's.
+        shape, classes = tuple(header.get("shape", IMAGE_SHAPE)), header.get("classes", CLASSES)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise error if isinstance(error, InputError) else altered from error
-    network = networks.by_name(architecture)
+    network = networks.by_name(architecture).of(shape, classes)
     check_shapes(path, network, arrays)
     return Checkpoint(network, {k: jnp.asarray(v) for k, v in arrays.items()}, about)
 
@@ -172,9 +184,9 @@ def find(model: str | Path, runs: str | Path = RUNS) -> Path:
     with_project = [path for path in shipped().glob("*.safetensors") if matches(path)]
     if with_project:
         return min(with_project, key=lambda path: OF_DEFENCES.index(Name.parse(path.stem).recipe))
-    raise InputError(
-        f"no trained {model} in {runs} or {shipped()}: train it, python -m mnist_jax.train --model {model}"
-    )
+    options = {"model": wanted.architecture, "recipe": wanted.recipe, "dataset": wanted.dataset}
+    how = " ".join(f"--{option} {value}" for option, value in options.items() if value)
+    raise InputError(f"no trained {model} in {runs} or {shipped()}: train it, python -m mnist_jax.train {how}")
 
 
 def load_classifier(model: str | Path = "CNN") -> Classifier:

@@ -15,19 +15,24 @@ import safetensors.numpy
 
 from mnist_jax import networks
 from mnist_jax.errors import InputError, first_line
-from mnist_jax.networks import Network, Weights
+from mnist_jax.networks import CLASSES, IMAGE_SHAPE, Network, Weights
 from mnist_jax.storage import checkpoint, files
 
 _NAMES = {"kernel": "weight", "bias": "bias", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
-def load(path: str | Path, architecture: str) -> checkpoint.Checkpoint:
+def load(
+    path: str | Path, architecture: str, shape: tuple[int, int, int] = IMAGE_SHAPE, classes: int = CLASSES
+) -> checkpoint.Checkpoint:
     """Reads the state_dict of that architecture, `CNN_bn` for instance, from a safetensors or npz file.
+
+    `shape` is that of the images it is for, height, width and channels, and `classes` how many there are: by default
+    MNIST's.
 
     Raises:
       InputError: the file can't be read or holds another network.
     """
-    path, network = Path(path), networks.by_name(architecture)
+    path, network = Path(path), networks.by_name(architecture).of(shape, classes)
     try:
         content = path.read_bytes()  # NumPy would leave a file open that it can't read
         if path.suffix == ".npz":

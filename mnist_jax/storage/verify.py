@@ -14,7 +14,7 @@ from mnist_jax.data import Split
 from mnist_jax.errors import InputError
 from mnist_jax.evaluation import predict
 from mnist_jax.geometry import exact_norm
-from mnist_jax.storage.results import CLASSES, R, Record, check_about, targets_of
+from mnist_jax.storage.results import R, Record, check_about, targets_of
 
 # Logits differ in their last bits from one batch and device to the next; a failure that fools by twice what attacks
 # leave to that, 1e-5 of the largest logit, is none.
@@ -42,6 +42,8 @@ def verify(
     images, distance = np.asarray(record.result.images), np.asarray(record.result.distance, float)
     success = np.asarray(record.result.success, bool)
     answers = logits(classifier, images)
+    if max(targets or [0]) >= answers.shape[1]:
+        raise InputError(f"{path} is damaged: its targets are not classes")
     predictions = answers.argmax(1)
     fooled = predictions != record.labels if targets is None else predictions == targets
     with np.errstate(all="ignore"):  # what is not a number is not within any limit
@@ -116,7 +118,8 @@ def fools(logits: np.ndarray, labels: np.ndarray, targets: list[int] | None) -> 
 def logits(classifier: Classifier, images: np.ndarray) -> np.ndarray:
     """What the classifier says of the images, by the highest precision of the device, in double precision."""
     if not len(images):
-        return np.zeros((0, CLASSES))
+        one = jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
+        return np.zeros((0, jax.eval_shape(classifier, one).shape[1]))
     with jax.default_matmul_precision("highest"):
         return np.asarray(predict(classifier, np.asarray(images, np.float32)), float)
 

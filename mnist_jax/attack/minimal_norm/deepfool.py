@@ -48,7 +48,7 @@ def deepfool(
       norm: p, in [1, inf].
       steps: at most, for each image; one takes a gradient for every class.
       overshoot: how much farther than to the boundary, relative to the perturbation.
-      classes: how many of the likeliest classes to look at, the label among them.
+      classes: how many of the likeliest classes to look at, the label among them; 10 as in the authors' program.
       targets: `[B]`, classes to reach: then the margin is that of the target, one gradient a step.
       key: a `jax.random` key, or one for each image; with one, the start is disturbed at random, else
         nothing is random.
