@@ -32,39 +32,25 @@ class Form(NamedTuple):
 _SHAPE = (28, 28, 1)
 
 # The names of the classes are those of the datasets' authors.
+_CLOTHES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
+_KANA = "o,ki,su,tsu,na,ha,ma,ya,re,wo"
+
+_LETTERS = Form(  # small and capital ones are one class
+    "emnist",
+    tuple(string.ascii_lowercase),
+    _SHAPE,
+    tuple(f"emnist-letters-{stem}".replace("t10k", "test") for stem in STEMS),
+    archive="gzip.zip",
+    first_label=1,
+    transposed=True,
+)
+
 DATASETS = {
     form.name: form
     for form in (
         Form("mnist", tuple(string.digits), _SHAPE),
-        Form(
-            "fashion_mnist",
-            (
-                "T-shirt/top",
-                "Trouser",
-                "Pullover",
-                "Dress",
-                "Coat",
-                "Sandal",
-                "Shirt",
-                "Sneaker",
-                "Bag",
-                "Ankle boot",
-            ),
-            _SHAPE,
-        ),
-        Form("kmnist", ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"), _SHAPE),
-        Form(  # its letters: small and capital ones are one class
-            "emnist",
-            tuple(string.ascii_lowercase),
-            _SHAPE,
-            tuple(
-                f"emnist-letters-{part}-{what}-ubyte"
-                for part in ("train", "test")
-                for what in ("images-idx3", "labels-idx1")
-            ),
-            archive="gzip.zip",
-            first_label=1,
-            transposed=True,
-        ),
+        Form("fashion_mnist", tuple(_CLOTHES.split(",")), _SHAPE),
+        Form("kmnist", tuple(_KANA.split(",")), _SHAPE),
+        _LETTERS,
     )
 }
