@@ -294,6 +294,12 @@ def test_first_sign_of_life_comes_before_the_data(command, tmp_path):
     process.communicate(timeout=60)
 
 
+def test_a_defence_by_bounds_of_a_network_that_has_none_is_refused(refused, few_digits, tmp_path):
+    options = "--model", "CapsNet", "--defense", "ibp", "--radius", 0.1, "--data-dir", few_digits, "--no-save"
+    line = refused("train", *options, cwd=tmp_path)
+    assert "CapsNet can't be trained by ibp, which bounds it: no bounds of gt are known here" in line
+
+
 def test_a_defended_network_has_its_defence_in_its_name(run, few_digits, tmp_path):
     defended = ("--model", "MLP", "--defense", "pgd", "--norm", "2", "--radius", "1.5", "--epochs", "1")
     status, out, err = run("train", *defended, "--data-dir", few_digits, "--json", cwd=tmp_path)

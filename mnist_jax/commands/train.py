@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from mnist_jax import data, defend, losses, networks, training
+from mnist_jax.certify import UnsupportedOperation
 from mnist_jax.classifier import Classifier
 from mnist_jax.commands import console, job, own_objective
 from mnist_jax.defend import DEFENSES
-from mnist_jax.errors import InputError
+from mnist_jax.errors import InputError, first_line
 from mnist_jax.evaluation import accuracy, mean, predict
 from mnist_jax.geometry import INF
 from mnist_jax.networks import NETWORKS, Network
@@ -314,6 +315,10 @@ def main(argv: list[str] | None = None) -> None:
                 f"stopped after epoch {len(history)}; " + ("--resume goes on from there" if kept else "nothing kept")
             )
             raise
+        except UnsupportedOperation as error:  # of a defence by bounds, when its first step is compiled
+            raise InputError(
+                f"{options.model} can't be trained by {options.defense}, which bounds it: {first_line(error)}"
+            ) from error
         result = finish(run, state, history)
     console.report(result, summary(result), as_json=options.json)
 

@@ -103,12 +103,12 @@ class Votes(nnx.Module):
 
 
 class CapsNet(Network):
-    """Capsules with routing by agreement; 11 million operations an image.
+    """Capsules with routing by agreement; 10 million operations an image.
 
     Sabour, Frosst & Hinton, "Dynamic routing between capsules", 2017, narrower: 64 filters in place of 256, 8 kinds of
     primary capsules in place of 32, and a decoder of a quarter of the width; 0.7 million weights in place of 8.2. The
-    first convolution has the stride of 2, the paper's second one, and the second is 5x5 there in place of 9x9: a
-    primary capsule sees 17x17 pixels and there are 6x6 places, as in the paper, for a sixth of the work.
+    stride of 2 is in the first convolution, not in the second, whose kernel then is 5x5 in place of 9x9: a primary
+    capsule sees 17x17 pixels, and there are 6x6 places, as in the paper, for a third of the work.
 
     The logits are the lengths of the digits' capsules, each in [0, 1). A margin, a difference of two, is within
     (-1, 1), and saturates: a length `n / (1 + n)`, of a capsule whose square was n, has a slope of `1 / (1 + n)^2`. An

@@ -38,8 +38,8 @@ class Block(nnx.Module):
 class ResNet(Network):
     """A convolution, four pre-activation residual blocks, and the mean over the pixels; 13 million operations an image.
 
-    After He et al., "Identity mappings in deep residual networks", 2016, at a hundredth of the size. The ten layers go
-    down in size by strides alone; nothing is pooled before the end.
+    After He et al., "Identity mappings in deep residual networks", 2016, whose networks have up to 1001 layers. The ten
+    go down in size by strides alone; nothing is pooled before the end.
     """
 
     best = replace(CONVOLUTIONAL, learning_rate=4e-3, epochs=30, strength=fading)
