@@ -81,7 +81,9 @@ class Recipe:
 
 
 def _as_json(value: Any) -> Any:
-    """A function by its name, a dataclass by its name and its fields, any other value as it is."""
+    """A function by its name, a dataclass by its name and its fields, infinity as "inf", any other value as it is."""
+    if value == math.inf:
+        return "inf"  # JSON has no such number
     if is_dataclass(value):
         return {"name": type(value).__name__} | {
             field.name: _as_json(getattr(value, field.name)) for field in fields(value)

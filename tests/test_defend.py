@@ -1,5 +1,6 @@
 """The defences' objectives against NumPy, against each other, and against what they are bounds of."""
 
+import json
 import math
 from dataclasses import replace
 from functools import partial
@@ -33,6 +34,7 @@ from mnist_jax.defend import (
 from mnist_jax.errors import InputError
 from mnist_jax.objective import Plain
 from mnist_jax.recipe import Recipe
+from mnist_jax.storage import checkpoint
 
 INF = np.inf
 
@@ -423,10 +425,20 @@ def test_recipes(name):
     assert described.what
     assert described.paper
     assert hash(recipe.objective) == hash(defend.recipe(name, networks.CNN5_bn, norm, 0.3).objective)
-    hyperparameters = recipe.hyperparameters()["objective"]
-    assert hyperparameters["name"] == type(recipe.objective).__name__
+    hyperparameters = recipe.hyperparameters()
+    assert hyperparameters["objective"]["name"] == type(recipe.objective).__name__
+    assert json.loads(json.dumps(hyperparameters, allow_nan=False)) == hyperparameters  # as it comes from a file
     original = defend.recipe(name, networks.MLP, norm, 0.3, "original")
     assert (original.name, original.epochs, original.objective) == ("original", 30, recipe.objective)
+
+
+@pytest.mark.parametrize("path", sorted(checkpoint.shipped().glob("*-*-*-*.safetensors")), ids=lambda p: p.stem)
+def test_the_shipped_networks_are_those_of_the_recipes(path):
+    name, trained = checkpoint.Name.parse(path.stem), checkpoint.load(path)
+    defense, norm, radius = name.defense.split("-")
+    recipe = defend.recipe(defense, trained.network, float(norm), float(radius), name.recipe)
+    assert trained.about["hyperparameters"] == recipe.hyperparameters()
+    assert (trained.about["seed"], trained.about["defense"]) == (0, name.defense)
 
 
 def test_recipe_gpu_is_that_of_the_literature():

@@ -15,6 +15,9 @@ from mnist_jax.objective import Outcome
 from mnist_jax.recipe import Recipe
 
 
+BEYOND = 1.1  # the radius trained with, in large radii to resist: adversarial images keep the bounds tighter
+
+
 @dataclass(frozen=True)
 class MTLIBP:
     """Minimizes the loss of adversarial images together with its upper bound over an Linf ball:
@@ -65,7 +68,8 @@ class MTLIBP:
 
 def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
     """The recipe of training on intervals alone, with this objective."""
-    objective = MTLIBP(radius + ibp.BEYOND, share=0.5 if radius >= ibp.LARGE else 0.05)
+    large = radius >= ibp.LARGE
+    objective = MTLIBP(radius * BEYOND if large else radius + ibp.BEYOND, share=0.5 if large else 0.2)
     return replace(ibp.recipe(network, norm, radius), objective=objective)
 
 

@@ -63,7 +63,7 @@ def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
         objective=PGD(norm, radius),
         optimizer=clipped_adam,
         learning_rate=2e-3,
-        epochs=12,
+        epochs=40,
         batch_size=100,
         distortion=None,
     )

@@ -64,13 +64,10 @@ class SmoothAdv:
         return Outcome(loss, jnp.zeros(()), voted, statistics)
 
 
-RADIUS = 2 / 3  # of that to resist; the paper trains with less than what it certifies
-
-
 def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
-    """The recipe of training on noise alone, with this objective."""
-    objective = SmoothAdv(gaussian.SHARE * radius, RADIUS * radius)
-    return replace(gaussian.recipe(network, norm, radius), objective=objective)
+    """The recipe of training on noise alone, with this objective, and with the network's own distortion."""
+    objective = SmoothAdv(gaussian.SHARE * radius, radius)
+    return replace(gaussian.recipe(network, norm, radius), objective=objective, distortion=network.best.distortion)
 
 
 DEFENSE = Defense(
