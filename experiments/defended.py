@@ -7,7 +7,8 @@ For each defended network, at the radius that it is for: its accuracy on val; th
 first so many images, one after another, each on those that the ones before it left, certified images not being
 attacked; the accuracy that PGD, Square, `nearest` and images transferred from the surrogate leave by themselves on
 fewer images, which shows masked gradients; and, where the norm is inf, the certified accuracy on all of val, by IBP and
-then by CROWN on the first images that IBP leaves open.
+then by CROWN on the first images that IBP leaves open. Of the attacked images those are open that are neither broken
+nor certified.
 
 Results are kept in experiments/defended.json after every piece, and what is there is not done again: stopped at any
 time, or by itself after so many seconds, the script goes on when it is started again.
@@ -116,11 +117,13 @@ def attack_some(
 def row(name: str, figures: Figures, clean_accuracy: float) -> str:
     clean, broken, alone = figures["clean"], figures["broken"], figures["alone"]
     certified = figures["certified"]
-    proved, unsettled = (sum(map(certified.count, letters)) for letters in (BY_IBP + BY_CROWN, OPEN + STILL_OPEN))
+    proved = sum(map(certified.count, BY_IBP + BY_CROWN))
+    standing = [int(i) for i, right in clean.items() if right and i not in broken]
+    unsettled = sum(certified[i] in OPEN + STILL_OPEN for i in standing) if certified else 0
     cells = [name, f"{clean_accuracy:.2%}"]
     cells.append(f"{(sum(clean.values()) - len(broken)) / len(clean):.1%} of {len(clean)}" if clean else "")
     cells.append(f"{proved / len(certified):.2%}" if certified else "")
-    cells.append(f"{unsettled / len(certified):.2%}" if certified else "")
+    cells.append(f"{unsettled / len(clean):.1%}" if certified and clean else "")
     cells += [f"{alone[attack]:.0%}" if attack in alone else "" for attack in ("pgd", "square", "transfer", "nearest")]
     masked = robustness.masking(alone) if "pgd" in alone else []
     cells.append(f"masked ({', '.join(masked)})" if masked else "no sign" if len(alone) > 1 else "")

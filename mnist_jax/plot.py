@@ -335,6 +335,25 @@ def compared(image: np.ndarray, found: Mapping[str, tuple[np.ndarray, str, float
         return _png(figure)
 
 
+def grid(rows: Mapping[str, np.ndarray], titles: Sequence[str]) -> bytes:
+    """Images in rows, each row with its name at the left, and a title above each column.
+
+    Args:
+      rows: by their names, `[N, H, W, 1]` or `[N, H, W, 3]` in [0, 1].
+      titles: N of them.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(0.9 + 0.95 * len(titles), 0.95 * len(rows) + 0.3), layout="compressed")
+        axes = figure.subplots(len(rows), len(titles), squeeze=False)
+        for row, (name, images) in zip(axes, rows.items(), strict=True):
+            for cell, image in zip(row, images, strict=True):
+                _show(cell, _pixels(image))
+            row[0].set_ylabel(_text(name), fontsize=8)
+        for cell, title in zip(axes[0], titles, strict=True):
+            cell.set_title(_text(title), fontsize=7, pad=3)
+        return _png(figure)
+
+
 def filters(kernels: Mapping[str, np.ndarray]) -> bytes:
     """The filters of several first layers, a row each, every network's on a scale of its own.
 

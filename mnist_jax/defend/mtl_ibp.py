@@ -14,7 +14,6 @@ from mnist_jax.networks import Network
 from mnist_jax.objective import Outcome
 from mnist_jax.recipe import Recipe
 
-
 BEYOND = 1.1  # the radius trained with, in large radii to resist: adversarial images keep the bounds tighter
 
 

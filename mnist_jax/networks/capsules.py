@@ -72,15 +72,13 @@ def route(votes: jax.Array, rounds: int = ROUNDS) -> jax.Array:
       `[B, C, D]`, the classes' capsules of the last round before they are squashed. Of one round, in which all shares
       are equal, they are the sums of the votes over C.
     """
-    agreement = jnp.zeros(votes.shape[:3], votes.dtype)
+    totals = votes.sum(2) / votes.shape[1]  # shares are equal at first
+    agreement = jnp.zeros((), votes.dtype)
     for _ in range(rounds - 1):
-        agreement = agreement + jnp.einsum("bcid,bcd->bci", votes, squash(_shared_out(agreement, votes)))
-    return _shared_out(agreement, votes)
-
-
-def _shared_out(agreement, votes):
-    # Products of matrices: written as sums of products, XLA's CPU backend takes twenty times as long for them.
-    return jnp.einsum("bci,bcid->bcd", jax.nn.softmax(agreement, 1), votes)
+        # Products of matrices: written as sums of products, XLA's CPU backend takes twenty times as long for them.
+        agreement = agreement + jnp.einsum("bcid,bcd->bci", votes, squash(totals))
+        totals = jnp.einsum("bci,bcid->bcd", jax.nn.softmax(agreement, 1), votes)
+    return totals
 
 
 def lengths(totals: jax.Array) -> jax.Array:

@@ -1,0 +1,77 @@
+"""How robust CapsNet is, looked for by its lengths, by their squared norms, and by its votes; and what it sees.
+
+    python experiments/capsules.py [--model CapsNet-best] [--images 100] [--shown 8] [--output docs/images]
+
+The lengths of capsules saturate, which may hide a network's nearest adversarial images from an attack that follows
+their gradients. So `nearest` looks for them in three ways, and whatever it finds is judged by the network itself: the
+table has, in each norm, how many images each way fools, the median of the distances, and that of the nearest of all
+three. capsules.png shows digits, what the network reconstructs of them, their nearest adversarial images in the 2-norm,
+and what it reconstructs of these by the class it takes them for, and by that they are of.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mnist_jax import attack, data, plot
+from mnist_jax.classifier import Classifier
+from mnist_jax.evaluation import predict
+from mnist_jax.geometry import INF, exact_norm
+from mnist_jax.networks import CapsNet, Weights
+from mnist_jax.storage import checkpoint, files
+
+NORMS = (2.0, INF)
+WAYS = {"lengths": CapsNet.apply, "squared norms": CapsNet.squared_norms, "votes": CapsNet.votes}
+
+
+def found_by(way: str, weights: Weights, images: np.ndarray, labels: np.ndarray, norm: float):
+    """What `nearest` finds this way: images, and the distances, inf where the network itself is not fooled."""
+    found = np.asarray(attack.nearest(Classifier(WAYS[way], weights), images, labels, norm=norm).images)
+    fooled = np.asarray(Classifier(CapsNet.apply, weights)(found)).argmax(1) != labels
+    return found, np.where(fooled, exact_norm(found.astype(float) - images, norm), np.inf)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="CapsNet-best")
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--shown", type=int, default=8, help="digits in the picture")
+    parser.add_argument("--output", type=Path, default=Path("docs/images"))
+    options = parser.parse_args()
+    trained, val = checkpoint.load(checkpoint.find(options.model)), data.load().val
+    classifier, weights = trained.classifier(), trained.weights
+    correct = np.flatnonzero(predict(classifier, val.images).argmax(1) == val.labels)[: options.images]
+    images, labels = np.asarray(data.normalize(val.images[correct])), val.labels[correct]
+    found = {
+        (way, norm): found_by(way, weights, images, labels, norm)
+        for norm in NORMS
+        for way in tqdm(WAYS, desc=f"L{norm:g}", disable=None)
+    }
+    print("| looked for by | L2: fooled | median | Linf: fooled | median |\n|:--|--:|--:|--:|--:|")
+    for way in WAYS:
+        show(way, [found[way, norm][1] for norm in NORMS])
+    show("all three", [np.min([found[way, norm][1] for way in WAYS], axis=0) for norm in NORMS])
+
+    shown = slice(options.shown)
+    adversarial = found["lengths", 2.0][0][shown]
+    seen = np.asarray(classifier(adversarial)).argmax(1)
+    rows = {
+        "digit": images[shown],
+        "reconstructed": CapsNet.reconstruct(weights, images[shown], labels[shown]),
+        "adversarial": adversarial,
+        "as it is seen": CapsNet.reconstruct(weights, adversarial, seen),
+        "as it was": CapsNet.reconstruct(weights, adversarial, labels[shown]),
+    }
+    titles = [f"{label}, seen as {other}" for label, other in zip(labels[shown], seen, strict=True)]
+    files.write(options.output / "capsules.png", plot.grid({k: np.asarray(v) for k, v in rows.items()}, titles))
+
+
+def show(way: str, distances: list[np.ndarray]) -> None:
+    cells = [f"{np.isfinite(d).mean():.0%} | {np.median(d):.3g}" for d in distances]
+    print(f"| {way} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
