@@ -12,6 +12,7 @@ and what it reconstructs of these by the class it takes them for, and by that th
 import argparse
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -55,17 +56,19 @@ def main() -> None:
     show("all three", [np.min([found[way, norm][1] for way in WAYS], axis=0) for norm in NORMS])
 
     shown = slice(options.shown)
-    adversarial = found["lengths", 2.0][0][shown]
+    adversarial = jnp.asarray(found["lengths", 2.0][0][shown])
     seen = np.asarray(classifier(adversarial)).argmax(1)
     rows = {
         "digit": images[shown],
-        "reconstructed": CapsNet.reconstruct(weights, images[shown], labels[shown]),
+        "reconstructed": CapsNet.reconstruct(weights, jnp.asarray(images[shown]), labels[shown]),
         "adversarial": adversarial,
         "as it is seen": CapsNet.reconstruct(weights, adversarial, seen),
         "as it was": CapsNet.reconstruct(weights, adversarial, labels[shown]),
     }
     titles = [f"{label}, seen as {other}" for label, other in zip(labels[shown], seen, strict=True)]
-    files.write(options.output / "capsules.png", plot.grid({k: np.asarray(v) for k, v in rows.items()}, titles))
+    files.write(
+        options.output / "capsules.png", plot.grid({name: np.asarray(row) for name, row in rows.items()}, titles)
+    )
 
 
 def show(way: str, distances: list[np.ndarray]) -> None:
