@@ -1,6 +1,7 @@
 """Certificates: what no image within a radius can do to a classifier, proved."""
 
 from mnist_jax.certify.alpha_crown import alpha_crown
+from mnist_jax.certify.branch_and_bound import branch_and_bound
 from mnist_jax.certify.crown import crown
 from mnist_jax.certify.driver import CertifyResult
 from mnist_jax.certify.ibp import ibp
@@ -13,6 +14,7 @@ __all__ = [
     "SmoothingResult",
     "UnsupportedOperation",
     "alpha_crown",
+    "branch_and_bound",
     "crown",
     "ibp",
     "largest_radius",

@@ -109,6 +109,9 @@ class Bounds:
       p: of the norm.
       rounded: whether bounds are charged for rounding. Those that are not prove nothing, and are made sooner: training
         follows them.
+      splits: what is supposed of the differences `d` of steps with a `Ramp`, by the place of their equation,
+        `[*shape, B]`: 1 that they are at least 0, -1 that they are at most 0, 0 nothing. Bounds then hold for those
+        images of the region of which it is true.
       values: of the image, so far.
       nodes: the nonlinear steps so far, by the place of their equation.
       underflow: `[B]`, what is lost by underflow.
@@ -119,6 +122,7 @@ class Bounds:
     region: Region
     p: float
     rounded: bool = True
+    splits: dict[int, jax.Array] = field(default_factory=dict)
     values: dict[int, Value] = field(default_factory=dict)
     nodes: dict[int, Node] = field(default_factory=dict)
     underflow: jax.Array = field(default_factory=lambda: jnp.zeros(1))
@@ -266,6 +270,10 @@ class Bounds:
             d = difference.within(Interval(better.low - b.center - u, better.high - b.center + u))
         else:
             d = tighten(self, place, factors, difference, undecided)
+        if (split := self.splits.get(place)) is not None:
+            d = Interval(
+                jnp.where(split > 0, jnp.maximum(d.low, 0), d.low), jnp.where(split < 0, jnp.minimum(d.high, 0), d.high)
+            )
         x, y = a.interval, b.interval
         result = Interval(jnp.maximum(x.low, y.low), jnp.maximum(x.high, y.high))
         if fixed:  # bounds of the argument may be better by now
@@ -331,6 +339,7 @@ class Bounds:
         constant: jax.Array,
         slopes: Callable[[int], jax.Array | None] = lambda _: None,
         *,
+        multipliers: Callable[[int, jax.Array], jax.Array | None] = lambda *_: None,
         whole: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
         """Lower bounds of `constant + sum(coefficients * (values - centers))` over the region.
@@ -341,6 +350,10 @@ class Bounds:
             one, when the walk is `of` it.
           constant: `[N]`, what they are at the centers, less the errors of the values there.
           slopes: of the lines below, for the step at a place; None is the usual one.
+          multipliers: for the step at a place and the coefficients `[*shape, N]` of its result, what its difference `d`
+            is multiplied by before it is subtracted, `[*shape, N]`: of the sign of what is supposed of it, so that the
+            bound holds where that is true; None for nothing (Wang et al., "Beta-CROWN: efficient bound propagation
+            with per-neuron split constraints for neural network robustness verification", 2021, theorem 3.1).
           whole: else only as far as the last nonlinear steps, which is what interval arithmetic gives.
 
         Returns:
@@ -358,7 +371,8 @@ class Bounds:
             (a,) = results
             assert a is not None
             if whole:
-                constant = constant + self._through(self.nodes[at], a, slopes(at), functions)
+                less = multipliers(at, a)
+                constant = constant + self._through(self.nodes[at], a, slopes(at), less, functions)
             else:
                 reach = (jnp.abs(a) * self.nodes[at].width).reshape(-1, a.shape[-1]).sum(0)
                 constant = constant - reach * (1 + self._lost(a))
@@ -391,14 +405,25 @@ class Bounds:
         for number, a in zip(numbers, affine.transpose(equation, constants, which, shapes, results), strict=True):
             _add(functions, number, a)
 
-    def _through(self, node: Node, a: jax.Array, slope: Any, functions: dict[int, jax.Array]) -> jax.Array:
-        """Takes coefficients of a step's result to its arguments; gives what is added to the constant."""
+    def _through(
+        self, node: Node, a: jax.Array, slope: Any, less: jax.Array | None, functions: dict[int, jax.Array]
+    ) -> jax.Array:
+        """Takes coefficients of a step's result, and less so many differences, to its arguments; gives what is added to
+        the constant."""
         lines = node.lines(slope)
         up, down = jnp.maximum(a, 0), jnp.minimum(a, 0)
         lost = self._lost(a)
         total = up * (lines.low - lost * jnp.abs(lines.low)) + down * (lines.high + lost * jnp.abs(lines.high))
-        for number, below, above, error in zip(node.arguments, lines.below, lines.above, node.errors, strict=True):
-            part = up * below + down * above
+        shares: list[Any] = [0.0] * len(node.arguments)
+        if less is not None and (ramp := node.ramp) is not None:
+            shares = [-less, less][: len(node.arguments)]
+            sizes = jnp.abs(ramp.argument) + jnp.abs(ramp.base)
+            slack = 4 * unit(a.dtype) * sizes + TINY + (ramp.spread if ramp.fixed else 0)
+            total = total - less * (ramp.argument - ramp.base) - jnp.abs(less) * (slack + lost * sizes)
+        for number, below, above, error, share in zip(
+            node.arguments, lines.below, lines.above, node.errors, shares, strict=True
+        ):
+            part = up * below + down * above + share
             total = total - jnp.abs(part) * error * (1 + 2 * lost)
             _add(functions, number, part)
         return total.reshape(-1, a.shape[-1]).sum(0)
