@@ -48,7 +48,7 @@ class Inception(Network):
     Ioffe & Szegedy 2015.
     """
 
-    best = replace(CONVOLUTIONAL, learning_rate=4e-3, epochs=30, strength=fading)
+    best = replace(CONVOLUTIONAL, learning_rate=4e-3, epochs=12, strength=fading)
 
     def __init__(self, rngs: nnx.Rngs):
         first = Module(STEM, WIDTHS[0], rngs)
