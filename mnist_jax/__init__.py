@@ -4,6 +4,7 @@ from mnist_jax import startup  # before all that takes time  # noqa: F401
 
 # isort: split
 from mnist_jax import attack, certify, geometry, losses
+from mnist_jax.bracket import Bracket, bracket
 from mnist_jax.classifier import Classifier
 from mnist_jax.errors import InputError
 from mnist_jax.networks import NETWORKS
@@ -13,10 +14,12 @@ from mnist_jax.version import VERSION as __version__
 
 __all__ = [
     "NETWORKS",
+    "Bracket",
     "Classifier",
     "InputError",
     "__version__",
     "attack",
+    "bracket",
     "certify",
     "checkpoint",
     "geometry",

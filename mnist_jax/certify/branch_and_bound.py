@@ -26,7 +26,8 @@ from mnist_jax.jaxprs import program
 
 WIDTH = 64  # domains that are bounded together
 STEPS = 12  # of the optimizer, for the slopes and multipliers of a domain
-SLOPE, MULTIPLIER = 0.3, 0.1  # steps of Adam on either
+LAST_STEPS = 400  # for one that can't be divided any more: its multipliers are the solution of a linear program
+SLOPE, MULTIPLIER = 0.3, 0.1  # steps of Adam on either; they fall to a tenth of it
 SOONER = 0.5  # of Adam's memory of gradients: there are few steps, as in `alpha_crown`
 MOST = 100_000  # domains that wait for one image, at most: then it stays open
 
@@ -41,13 +42,15 @@ class Domain(NamedTuple):
       turn: a number that no other domain has, by which equal bounds are told apart.
       image, other: by their numbers.
       splits: the steps' signs, each with its place.
+      whole: whether every step has one sign there, so that it can't be divided.
     """
 
     bound: float
     turn: int
     image: int
     other: int
-    splits: tuple[tuple[Place, int], ...]
+    splits: tuple[tuple[Place, int], ...] = ()
+    whole: bool = False
 
 
 def branch_and_bound(
@@ -113,7 +116,7 @@ class State:
     found: np.ndarray | None = None
     fooled: bool = False
     seconds: float = 0.0
-    domains: int = 0
+    taken: int = 0  # domains
 
     def least(self) -> float:
         return min([self.settled, *(domain.bound for domain in self.waiting[:1])])
@@ -129,30 +132,25 @@ class Search:
         here = jax.default_backend()
         self.platform = here if here in usual.platforms else driver.OTHERS
         self.turns = itertools.count()
-        self.boxes, leads, self.ramps = [], [], None
-        for i in range(len(images)):
-            lead, boxes, shapes = self._root(i)
-            self.boxes.append(boxes)
-            leads.append(lead)
-            self.ramps = shapes
-        self.states = [State() for _ in images]
-        for i, lead in enumerate(leads):
-            for other in np.flatnonzero(~(lead > 0)):
-                bound = float(lead[other]) if np.isfinite(lead[other]) else -np.inf
-                self.states[i].waiting.append(Domain(bound, next(self.turns), i, int(other), ()))
-            self.states[i].settled = min((float(v) for v in lead if v > 0), default=np.inf)
-            heapq.heapify(self.states[i].waiting)
+        self.boxes: list[list[Interval]] = []  # of each image, of what steps are functions of, in the walk's order
+        self.ramps: dict[int, tuple[int, ...]] = {}  # shapes of the steps that may be divided, by their places
+        self.states = [self._begin(i) for i in range(len(images))]
 
-    def _root(self, i: int) -> tuple[np.ndarray, list[Interval], dict[int, tuple[int, ...]]]:
-        """Of one image: lower bounds of the leads `[C]`, the bounds of steps, and the shapes of those with a ramp."""
-        shapes: dict[int, tuple[int, ...]] = {}
+    def _begin(self, i: int) -> State:
+        """What CROWN says of an image: the bounds that all its domains share, and a domain for each class it leaves."""
         one = (self.images[[i]], self.labels[[i]], self.radii[[i]])
-        lead, boxes, sizes = _root(self.platform, self.norm, self.classifier, *one)
-        for place, size in sizes.items():
-            shapes[place] = size.shape[:-1]
-        return np.asarray(lead)[:, 0], boxes, shapes
+        leads, boxes, sizes = _root(self.platform, self.norm, self.classifier, *one)
+        self.boxes.append(boxes)
+        self.ramps = {place: size.shape[:-1] for place, size in sizes.items()}
+        bounds = np.nan_to_num(np.asarray(leads, float)[:, 0], nan=-np.inf)
+        left = np.flatnonzero(~(bounds > 0)).tolist()
+        waiting = [Domain(float(bounds[other]), next(self.turns), i, other) for other in left]
+        heapq.heapify(waiting)
+        return State(waiting, settled=bounds[bounds > 0].min(initial=np.inf))
 
     def run(self, seconds: float, domains: int | None) -> None:
+        first = [domain for state in self.states for domain in state.waiting[:1]]
+        self._bound(first[:WIDTH])  # compiles, and is not counted
         while batch := list(itertools.islice(self._next(seconds, domains), WIDTH)):
             began = time.monotonic()
             bounds, candidates, fooled, splits = self._bound(batch)
@@ -160,7 +158,6 @@ class Search:
             for row, domain in enumerate(batch):
                 state = self.states[domain.image]
                 state.seconds += took
-                state.domains += 1
                 if fooled[row] and not state.fooled:
                     state.fooled, state.found, state.waiting = True, candidates[row], []
                 if state.fooled:
@@ -173,6 +170,9 @@ class Search:
             state.settled = min(state.settled, bound)
             return
         bound = max(bound, domain.bound) if np.isfinite(bound) else domain.bound
+        if place is None and not domain.whole:
+            heapq.heappush(state.waiting, domain._replace(bound=bound, whole=True))
+            return
         if place is None or len(state.waiting) >= MOST:
             state.given_up, state.settled = True, min(state.settled, bound)
             return
@@ -185,9 +185,10 @@ class Search:
         while True:
             some = False
             for state in self.states:
-                spent = state.seconds >= seconds if domains is None else state.domains >= domains
+                spent = state.seconds >= seconds if domains is None else state.taken >= domains
                 if state.waiting and not spent and not state.given_up:
                     some = True
+                    state.taken += 1
                     yield heapq.heappop(state.waiting)
             if not some:
                 return
@@ -207,7 +208,8 @@ class Search:
         others = np.array([domain.other for domain in rows], np.int32)
         given = (self.images[at], self.labels[at], self.radii[at], others)
         splits = {place: jnp.moveaxis(jnp.asarray(s), 0, -1) for place, s in signs.items()}
-        out = _bound(self.platform, self.norm, self.classifier, *given, boxes, splits)
+        steps = LAST_STEPS if any(domain.whole for domain in batch) else STEPS
+        out = _bound(self.platform, self.norm, self.classifier, *given, boxes, splits, steps)
         bounds, candidates, fooled, scores, places = map(np.asarray, out)
         order = list(self.ramps)
         divided = [
@@ -241,7 +243,7 @@ def _ramps(bounds: Bounds) -> dict[int, Ramp]:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _bound(platform, norm, classifier, images, labels, radius, others, boxes, splits):
+def _bound(platform, norm, classifier, images, labels, radius, others, boxes, splits, steps):
     """Lower bounds `[B]` of leads over domains, inf where these are empty; candidates, and whether they are
     adversarial; the largest score of a step that may be divided, 0 where there is none, and its place `[B, 2]`."""
     bounds = _walk(platform, norm, classifier, images, radius)
@@ -270,44 +272,56 @@ def _bound(platform, norm, classifier, images, labels, radius, others, boxes, sp
         {place: steepness(ramp.d, "adaptive") for place, ramp in ramps.items()},
         {place: jnp.zeros_like(ramp.d.low) for place, ramp in ramps.items()},
     )
-    best, free, where = _optimized(bound, begin)
+    best, free, mean = _optimized(bound, begin, steps)
     last, where = bound(free)
     empty = sum((ramp.d.low > ramp.d.high).any(tuple(range(ramp.d.low.ndim - 1))) for ramp in ramps.values())
     best = jnp.where(empty > 0, jnp.inf, jnp.maximum(best, last))
-    candidates = bounds.region.at(where)
+    tried = [bounds.region.at(d) for d in (where, mean)]
     scores = [_score(ramps[place], coefficients[place], free[0][place]).reshape(-1, len(labels)) for place in splits]
     entries = jnp.stack([score.argmax(0) for score in scores])
     largest = jnp.stack([score.max(0) for score in scores])
     which = largest.argmax(0)
     column = jnp.arange(len(labels))
     places = jnp.stack([which, entries[which, column]], 1)
-    fooled = driver._misclassified(classifier, candidates, labels)
+    fooled, also = (driver.misclassified(classifier, candidates, labels) for candidates in tried)
+    candidates = jnp.where(fooled.reshape(-1, *[1] * (images.ndim - 1)), *tried)
+    fooled = fooled | also
     return best, candidates, fooled, largest[which, column], places
 
 
-def _optimized(bound, begin):
-    """The best bounds that were met, and slopes in [0, 1] and multipliers of at least 0 after the last step."""
-    rules = (optax.adam(SLOPE, b1=SOONER, b2=SOONER), optax.adam(MULTIPLIER, b1=SOONER, b2=SOONER))
+def _optimized(bound, begin, steps):
+    """The best bounds that were met; slopes in [0, 1] and multipliers of at least 0 after the last step; and the mean
+    of where the later bounds were attained, each step's counting as much as its number.
+
+    Where a bound is attained jumps from corner to corner of the region; the mean tends to where the least value is, as
+    multipliers tend to the best ones (Shor, "Minimization methods for non-differentiable functions", 1985).
+    """
+    rule, lengths = optax.scale_by_adam(b1=SOONER, b2=SOONER), (SLOPE, MULTIPLIER)
 
     def total(free):
-        least, _ = bound(free)
-        return -least.sum(), least
+        least, where = bound(free)
+        return -least.sum(), (least, where)
 
-    def step(_, state):
-        free, memory, best = state
-        gradient, least = jax.grad(total, has_aux=True)(free)
+    def step(number, state):
+        free, memory, best, mean = state
+        gradient, (least, where) = jax.grad(total, has_aux=True)(free)
         gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), gradient)
-        updates = [rule.update(g, m) for rule, g, m in zip(rules, gradient, memory, strict=True)]
-        moved = [optax.apply_updates(f, u) for f, (u, _) in zip(free, updates, strict=True)]
-        slopes = jax.tree.map(lambda s: jnp.clip(s, 0, 1), moved[0])
-        multipliers = jax.tree.map(lambda s: jnp.maximum(s, 0), moved[1])
-        return (slopes, multipliers), tuple(m for _, m in updates), jnp.maximum(best, least)
+        directions, memory = rule.update(gradient, memory)
+        shrunk = 0.1 ** (number / steps)
+        slopes, multipliers = (
+            jax.tree.map(lambda f, d, length=length: f - (length * shrunk * d).astype(f.dtype), *pair)
+            for length, *pair in zip(lengths, free, directions, strict=True)
+        )
+        slopes = jax.tree.map(lambda s: jnp.clip(s, 0, 1), slopes)
+        multipliers = jax.tree.map(lambda m: jnp.maximum(m, 0), multipliers)
+        mean = mean + (where - mean) * (2 / (number + 2))
+        return (slopes, multipliers), memory, jnp.maximum(best, least), mean
 
     least, where = jax.eval_shape(bound, begin)
     lowest = jnp.full(least.shape, -jnp.inf, least.dtype)
-    memory = tuple(rule.init(f) for rule, f in zip(rules, begin, strict=True))
-    free, _, best = jax.lax.fori_loop(0, STEPS, step, (begin, memory, lowest))
-    return best, free, where
+    start = (begin, rule.init(begin), lowest, jnp.zeros(where.shape, where.dtype))
+    free, _, best, mean = jax.lax.fori_loop(0, steps, step, start)
+    return best, free, mean
 
 
 def _score(ramp: Ramp, a: jax.Array, slope: jax.Array) -> jax.Array:

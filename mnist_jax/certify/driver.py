@@ -130,13 +130,13 @@ def _run(kernel, how, classifier, images, labels, radius) -> CertifyResult:
     otherwise, arrays = partial(bound, usual), (images, labels, radius)
     margin, candidates = lax.platform_dependent(*arrays, default=otherwise, **each) if each else otherwise(*arrays)
     margin = jnp.where(jnp.isfinite(margin), margin, -jnp.inf)
-    at_once, found = (_misclassified(classifier, x, labels) for x in (images, candidates))
+    at_once, found = (misclassified(classifier, x, labels) for x in (images, candidates))
     fooled = at_once | found
     shown = jnp.where((found & ~at_once).reshape(-1, *[1] * (images.ndim - 1)), candidates, images)
     return CertifyResult(margin > 0, fooled, margin, shown)
 
 
-def _misclassified(classifier: Classifier, images: jax.Array, labels: jax.Array) -> jax.Array:
+def misclassified(classifier: Classifier, images: jax.Array, labels: jax.Array) -> jax.Array:
     """Whether the classifier gives another class, by more than rounding can undo, or logits that say nothing."""
     logits = losses.wide(classifier(images))
     finite = jnp.where(jnp.isfinite(logits), jnp.abs(logits), 0)

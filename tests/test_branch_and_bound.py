@@ -1,0 +1,166 @@
+"""Branch and bound against exact minima, attacks and itself; and brackets."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_certify import SHAPE, least_margin, max_network, relu_network, weights
+
+from mnist_jax import Classifier, attack, bracket, certify
+from mnist_jax.certify import driver, linear
+from mnist_jax.certify.branch_and_bound import _score
+from mnist_jax.certify.relaxations import Interval
+from mnist_jax.geometry import INF, exact_norm
+from mnist_jax.jaxprs import program
+
+branch_and_bound = partial(certify.branch_and_bound, domains=200)
+
+
+def problems(count, seed=0):
+    """Random networks, each with an image, its label, a radius, and the exact least margin within it."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        params = weights(rng, 5, 4, 3)
+        classifier = Classifier(relu_network, params)
+        image = rng.uniform(size=(1, *SHAPE)).astype(np.float32)
+        label, radius = int(classifier(image)[0].argmax()), np.float32(rng.choice([0.05, 0.2, 0.4]))
+        pairs = [(params[i].astype(float), params[i + 1].astype(float)) for i in (0, 2, 4)]
+        yield (
+            classifier,
+            image,
+            label,
+            radius,
+            least_margin(pairs, image.reshape(-1).astype(float), label, float(radius)),
+        )
+
+
+def test_it_says_what_the_mixed_integer_program_says():
+    more = 0
+    for classifier, image, label, radius, exact in problems(60):
+        result = branch_and_bound(classifier, image, [label], radius)
+        assert float(result.margin[0]) <= exact + 1e-5
+        assert not (result.certified[0] and exact < 1e-6)
+        assert not (result.fooled[0] and exact > 1e-5)
+        if abs(exact) > 5e-3:  # nearer to zero it may take more
+            assert bool(result.certified[0]) == (exact > 0)
+        more += bool(result.certified[0]) and not certify.crown(classifier, image, [label], radius).certified[0]
+    assert more >= 3
+
+
+@pytest.mark.parametrize("norm", [1, 2, INF])
+def test_no_attack_breaks_what_it_certifies(norm):
+    """Maxima of two values, against a constant, and absolute values: steps of every kind that is divided."""
+    rng = np.random.default_rng(4)
+    params = weights(rng, 8, 6, 3)
+    params = (*params[:2], rng.normal(size=(4, 6)).astype(np.float32) / 2, *params[3:])
+    classifier = Classifier(max_network, params)
+    images = rng.uniform(size=(12, *SHAPE)).astype(np.float32)
+    labels = np.asarray(classifier(images).argmax(1))
+    distance = np.asarray(attack.nearest(classifier, images, labels, norm=norm, effort="thorough").distance)
+    radius = np.where(np.isfinite(distance), distance, 1) * rng.uniform(0.6, 1.05, 12).astype(np.float32)
+    result, weaker = (
+        method(classifier, images, labels, radius, norm=norm) for method in (branch_and_bound, certify.crown)
+    )
+    certified = np.asarray(result.certified)
+    assert (radius[certified] < distance[certified]).all()
+    assert certified.sum() > np.asarray(weaker.certified).sum()
+    found = np.asarray(result.images)[np.asarray(result.fooled)]
+    assert (np.asarray(classifier(found)).argmax(1) != labels[np.asarray(result.fooled)]).all()
+    assert (exact_norm(found.astype(float) - images[result.fooled], norm) <= radius[result.fooled] * (1 + 1e-5)).all()
+
+
+def test_any_multipliers_give_a_bound_where_the_signs_are_as_supposed():
+    rng = np.random.default_rng(2)
+    params = weights(rng, 5, 4, 3)
+    classifier = Classifier(relu_network, params)
+    image, radius = jnp.asarray(rng.uniform(size=(1, *SHAPE)), jnp.float32), jnp.full(1, 0.3)
+    computation = program.read(classifier, SHAPE, jnp.float32, driver.OTHERS)
+    points = jnp.clip(image + rng.uniform(-0.3, 0.3, (4000, *SHAPE)).astype(np.float32), 0, 1)
+    first = points.reshape(4000, -1) @ params[0] + params[1][None]
+    second = jax.nn.relu(first) @ params[2] + params[3][None]
+    logits = classifier(points)
+
+    @jax.jit
+    def bounded(splits, amounts):
+        walk = linear.walk(classifier, image, radius, INF, computation)
+        walk.splits = splits
+        walk.forwards(lambda walk, place, factors, interval, wanted: interval)
+        function = jnp.array([1.0, -1.0, 0.0])[None, :, None]
+        center, off = walk.combined({computation.logits: 1.0})
+        constant = (function * center - jnp.abs(function) * off).sum((0, 1))
+        end = len(computation.equations)
+
+        def less(place, a):
+            return splits[place] * amounts[place]
+
+        return walk.back(end, {computation.logits: function}, constant, multipliers=less)[0][0]
+
+    places = [i for i, equation in enumerate(computation.equations) if equation.name == "max"]
+    seen = 0
+    for _ in range(40):
+        signs = [rng.choice([-1, 0, 0, 0, 1], size) for size in (5, 4)]
+        inside = np.ones(4000, bool)
+        for values, sign in zip((first, second), signs, strict=True):
+            inside &= (np.asarray(values) * sign >= 0).all(1)
+        splits = {p: jnp.asarray(s, jnp.int8)[None, :, None] for p, s in zip(places, signs, strict=True)}
+        amounts = {
+            p: jnp.asarray(rng.exponential(0.3, (1, len(s), 1)), jnp.float32)
+            for p, s in zip(places, signs, strict=True)
+        }
+        if inside.any():
+            seen += 1
+            assert float(bounded(splits, amounts)) <= float((logits[:, 0] - logits[:, 1])[inside].min()) + 1e-5
+    assert seen > 10
+
+
+def test_the_same_number_of_domains_gives_the_same_bits():
+    classifier, image, label, radius, _ = next(p for p in problems(20) if p[3] > 0.3)
+    one, two = (certify.branch_and_bound(classifier, image, [label], radius, domains=7) for _ in range(2))
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_what_is_not_done_in_time_is_open():
+    for classifier, image, label, radius, exact in problems(20):
+        crown = certify.crown(classifier, image, [label], radius)
+        if exact > 0 and not crown.certified[0] and float(crown.margin[0]) < -0.1:
+            for how in ({"domains": 1}, {"seconds": 1e-9}):
+                result = certify.branch_and_bound(classifier, image, [label], radius, **how)
+                assert not result.certified[0]
+                assert not result.fooled[0]
+                assert float(crown.margin[0]) <= float(result.margin[0]) <= exact
+            return
+    raise AssertionError("no such problem")
+
+
+def test_arguments_are_checked():
+    classifier = Classifier(relu_network, weights(np.random.default_rng(0), 5, 4, 3))
+    image = np.full((1, *SHAPE), 0.5, np.float32)
+    for how, message in (({"seconds": 0}, "seconds"), ({"domains": 0}, "domains"), ({"norm": 3}, "norm must be")):
+        with pytest.raises(ValueError, match=message):
+            certify.branch_and_bound(classifier, image, [0], 0.1, **how)
+    empty = certify.branch_and_bound(classifier, image[:0], np.zeros(0, int), 0.1)
+    assert empty.certified.shape == (0,)
+
+
+def test_a_domain_is_divided_at_the_steps_that_cost_most():
+    ramp = type("Ramp", (), {"d": Interval(jnp.array([[-1.0], [-1.0], [0.5]]), jnp.array([[1.0], [3.0], [1.0]]))})
+    score = _score(ramp, jnp.array([[-1.0], [-1.0], [-1.0]]), jnp.zeros((3, 1)))
+    np.testing.assert_allclose(score[:, 0], [0.5, 0.75, 0.0])
+
+
+def test_brackets_hold_the_exact_distance():
+    for classifier, image, label, _, _ in problems(6, seed=3):
+        got = bracket(classifier, image, [label], domains=200)
+        lower, upper = float(got.lower[0]), float(got.upper[0])
+        assert lower <= upper
+        params = classifier.params
+        pairs = [(params[i].astype(float), params[i + 1].astype(float)) for i in (0, 2, 4)]
+        if lower > 0:
+            assert least_margin(pairs, image.reshape(-1).astype(float), label, lower) > -1e-6
+        if np.isfinite(upper):
+            assert np.asarray(classifier(got.images)).argmax(1)[0] != label
+            np.testing.assert_allclose(exact_norm(np.asarray(got.images, float) - image, INF)[0], upper, rtol=1e-5)
+            assert lower >= 0.9 * upper
