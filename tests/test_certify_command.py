@@ -171,6 +171,16 @@ def test_only_certificates_of_the_same_kind_are_gone_on_with(largest, tmp_path, 
         certified(tmp_path, "--count", 4, "--resume")
 
 
+def test_branch_and_bound_certifies_what_crown_leaves_open(tmp_path):
+    wanted = ("--radius", 0.025, "--ids", "1,2,5,9")
+    by_crown = certified(tmp_path, *wanted, "--method", "crown")[0].result
+    divided = certified(tmp_path, *wanted, "--method", "branch_and_bound", "--seconds", 5)[0].result
+    assert (divided.certified | divided.fooled).sum() > (by_crown.certified | by_crown.fooled).sum()
+    assert (divided.certified >= by_crown.certified).all()
+    (path,) = tmp_path.glob("*branch_and_bound*.npz")
+    assert load(path).about["options"] == {"radius": 0.025, "seconds": 5.0}
+
+
 def test_names_of_results_are_never_those_of_an_attack():
     assert not set(certification.METHODS) & set(ATTACKS)
     assert set(certification.METHODS) >= {"alpha_crown", "crown", "ibp"}
@@ -188,6 +198,8 @@ def test_names_of_results_are_never_those_of_an_attack():
         (("--count", 10_001), "more than the 10000 images of val"),
         (("--ids", "3,10000"), "--ids 10000 is not an image of val"),
         (("--seed", 1), "argument --seed: only with --method smoothing"),
+        (("--method", "branch_and_bound"), "--method branch_and_bound needs a --radius"),
+        (("--seconds", 1), "--seconds applies to --method branch_and_bound only"),
         (("--radius", 1, "--attack-results", "x.npz"), "--attack-results: not allowed with argument --radius"),
         (("--attack-results", "x.npz"), "there is no file x.npz"),
         (("--resume",), "nothing to resume"),

@@ -4,6 +4,7 @@ import argparse
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ METHODS: dict[str, Callable[..., certify.CertifyResult]] = {
     if "radius" in inspect.signature(function).parameters
 }
 DEFAULT = "crown"
+DIVIDING = "branch_and_bound"  # the method that takes --seconds
 
 EACH = 8  # images that each core works on between two looks at Ctrl-C
 
@@ -35,7 +37,7 @@ class Certification(Job[Certificates]):
 
     def on(self, places: np.ndarray) -> Certificates:
         images, labels = np.asarray(data.normalize(self.images[places])), self.labels[places]
-        method = METHODS[self.method]
+        method = partial(METHODS[self.method], **{k: v for k, v in self.given.items() if k == "seconds"})
         try:
             if "radius" in self.given:
                 radius = np.full(len(places), self.given["radius"])
@@ -50,6 +52,8 @@ class Certification(Job[Certificates]):
         return Certificates(radius, certified, fooled, margin, shown)
 
     def at_once(self, count: int) -> int:
+        if self.method == DIVIDING:
+            return device.cores()  # an image may take minutes
         return EACH * device.cores()  # a proof takes long, and this is enough for all cores
 
     def status(self, result: Certificates) -> str:
@@ -107,7 +111,11 @@ def prepare(options: argparse.Namespace) -> Certification:
         norm = check_norm(getattr(options, "norm", np.inf), NORMS)
     except ValueError as error:
         raise InputError(f"--norm {options.norm:g} does not apply to {options.method} ({error})") from error
-    chosen, given = job.choose(options), job.given(options, ["radius"])
+    if options.method == DIVIDING and "radius" not in options:
+        raise InputError(f"--method {DIVIDING} needs a --radius; mnist_jax.bracket looks for one, from Python")
+    if options.method != DIVIDING and "seconds" in options:
+        raise InputError(f"--seconds applies to --method {DIVIDING} only")
+    chosen, given = job.choose(options), job.given(options, ["radius", "seconds"])
     certification = Certification(chosen=chosen, method=options.method, norm=norm, given=given)
     certification.announce()
     return certification

@@ -25,6 +25,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--attack-results", type=Path, metavar="FILE", help=results)
     parser.add_data_options(dataset=None)
     job.add_options(parser, "the certificates", verb="certify", norms="1, 2 or inf (default: inf)")
+    seconds = "for each image, at most, with --method branch_and_bound (default: 60)"
+    parser.add_argument("--seconds", type=console.number(float, 0, above=True), default=argparse.SUPPRESS, help=seconds)
     smoothing.add_options(parser)
     options = parser.parse_args(argv)
     if options.method == smoothing.METHOD and options.attack_results:
