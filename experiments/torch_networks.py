@@ -43,7 +43,7 @@ def of_the_original(kind: str, variant: str) -> Network:
     if kind == "MLP":
         start = [*dropout, nn.Linear(784, 120), nn.ReLU(), *norm, *dropout]
         return Network([], [*start, nn.Linear(120, 120), nn.ReLU(), *norm2, *end])
-    first, second = alexnet.FILTERS if kind == "AlexNet" else (20, 40)
+    first, second = alexnet.AlexNet.filters if kind == "AlexNet" else (20, 40)
     norms = [[nn.BatchNorm2d(channels)] if variant == "bn" else [] for channels in (first, second)]
     features = [nn.Conv2d(1, first, 5), nn.ReLU(), nn.MaxPool2d(2), *norms[0]]
     features += [nn.Conv2d(first, second, 3), nn.ReLU(), nn.MaxPool2d(2), *norms[1]]

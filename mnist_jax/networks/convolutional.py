@@ -1,6 +1,8 @@
 """Two convolutions, each with a pool, and two dense layers."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import ClassVar
 
 import optax
 from flax import nnx
@@ -24,33 +26,34 @@ CONVOLUTIONAL = Recipe(
 )
 
 
-def conv_features(channels: int, rngs: nnx.Rngs, first: int = 20, second: int = 40) -> layers.Sequential:
-    # ReLU after the pool gives the same values as before it, for a quarter of the work.
-    return layers.Sequential(
-        conv(channels, first, 5, rngs),
-        layers.max_pool,
-        nnx.relu,
-        conv(first, second, 3, rngs),
-        layers.max_pool,
-        nnx.relu,
-    )
+def conv_features(channels: int, filters: tuple[int, int], rngs: nnx.Rngs, *, normalized: bool = False):
+    """Two convolutions of so many filters, of 5x5 and 3x3 pixels, each with a pool, ReLU, and batch normalization."""
+    steps: list[Callable] = []
+    for size, count in zip((5, 3), filters, strict=True):
+        # ReLU after the pool gives the same values as before it, for a quarter of the work.
+        steps += [conv(channels, count, size, rngs), layers.max_pool, nnx.relu]
+        steps += [layers.BatchNorm(count, rngs=rngs)] if normalized else []
+        channels = count
+    return layers.Sequential(*steps)
 
 
 class CNN(Network):
+    filters: ClassVar[tuple[int, int]] = 20, 40
     best = CONVOLUTIONAL
 
     def __init__(self, rngs: nnx.Rngs):
-        self.features = conv_features(self.shape[-1], rngs)
+        self.features = conv_features(self.shape[-1], self.filters, rngs)
         self.classifier = nnx.Sequential(
             linear(outputs(self.features, self.shape), 120, rngs), nnx.relu, linear(120, self.classes, rngs)
         )
 
 
 class CNN_d(Network):
+    filters: ClassVar[tuple[int, int]] = CNN.filters
     best = replace(CONVOLUTIONAL, objective=Plain(losses.cross_entropy, masks=4), epochs=36)
 
     def __init__(self, rngs: nnx.Rngs):
-        self.features = conv_features(self.shape[-1], rngs)
+        self.features = conv_features(self.shape[-1], self.filters, rngs)
         self.classifier = nnx.Sequential(
             nnx.Dropout(0.5),
             linear(outputs(self.features, self.shape), 120, rngs),
@@ -61,19 +64,11 @@ class CNN_d(Network):
 
 
 class CNN_bn(Network):
+    filters: ClassVar[tuple[int, int]] = CNN.filters
     best = replace(CONVOLUTIONAL, learning_rate=4e-3, strength=fading)
 
     def __init__(self, rngs: nnx.Rngs):
-        self.features = layers.Sequential(
-            conv(self.shape[-1], 20, 5, rngs),
-            layers.max_pool,
-            nnx.relu,
-            layers.BatchNorm(20, rngs=rngs),
-            conv(20, 40, 3, rngs),
-            layers.max_pool,
-            nnx.relu,
-            layers.BatchNorm(40, rngs=rngs),
-        )
+        self.features = conv_features(self.shape[-1], self.filters, rngs, normalized=True)
         self.classifier = nnx.Sequential(
             linear(outputs(self.features, self.shape), 120, rngs),
             nnx.relu,
