@@ -135,6 +135,21 @@ def test_what_is_not_done_in_time_is_open():
     raise AssertionError("no such problem")
 
 
+def test_without_a_step_to_divide_it_is_crown():
+    params = weights(np.random.default_rng(1), 5, 4, 3)
+
+    def smooth(params, x):
+        h = jnp.tanh(x.reshape(len(x), -1) @ params[0] + params[1][None])
+        return jax.nn.sigmoid(h @ params[2] + params[3][None]) @ params[4] + params[5][None]
+
+    classifier = Classifier(smooth, params)
+    images = np.random.default_rng(0).uniform(size=(6, *SHAPE)).astype(np.float32)
+    labels = classifier(images).argmax(1)
+    results = (method(classifier, images, labels, 0.3) for method in (branch_and_bound, certify.crown))
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_arguments_are_checked():
     classifier = Classifier(relu_network, weights(np.random.default_rng(0), 5, 4, 3))
     image = np.full((1, *SHAPE), 0.5, np.float32)

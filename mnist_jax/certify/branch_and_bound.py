@@ -96,6 +96,8 @@ def branch_and_bound(
     with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
         given = [np.asarray(part)[open_] for part in (x, classes, radii)]
         search = Search(classifier, norm, *given)
+        if not search.ramps:  # there is nothing to divide
+            return first
         search.run(seconds, domains)
     for place, state in zip(open_, search.states, strict=True):
         certified[place] = not state.fooled and not state.waiting and not state.given_up
@@ -273,11 +275,15 @@ def _bound(platform, norm, classifier, images, labels, radius, others, boxes, sp
         {place: jnp.zeros_like(ramp.d.low) for place, ramp in ramps.items()},
     )
     best, free, mean = _optimized(bound, begin, steps)
+    coefficients.clear()
     last, where = bound(free)
     empty = sum((ramp.d.low > ramp.d.high).any(tuple(range(ramp.d.low.ndim - 1))) for ramp in ramps.values())
     best = jnp.where(empty > 0, jnp.inf, jnp.maximum(best, last))
     tried = [bounds.region.at(d) for d in (where, mean)]
-    scores = [_score(ramps[place], coefficients[place], free[0][place]).reshape(-1, len(labels)) for place in splits]
+    scores = [
+        _score(ramp, coefficients.get(place, jnp.zeros_like(ramp.d.low)), free[0][place]).reshape(-1, len(labels))
+        for place, ramp in ramps.items()
+    ]
     entries = jnp.stack([score.argmax(0) for score in scores])
     largest = jnp.stack([score.max(0) for score in scores])
     which = largest.argmax(0)
