@@ -7,19 +7,26 @@ import time
 import jax
 import pytest
 
+from mnist_jax.data import Split
 from mnist_jax.evaluation import accuracy
-from mnist_jax.networks import CNN, MLP
+from mnist_jax.networks import CNN, MLP, ORIGINALS
+from mnist_jax.recipe import RECIPES
 from mnist_jax.storage import checkpoint
 from mnist_jax.storage.results import load
 
+DEEP = ("VGG_bn", "Inception", "ResNet", "CapsNet")  # too slow for all images
 SHIPPED = sorted(checkpoint.shipped().glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_networks_have_the_accuracies_they_were_kept_with(path, mnist):
     trained = checkpoint.load(path)
-    # Another processor rounds otherwise, and an image or two may change sides.
-    assert accuracy(trained.classifier(), mnist.val) == pytest.approx(trained.about["accuracies"]["val"], abs=2e-4)
+    kept = trained.about["accuracies"]["val"]
+    if trained.network.__name__ in DEEP:
+        part = Split(*(array[:2000] for array in mnist.val))
+        assert accuracy(trained.classifier(), part) == pytest.approx(kept, abs=5e-3)
+    else:  # another processor rounds otherwise, and an image or two may change sides
+        assert accuracy(trained.classifier(), mnist.val) == pytest.approx(kept, abs=2e-4)
 
 
 def test_all(run, tmp_path, few_digits):
@@ -27,7 +34,10 @@ def test_all(run, tmp_path, few_digits):
     assert status == 0, err
     results = json.loads(out)["networks"]
     assert [result["model"] for result in results] == [path.stem for path in SHIPPED]
-    assert sum(not checkpoint.Name.parse(result["model"]).defense for result in results) == 12
+    names = [checkpoint.Name.parse(result["model"]) for result in results]
+    assert sorted(
+        (name.architecture, name.recipe) for name in names if name.architecture in ORIGINALS and not name.defense
+    ) == [(network, recipe) for network in sorted(ORIGINALS) for recipe in RECIPES]
     for result in results:
         assert sorted(result["accuracies"]) == ["test", "train", "val"]
         assert all(0.9 < accuracy <= 1 for accuracy in result["accuracies"].values())
