@@ -72,7 +72,8 @@ def main() -> None:
 
 
 def show(way: str, distances: list[np.ndarray]) -> None:
-    cells = [f"{np.isfinite(d).mean():.0%} | {np.median(d):.3g}" for d in distances]
+    medians = [f"{np.median(d):.3g}" if np.isfinite(np.median(d)) else "" for d in distances]
+    cells = [f"{np.isfinite(d).mean():.0%} | {m}" for d, m in zip(distances, medians, strict=True)]
     print(f"| {way} | " + " | ".join(cells) + " |")
 
 

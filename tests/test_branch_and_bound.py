@@ -10,7 +10,7 @@ from test_certify import SHAPE, least_margin, max_network, relu_network, weights
 
 from mnist_jax import Classifier, attack, bracket, certify
 from mnist_jax.certify import driver, linear
-from mnist_jax.certify.branch_and_bound import _score
+from mnist_jax.certify.branch_and_bound import Search, _score
 from mnist_jax.certify.relaxations import Interval
 from mnist_jax.geometry import INF, exact_norm
 from mnist_jax.jaxprs import program
@@ -133,6 +133,33 @@ def test_what_is_not_done_in_time_is_open():
                 assert float(crown.margin[0]) <= float(result.margin[0]) <= exact
             return
     raise AssertionError("no such problem")
+
+
+def test_the_scale_of_the_logits_is_of_no_matter():
+    rng = np.random.default_rng(5)
+    params = weights(rng, 5, 4, 3)
+    classifier = Classifier(relu_network, params)
+    images = rng.uniform(size=(6, *SHAPE)).astype(np.float32)
+    labels = classifier(images).argmax(1)
+    radius = 1.1 * certify.largest_radius(classifier, images, labels)
+    results = []
+    for scale in (1.0, 2.0**12, 2.0**-12):
+        scaled = Classifier(relu_network, (*params[:4], params[4] * scale, params[5] * scale))
+        results.append(branch_and_bound(scaled, images, labels, radius))
+        np.testing.assert_array_equal(results[-1].certified, results[0].certified)
+        np.testing.assert_allclose(results[-1].margin / scale, results[0].margin, rtol=1e-2, atol=1e-4)
+    assert results[0].certified.sum() >= 2
+
+
+def test_what_crown_settles_by_itself_is_settled():
+    classifier, image, label, *_ = next(problems(1))
+    x = jnp.asarray(image)
+    with jax.default_matmul_precision("highest"), jax.numpy_dtype_promotion("standard"):
+        search = Search(classifier, INF, image, np.array([label], np.int32), np.full(1, 1e-5, np.float32))
+        search.run(60.0, 2)
+    assert float(classifier(x)[0].max()) == float(classifier(x)[0, label])
+    assert not search.states[0].waiting
+    assert search.states[0].least() > 0
 
 
 def test_without_a_step_to_divide_it_is_crown():

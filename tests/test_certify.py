@@ -129,6 +129,21 @@ def test_a_linear_classifier_is_certified_up_to_its_exact_distance(p):
 
 
 @pytest.mark.parametrize("p", [1, 2, INF])
+def test_what_has_no_bound_is_not_taken_for_an_adversarial_image(p):
+    def network(params, x):
+        z = x @ params[0]
+        g = jax.nn.relu(z) + jax.nn.relu(-z) + 0.05
+        return jnp.stack([1 / (g[:, 0] + jnp.abs(z)[:, 0] - x[:, 0] * 0.04) + 9, jnp.abs(z)[:, 1]], 1)
+
+    classifier = Classifier(network, [np.array([[1, -1], [-1, 2]], np.float32)])
+    image = np.full((1, 2), 0.5, np.float32)
+    result = certify.crown(classifier, image, [0], 0.3, norm=p)
+    assert not result.fooled[0]
+    assert not result.certified[0]
+    np.testing.assert_array_equal(result.images, image)
+
+
+@pytest.mark.parametrize("p", [1, 2, INF])
 def test_maxima_and_absolute_values_in_every_norm(p):
     """The least margin is sought by many random images and by an attack; no bound may be above it."""
     rng = np.random.default_rng(7)

@@ -144,7 +144,7 @@ class Search:
         leads, boxes, sizes = _root(self.platform, self.norm, self.classifier, *one)
         self.boxes.append(boxes)
         self.ramps = {place: size.shape[:-1] for place, size in sizes.items()}
-        bounds = np.nan_to_num(np.asarray(leads, float)[:, 0], nan=-np.inf)
+        bounds = np.nan_to_num(np.asarray(leads, float)[:, 0], nan=-np.inf, posinf=np.inf, neginf=-np.inf)
         left = np.flatnonzero(~(bounds > 0)).tolist()
         waiting = [Domain(float(bounds[other]), next(self.turns), i, other) for other in left]
         heapq.heapify(waiting)
@@ -152,6 +152,8 @@ class Search:
 
     def run(self, seconds: float, domains: int | None) -> None:
         first = [domain for state in self.states for domain in state.waiting[:1]]
+        if not first:  # settled by CROWN of one image at a time, which rounds otherwise
+            return
         self._bound(first[:WIDTH])  # compiles, and is not counted
         while batch := list(itertools.islice(self._next(seconds, domains), WIDTH)):
             began = time.monotonic()
@@ -274,14 +276,19 @@ def _bound(platform, norm, classifier, images, labels, radius, others, boxes, sp
         {place: steepness(ramp.d, "adaptive") for place, ramp in ramps.items()},
         {place: jnp.zeros_like(ramp.d.low) for place, ramp in ramps.items()},
     )
-    best, free, mean = _optimized(bound, begin, steps)
+    bound(begin)
+    none = {place: jnp.zeros_like(ramp.d.low) for place, ramp in ramps.items()}
+    scales = {
+        place: jnp.abs(a).max(tuple(range(a.ndim - 1)), keepdims=True) for place, a in (none | coefficients).items()
+    }
+    best, free, mean = _optimized(bound, begin, steps, scales)
     coefficients.clear()
     last, where = bound(free)
     empty = sum((ramp.d.low > ramp.d.high).any(tuple(range(ramp.d.low.ndim - 1))) for ramp in ramps.values())
-    best = jnp.where(empty > 0, jnp.inf, jnp.maximum(best, last))
+    best = jnp.where(empty > 0, jnp.inf + 0 * bounds.underflow, jnp.maximum(best, last))  # NaN stays
     tried = [bounds.region.at(d) for d in (where, mean)]
     scores = [
-        _score(ramp, coefficients.get(place, jnp.zeros_like(ramp.d.low)), free[0][place]).reshape(-1, len(labels))
+        _score(ramp, (none | coefficients)[place], free[0][place]).reshape(-1, len(labels))
         for place, ramp in ramps.items()
     ]
     entries = jnp.stack([score.argmax(0) for score in scores])
@@ -295,9 +302,10 @@ def _bound(platform, norm, classifier, images, labels, radius, others, boxes, sp
     return best, candidates, fooled, largest[which, column], places
 
 
-def _optimized(bound, begin, steps):
+def _optimized(bound, begin, steps, scales):
     """The best bounds that were met; slopes in [0, 1] and multipliers of at least 0 after the last step; and the mean
-    of where the later bounds were attained, each step's counting as much as its number.
+    of where the later bounds were attained, each step's counting as much as its number. `scales` are the sizes of the
+    multipliers of each step: of the coefficients that they are added to.
 
     Where a bound is attained jumps from corner to corner of the region; the mean tends to where the least value is, as
     multipliers tend to the best ones (Shor, "Minimization methods for non-differentiable functions", 1985).
@@ -312,7 +320,8 @@ def _optimized(bound, begin, steps):
         free, memory, best, mean = state
         gradient, (least, where) = jax.grad(total, has_aux=True)(free)
         gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), gradient)
-        directions, memory = rule.update(gradient, memory)
+        (along, across), memory = rule.update(gradient, memory)
+        directions = along, jax.tree.map(jnp.multiply, across, scales)
         shrunk = 0.1 ** (number / steps)
         slopes, multipliers = (
             jax.tree.map(lambda f, d, length=length: f - (length * shrunk * d).astype(f.dtype), *pair)

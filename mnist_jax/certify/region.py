@@ -46,6 +46,7 @@ class Region(NamedTuple):
 
     def at(self, d: jax.Array) -> jax.Array:
         """Images `[B, *shape]` at such differences as `least` gives `[1, *shape, B]`, in the region for certain."""
+        d = jnp.where(jnp.isfinite(d), d, 0)  # where nothing is bounded, nothing is attained
         d = jnp.sign(d) * jnp.maximum(jnp.abs(d) * INSIDE - ROUNDED, 0)
         return jnp.moveaxis(jnp.clip(self.images + d, 0, 1)[0], -1, 0)
 
