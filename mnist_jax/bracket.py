@@ -13,8 +13,8 @@ from mnist_jax.classifier import Classifier
 from mnist_jax.geometry import INF
 
 JUST_BELOW = 0.99  # of the distance that was found, where it is tried to prove that nothing is nearer
-PROOFS = 4  # there, at most, as long as each finds a nearer image
-HALVINGS = 8  # where these fail, of the range in which a proof may be found, and of that of an image
+PROOFS = 2  # there, at most, as long as each finds a nearer image
+HALVINGS = 4  # where these fail, of the range in which a proof may be found, and of that of an image
 
 
 class Bracket(NamedTuple):
@@ -51,7 +51,7 @@ def bracket(
       images: `[B, *shape]` in [0, 1].
       labels: `[B]`, or None for the classifier's own predictions.
       norm: p, one of 1, 2 and inf.
-      seconds: for the proofs of each image, at most, as in `branch_and_bound`; half of them for the first proof.
+      seconds: for the proofs of each image, at most, as in `branch_and_bound`; half of them for the lower end.
       domains: instead, at most, in each proof of an image.
 
     Raises:
@@ -65,14 +65,14 @@ def bracket(
     state = _Ends(classifier, np.asarray(x), np.asarray(classes), norm, found)
     rows = np.flatnonzero(state.upper > 0)
     for _ in range(PROOFS):  # again, where the first ones find a nearer image
-        state.prove(rows, JUST_BELOW * state.ceiling[rows], seconds / 2 / PROOFS, domains)
+        state.prove(rows, JUST_BELOW * state.ceiling[rows], seconds / 4 / PROOFS, domains)
         rows = rows[(state.ceiling == np.minimum(state.upper, state.limit))[rows] & state.wide()[rows]]
     rows = np.flatnonzero(state.wide())
     if len(rows):
         state.lower[rows] = certify.largest_radius(classifier, x[rows], classes[rows], norm=norm)
     for _ in range(HALVINGS):
         rows = np.flatnonzero(state.wide())
-        state.prove(rows, (state.lower + state.ceiling)[rows] / 2, seconds / 4 / HALVINGS, domains)
+        state.prove(rows, (state.lower + state.ceiling)[rows] / 2, seconds / 2 / HALVINGS, domains)
     for _ in range(HALVINGS):
         low = np.maximum(state.lower, state.floor)
         rows = np.flatnonzero(low < JUST_BELOW * state.upper)
