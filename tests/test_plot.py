@@ -252,6 +252,15 @@ def test_compared_and_filters():
     assert pixels_of(plot.filters(kernels)).std() > 0.05
 
 
+def test_a_grid_of_images():
+    some = np.stack([digits(28, 28, 1)[0]] * 3)
+    one, two = (pixels_of(plot.grid(dict.fromkeys(names, some), ["7", "2", "1, seen as 4"])) for names in ("a", "ab"))
+    assert two.shape[0] > 1.4 * one.shape[0]
+    assert one[..., :3].min() < 0.1  # the digits' black
+    with pytest.raises(ValueError, match="zip"):
+        plot.grid({"a": some}, ["7"])
+
+
 def test_shares_farther_than_a_radius():
     distances = np.array([0, 1, np.inf, 1])
     np.testing.assert_array_equal(plot._farther(distances, np.array([0, 0.5, 1, 2])), [0.75, 0.75, 0.25, 0.25])
