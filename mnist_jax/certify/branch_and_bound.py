@@ -115,10 +115,13 @@ class State:
     waiting: list[Domain] = field(default_factory=list)
     settled: float = np.inf
     given_up: bool = False
-    found: np.ndarray | None = None
-    fooled: bool = False
+    found: np.ndarray | None = None  # an adversarial image
     seconds: float = 0.0
     taken: int = 0  # domains
+
+    @property
+    def fooled(self) -> bool:
+        return self.found is not None
 
     def least(self) -> float:
         return min([self.settled, *(domain.bound for domain in self.waiting[:1])])
@@ -163,7 +166,7 @@ class Search:
                 state = self.states[domain.image]
                 state.seconds += took
                 if fooled[row] and not state.fooled:
-                    state.fooled, state.found, state.waiting = True, candidates[row], []
+                    state.found, state.waiting = candidates[row], []
                 if state.fooled:
                     continue
                 self._divide(state, domain, float(bounds[row]), splits[row])
