@@ -50,7 +50,7 @@ def largest_radius(
     arguments.counts(rounds=rounds)
     norm = geometry.check_norm(norm, driver.NORMS)
     x, classes, zeros = driver.checked(classifier, images, labels, 0.0)
-    limit = np.asarray(geometry.largest(x, norm)) if len(x) else np.zeros(0, np.float32)
+    limit = np.asarray(geometry.largest(x, norm)) if len(x) else np.zeros(0, x.dtype)
     low, high = np.zeros_like(limit), np.full_like(limit, np.inf)
     at_low = np.array(method(classifier, x, classes, zeros, norm=norm).margin)
     at_high = np.full_like(limit, -np.inf)
@@ -60,7 +60,7 @@ def largest_radius(
         if not len(left):
             break
         guess = _guess(low, high, at_low, at_high, norm)[left]
-        guess = np.minimum(guess, limit[left]).astype(np.float32)
+        guess = np.minimum(guess, limit[left]).astype(limit.dtype)
         result = method(classifier, x[left], classes[left], jnp.asarray(guess), norm=norm)
         certified, margin = np.asarray(result.certified), np.asarray(result.margin)
         low[left], at_low[left] = np.where(certified, (guess, margin), (low[left], at_low[left]))
