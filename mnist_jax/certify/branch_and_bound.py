@@ -1,5 +1,8 @@
 """Branch and bound: what linear bounds leave open is divided by the signs of its steps, until it is settled."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +12,8 @@ from mnist_jax import arguments, geometry
 from mnist_jax.certify import driver
 from mnist_jax.certify.crown import crown
 from mnist_jax.certify.driver import CertifyResult
-from mnist_jax.certify.search import Search
+from mnist_jax.certify.search import Search, misclassified
+from mnist_jax.chunks import in_chunks
 from mnist_jax.classifier import Classifier
 from mnist_jax.geometry import INF
 
@@ -23,6 +27,7 @@ def branch_and_bound(
     norm: float = INF,
     seconds: float = 60.0,
     domains: int | None = None,
+    search: Callable[..., Any] | None = None,
 ) -> CertifyResult:
     """Certifies by linear bounds over parts of the region, which it divides where they do not suffice.
 
@@ -47,6 +52,9 @@ def branch_and_bound(
         looked at.
       domains: that are begun for each image, at most; with it, and only with it, the result is always the same.
 
+      search: an attack with a radius, such as `attack.apgd`, called as `search(classifier, images, labels, radius,
+        norm=norm)` for what CROWN leaves; what its `images` have within the radius that is adversarial is taken.
+
     Raises:
       ValueError: an argument is not what it should be.
       UnsupportedOperation: the classifier computes something that no bound is known for.
@@ -57,7 +65,8 @@ def branch_and_bound(
     norm = geometry.check_norm(norm, driver.NORMS)
     x, classes, radii = driver.checked(classifier, images, labels, radius)
     first = crown(classifier, x, classes, radii, norm=norm)
-    open_ = np.flatnonzero(~np.asarray(first.certified | first.fooled))
+    first = first if search is None else _searched(search, first, classifier, x, classes, radii, norm)
+    open_ = _open(first)
     if not len(open_):
         return first
     certified, fooled, margin, shown = (np.array(part) for part in first)
@@ -74,3 +83,20 @@ def branch_and_bound(
         certified[place] = state.done
         margin[place] = max(margin[place], state.least())
     return CertifyResult(*map(jnp.asarray, (certified & (margin > 0), fooled, margin, shown)))
+
+
+def _open(result: CertifyResult) -> np.ndarray:
+    return np.flatnonzero(~np.asarray(result.certified | result.fooled))
+
+
+def _searched(search, result, classifier, x, classes, radii, norm) -> CertifyResult:
+    """With what an attack finds of the images that are open."""
+    if not len(open_ := _open(result)):
+        return result
+    given = (x[open_], classes[open_], radii[open_])
+    images = arguments.images_of(classifier, search(classifier, *given, norm=norm).images)
+    distances = geometry.exact_norm(np.asarray(images, float) - np.asarray(given[0], float), norm)
+    found = np.asarray(in_chunks(misclassified, (images, given[1]), classifier)) & (distances <= np.asarray(given[2]))
+    fooled, shown = np.array(result.fooled), np.array(result.images)
+    fooled[open_[found]], shown[open_[found]] = True, np.asarray(images)[found]
+    return result._replace(fooled=jnp.asarray(fooled), images=jnp.asarray(shown))

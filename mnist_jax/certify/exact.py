@@ -23,8 +23,8 @@ from mnist_jax.jaxprs.program import UnsupportedOperation
 
 CLOSE = 1e-4  # relative: the proof is for a radius by so much less than the distance of what was found
 FARTHER = 1.5  # times the radius so far, where nothing was found within it
-HALVINGS = 5  # of the range in which the lower end may be, where there was no proof just below the upper one
-FIRST = 0.5  # share of the time for the proof just below the upper end
+HALVINGS = 4  # of the range in which the lower end may be, where there was no proof just below the upper one
+FIRST = 0.75  # share of the time for the proof just below the upper end
 SMALLEST = 1e-4  # the first radius, where CROWN certifies none
 ROUNDING = 1e-6  # relative, of radii
 FINE = 1e-3  # relative: distances nearer to each other than that differ by what rounds in single precision

@@ -21,6 +21,7 @@ LANES = 64  # functions that are bounded together
 STEPS = 12  # of the optimizer, for each
 LAST_STEPS = 400  # for a domain that can't be divided, where no linear program gives the multipliers
 NARROWED = 256  # entries whose bounds are improved in a round, at most: those that cost most
+GROUP = 16  # of them at a time: the others already profit
 ENOUGH = 0.85  # share of the lead's bound that is left after a round that is worth another one; above it, divide
 CHOICES = 3  # entries by which it is tried to divide a domain, of which the best is kept
 SHARE = 0.6  # of the weight at which an entry's whole interval is worth as much as the lead's bound: a start for Adam
@@ -220,8 +221,12 @@ class Search:
             if not len(costly):
                 yield from self._finish(domain)
                 return
-            before, asked = domain.bound, [self._target(domain, entry, s) for entry in costly for s in (1, -1)]
-            domain = self._narrowed(domain, asked, (yield asked))
+            before = domain.bound
+            for some in np.split(costly, range(GROUP, len(costly), GROUP)):
+                asked = [self._target(domain, entry, sign) for entry in some for sign in (1, -1)]
+                domain = self._narrowed(domain, asked, (yield asked))
+                if domain.bound == np.inf:
+                    break
             if domain.bound == np.inf:
                 break
             (found,) = yield [Task(domain)]
