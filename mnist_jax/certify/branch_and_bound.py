@@ -72,11 +72,11 @@ def branch_and_bound(
     certified, fooled, margin, shown = (np.array(part) for part in first)
     with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
         images_, labels_, radii_ = (np.asarray(part)[open_] for part in (x, classes, radii))
-        search = Search(classifier, norm, images_, labels_, radii_)
-        if not search.ramps:  # there is nothing to divide
+        tree = Search(classifier, norm, images_, labels_, radii_)
+        if not tree.ramps:  # there is nothing to divide
             return first
-        search.run(seconds, domains)
-    for place, state in zip(open_, search.states, strict=True):
+        tree.run(seconds, domains)
+    for place, state in zip(open_, tree.states, strict=True):
         if state.found is not None:
             fooled[place], shown[place] = True, state.found
             continue
