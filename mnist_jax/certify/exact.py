@@ -25,6 +25,7 @@ CLOSE = 1e-4  # relative: the proof is for a radius by so much less than the dis
 FARTHER = 1.5  # times the radius so far, where nothing was found within it
 HALVINGS = 4  # of the range in which the lower end may be, where there was no proof just below the upper one
 FIRST = 0.75  # share of the time for the proof just below the upper end
+SLACKER = 10  # times as far below the upper end as before, the next proof
 SMALLEST = 1e-4  # the first radius, where CROWN certifies none
 ROUNDING = 1e-6  # relative, of radii
 FINE = 1e-3  # relative: distances nearer to each other than that differ by what rounds in single precision
@@ -95,8 +96,8 @@ def exact(
             raise ValueError(f"near must be like the images, {list(x.shape)}, not {list(given.shape)}")
         ends.is_met(np.arange(len(x)), np.asarray(given))
     ends.approach(FIRST * seconds, domains)
-    for _ in range(HALVINGS):
-        ends.halve((1 - FIRST) / HALVINGS * seconds, domains)
+    for turn in range(HALVINGS):
+        ends.halve((1 - FIRST) / HALVINGS * seconds, domains, 1 - close * SLACKER ** (turn + 1))
     lower = ends.lower.astype(x.dtype)
     lower = np.where(lower > ends.lower, np.nextafter(lower, lower.dtype.type(0)), lower)
     return Bracket(*(jnp.asarray(part, x.dtype) for part in (lower, ends.upper, ends.shown)))
@@ -152,12 +153,15 @@ class _Ends:
                     self.is_met(np.array([row]), state.found[None])
         self._certify_by_crown(self.wide())
 
-    def halve(self, seconds: float, domains: int | None) -> None:
-        """Moves an end of the images that are left to the middle between both, where it is settled there."""
+    def halve(self, seconds: float, domains: int | None, share: float) -> None:
+        """Moves an end of the images that are left to the middle between both, or to this share of the upper one if
+        that is more, where it is settled there."""
         rows = self.wide()
         if not len(rows):
             return
         radii = (self.lower + self.failed)[rows] / 2
+        slack = share * self.upper[rows]
+        radii = np.where(np.isfinite(slack) & (slack < self.failed[rows]), np.maximum(radii, slack), radii)
         with self._proofs() as classifier:
             given = (self._as(classifier, self.images[rows]), self.labels[rows], self._as(classifier, radii))
             result = branch_and_bound(classifier, *given, norm=self.norm, seconds=seconds, domains=domains)
