@@ -1,12 +1,15 @@
 """Classifier: the one thing that attacks and certificates know of a network."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from mnist_jax import unstable
+from mnist_jax.jaxprs import fast
 
 
 @jax.tree_util.register_dataclass
@@ -19,6 +22,9 @@ class Classifier:
         it gives for an image must not depend on the others in the batch. It is compared by value: two classifiers
         with equal `apply` share every program that was compiled for one of them.
       params: any pytree of arrays; its leaves are the leaves of the classifier.
+      fast: whether what XLA does slowly on a CPU, convolutions and pooling and their gradients, is computed there in
+        another way, the same up to rounding, wherever the classifier is compiled (`jaxprs.fast`). Else it is computed
+        as it is written. What an attack found is judged, and certificates are made, of the function as it is written.
 
     Make one of any JAX function, of any input shape and number of classes:
 
@@ -27,6 +33,11 @@ class Classifier:
 
     apply: Callable[[Any, Any], jax.Array] = field(metadata={"static": True})
     params: Any
+    fast: bool = field(default=True, metadata={"static": True})
+
+    def as_written(self) -> "Classifier":
+        """The classifier, computed as its function is written on every device."""
+        return replace(self, fast=False)
 
     def __call__(self, images: jax.Array | np.ndarray) -> jax.Array:
         """Logits `[B, C]` of images `[B, *shape]`.
@@ -34,7 +45,8 @@ class Classifier:
         Raises:
           ValueError: what the function gives is not that: floating, a row for each image, two classes or more.
         """
-        logits = self.apply(self.params, images)
+        compiled = self.fast and unstable.traced((self.params, images))
+        logits = fast.logits(self.apply, self.params, images) if compiled else self.apply(self.params, images)
         shape, dtype = getattr(logits, "shape", None), getattr(logits, "dtype", None)
         if (
             shape is None

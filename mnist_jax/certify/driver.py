@@ -139,7 +139,7 @@ def _run(kernel, how, classifier, images, labels, radius) -> CertifyResult:
 
 def misclassified(classifier: Classifier, images: jax.Array, labels: jax.Array) -> jax.Array:
     """Whether the classifier gives another class, by more than rounding can undo, or logits that say nothing."""
-    logits = losses.wide(classifier(images))
+    logits = losses.wide(classifier.as_written()(images))
     finite = jnp.where(jnp.isfinite(logits), jnp.abs(logits), 0)
     return (losses.margin(logits, labels) < -clearly(logits.dtype) * finite.max(1)) | losses.broken(logits)
 

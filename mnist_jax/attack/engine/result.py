@@ -43,6 +43,7 @@ def finish(
     `gradients` and `forwards` are what the attack used, a number or `[B]`; the evaluations here are added.
     """
     found = jnp.where(jnp.isnan(found), problem.images, found)
+    classifier = classifier.as_written()
     with jax.default_matmul_precision("highest"):
         before = problem.solved(classifier(problem.images))
         images = problem.where(before, problem.images, jnp.clip(found, 0, 1))
