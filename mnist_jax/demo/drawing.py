@@ -10,11 +10,11 @@ CENTRE = 14  # row and column of MNIST's centres of mass, to half a pixel
 
 
 def digit(drawing: np.ndarray) -> np.ndarray:
-    """The drawing as an image of MNIST: anti-aliased in a box of 20x20 pixels, its centre of mass in the middle of 28x28.
+    """The drawing as an image of MNIST: anti-aliased in a box of 20x20 pixels, its centre of mass amid 28x28.
 
     LeCun et al., "Gradient-based learning applied to document recognition", 1998, section III.A: what is drawn is cut
-    out, scaled to fit the box with its aspect ratio kept, which leaves grey levels, and shifted by whole pixels. A pixel
-    gets the mean of the area of the drawing that it covers.
+    out, scaled to fit the box with its aspect ratio kept, which leaves grey levels, and shifted by whole pixels. Each
+    pixel gets the mean of the area of the drawing that it covers. A digit of MNIST drawn larger becomes itself again.
 
     Args:
       drawing: uint8 `[H, W]`, bright strokes on black, of any size.

@@ -20,9 +20,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from mnist_jax.attack.minimal_norm.nearest import EFFORTS
 from mnist_jax.demo.drawing import digit
 from mnist_jax.demo.search import NORMS, Demo, text_of
-from mnist_jax.attack.minimal_norm.nearest import EFFORTS
 from mnist_jax.errors import InputError
 from mnist_jax.storage import files
 
@@ -35,14 +35,25 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-FILES = {"/": ("page.html", "text/html"), "/page.js": ("page.js", "text/javascript"), "/page.css": ("page.css", "text/css")}
+FILES = {
+    "/": ("page.html", "text/html"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/page.css": ("page.css", "text/css"),
+}
 
 
 def application(demo: Demo, hosts: list[str]) -> Starlette:
     """The application; `hosts` are the names under which it may be asked, as another name may be another site's."""
 
     async def choices(request: Request) -> Response:
-        return _json({"networks": list(demo.networks), "norms": list(NORMS), "efforts": list(EFFORTS), "images": len(demo.split.labels)})
+        return _json(
+            {
+                "networks": list(demo.networks),
+                "norms": list(NORMS),
+                "efforts": list(EFFORTS),
+                "images": len(demo.split.labels),
+            }
+        )
 
     async def image(request: Request) -> Response:
         pixels, label = demo.taken(request.path_params["index"])

@@ -46,12 +46,12 @@ class Question(NamedTuple):
 
     Attributes:
       image: uint8 `[28, 28, 1]`.
-      index: its place in val, or None for a drawing.
+      place: its index in val, or None for a drawing.
       network, norm, effort: as the page names them.
     """
 
     image: np.ndarray
-    index: int | None
+    place: int | None
     network: str
     norm: str
     effort: str
@@ -83,8 +83,8 @@ class Demo:
         for kind, names in named.items():
             if not isinstance(given[kind], str) or given[kind] not in names:
                 raise unknown(kind, given[kind], names)
-        image, index = self._image(given["image"])
-        return Question(image, index, given["network"], given["norm"], given["effort"])
+        image, place = self._image(given["image"])
+        return Question(image, place, given["network"], given["norm"], given["effort"])
 
     def _image(self, given: Any) -> tuple[np.ndarray, int | None]:
         if isinstance(given, dict) and set(given) == {"index"}:
@@ -114,8 +114,8 @@ class Demo:
         """The events of a search for the nearest adversarial image.
 
         - `seen`: the `class` that the network predicts of the image, and its `confidences` in all of them;
-        - `working`: what is done next (`on`), whether for the first time (`new`: then it is compiled), and the `share` of
-          all that is done;
+        - `working`: what is done next (`on`), whether for the first time (`new`: then it is compiled), and which
+          `share` of all is done;
         - `found`: the nearest adversarial image so far, by `attack.nearest` with more and more gradients: `image` and
           `perturbation` as bytes of grey levels and of colours, its `distance`, and as in `seen`;
         - `certified`: the `radius` within which there is none, by `method`; 0, and a `reason`, where nothing is proved;
@@ -128,13 +128,13 @@ class Demo:
         network, image = self.networks[asked.network], _unit(asked.image)
         seen = self.seen(asked)
         yield seen
-        label = seen["class"] if asked.index is None else self.taken(asked.index)[1]
+        label = seen["class"] if asked.place is None else self.taken(asked.place)[1]
         pieces, given = budgets(asked), (network.classifier, image[None], np.array([label]))
         apply, norm, found = network.classifier.apply, NORMS[asked.norm], None
         for number, budget in enumerate(pieces):
             program: tuple[Any, ...] = ("nearest", apply, norm, budget)
             yield self._working(program, sum(pieces[:number]) / sum(pieces))
-            found = jax.tree.map(np.asarray, attack.nearest(*given, norm=norm, effort=budget))
+            found = attack.nearest(*given, norm=norm, effort=budget)
             self._ran.add(program)
             if found.success[0]:
                 yield _found(network.classifier, image, found)
@@ -156,15 +156,16 @@ class Demo:
     def _files(self, asked: Question, label: int, found: attack.AttackResult) -> dict[str, str]:
         """A figure of what was found, and the results as the command `attack` keeps them, in base64 by their names."""
         network, norm, image = self.networks[asked.network], NORMS[asked.norm], _unit(asked.image)
-        name, split, index = "val", self.split, asked.index
+        name, split, index = "val", self.split, asked.place
         if index is None:
             name, split, index = "drawn", data.Split(asked.image[None], np.array([label])), 0
         about = results.made_by(network.path, "nearest", norm, {"effort": asked.effort}, "mnist", name, split)
-        record = results.Record(np.array([index]), np.array([label]), found, about)
-        before, after = (predict(network.classifier, x, 1)[0] for x in (image[None], found.images))
-        described = [(str(logits.argmax()), float(softmax(logits).max())) for logits in (before, after)]
+        record = results.Record(np.array([index]), np.array([label]), jax.tree.map(np.asarray, found), about)
+        adversarial = record.result.images[0]
+        seen = [_confidences(network.classifier, each) for each in (image, adversarial)]
+        before, after = ((str(each["class"]), max(each["confidences"])) for each in seen)
         with DRAWING:
-            figure = plot.attack(image, found.images[0], before=described[0], after=described[1], norm=norm)
+            figure = plot.attack(image, adversarial, before=before, after=after, norm=norm)
         stem = f"{asked.network}-nearest-l{norm:g}-{name}" + (f"-{index}" if name == "val" else "")
         contents = {".png": figure, ".npz": results.packed(record, originals=image[None])}
         return {stem + suffix: text_of(content) for suffix, content in contents.items()}
@@ -180,16 +181,17 @@ def budgets(asked: Question) -> list[int]:
 
 
 def _found(classifier: Classifier, image: np.ndarray, found: attack.AttackResult) -> Event:
-    r = found.images[0].astype(float) - image
+    adversarial = np.asarray(found.images)[0]
+    r = np.subtract(adversarial, image, dtype=np.float64)
     limit = float(np.abs(r).max()) or 1.0
     colors = np.rint(255 * plot.signed(r, limit)).astype(np.uint8)
     return {
         "event": "found",
-        "image": text_of(np.rint(255 * found.images[0]).astype(np.uint8)),
+        "image": text_of(np.rint(255 * adversarial).astype(np.uint8)),
         "perturbation": text_of(colors),
         "limit": limit,
         "distance": float(found.distance[0]),
-        **_confidences(classifier, found.images[0]),
+        **_confidences(classifier, adversarial),
     }
 
 
@@ -214,4 +216,4 @@ def _unit(image: np.ndarray) -> np.ndarray:
 
 def text_of(content: bytes | np.ndarray) -> str:
     """Bytes in base64, as the page takes them."""
-    return base64.b64encode(content).decode()
+    return base64.b64encode(bytes(content)).decode()

@@ -102,9 +102,9 @@ def save(path: Path, record: Record[R], aside: Path | None = None) -> None:
     files.write(path, packed(record), aside)
 
 
-def packed(record: Record[R], **more: np.ndarray) -> bytes:
+def packed(record: Record[R], **more: Any) -> bytes:
     """What `save` writes, with more arrays perhaps."""
-    arrays = {"indices": record.indices, "labels": record.labels, **record.result._asdict(), **more}
+    arrays: dict[str, Any] = {"indices": record.indices, "labels": record.labels, **record.result._asdict(), **more}
     about = json.dumps(files.strict({"version": VERSION} | record.about), sort_keys=True, allow_nan=False)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, format=FORMAT, about=about, **arrays)
