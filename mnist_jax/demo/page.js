@@ -51,6 +51,7 @@ pad.addEventListener("pointerdown", (event) => {
 });
 pad.addEventListener("pointermove", (event) => last && stroke(event));
 pad.addEventListener("pointerup", () => {
+  if (!last) return;
   last = null;
   attempt(async () => {
     const drawn = ink.getImageData(0, 0, pad.width, pad.height).data.filter((_, at) => at % 4 === 0);
@@ -163,6 +164,7 @@ class Panel {
     }
     for (const name of ["before", "limit", "after", "status"]) this.say(name, "\u00a0");
     for (const name of ["radius", "distance"]) this.say(name, "–");
+    for (const link of this.part("files").children) URL.revokeObjectURL(link.href);
     this.part("files").replaceChildren();
     this.bars(0, null);
     this.bars(1, null);
@@ -325,5 +327,10 @@ attempt(async () => {
   $("#take").addEventListener("click", () => take($("#index").valueAsNumber));
   $("#index").addEventListener("keydown", (event) => event.key === "Enter" && take($("#index").valueAsNumber));
   $("#another").addEventListener("click", () => take(Math.floor(Math.random() * choices.images)));
-  $("#attack").addEventListener("click", () => panels.forEach((panel) => panel.attack()));
+  $("#attack").addEventListener("click", () => {
+    $("#wrong").textContent = "";
+    panels.forEach((panel) => panel.attack());
+    // On a phone they are below.
+    if (matchMedia("(max-width: 640px)").matches) $("#panels").scrollIntoView({ behavior: "smooth" });
+  });
 });
