@@ -1,7 +1,6 @@
 """Something done with images of a split, as a command's options ask for it: begun, interrupted, gone on with, kept."""
 
 import argparse
-import hashlib
 import math
 import time
 from abc import ABC, abstractmethod
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -23,8 +21,7 @@ from mnist_jax.commands import console
 from mnist_jax.errors import InputError
 from mnist_jax.networks import Network
 from mnist_jax.storage import checkpoint, files
-from mnist_jax.storage.results import R, Record, check_about, load, save, targets_of
-from mnist_jax.version import VERSION
+from mnist_jax.storage.results import R, Record, check_about, load, made_by, save, targets_of
 
 CHUNKS_AT_ONCE = 4  # between two looks at Ctrl-C: more of them fill their batches better
 SECONDS_BETWEEN_SAVES = 3.0  # every save writes all results so far
@@ -189,19 +186,9 @@ class Job(ABC, Generic[R]):
     def about(self) -> dict[str, Any]:
         """All that the results depend on: it is compared before others join them."""
         subject = self.chosen.subject
-        return {
-            "model": subject.path.stem,
-            "weights": hashlib.sha256(subject.path.read_bytes()).hexdigest(),
-            "method": self.method,
-            "norm": self.norm,
-            "dataset": subject.dataset,
-            "split": self.chosen.split,
-            "data": data.fingerprint(subject.split),
-            "options": self.given,
-            "precision": jnp.result_type(float).name,
-            "platform": jax.default_backend(),
-            "version": VERSION,
-        }
+        return made_by(
+            subject.path, self.method, self.norm, self.given, subject.dataset, self.chosen.split, subject.split
+        )
 
     @property
     def path(self) -> Path:
