@@ -1,12 +1,28 @@
 """Classifier: the one thing that attacks and certificates know of a network."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+UNIT = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Images in [0, 1] to images between the bounds, and on to what comes before the network."""
+
+    bounds: tuple[float, float]
+    preprocess: Callable[[Any], Any] | None
+
+    def __call__(self, images: Any) -> Any:
+        low, high = (np.asarray(bound, images.dtype) for bound in self.bounds)
+        images = low + (high - low) * images
+        return images if self.preprocess is None else self.preprocess(images)
 
 
 @jax.tree_util.register_dataclass
@@ -19,6 +35,10 @@ class Classifier:
         it gives for an image must not depend on the others in the batch. It is compared by value: two classifiers
         with equal `apply` share every program that was compiled for one of them.
       params: any pytree of arrays; its leaves are the leaves of the classifier.
+      preprocess: a function of the images that comes before `apply`, hashable and compared by value, such as
+        `Preprocess(mean, std, channels_first=True)`; None for none.
+      bounds: the least and the largest value of a pixel. Attacks and certificates take and give images, radii and
+        distances in these units.
 
     Make one of any JAX function, of any input shape and number of classes:
 
@@ -27,6 +47,27 @@ class Classifier:
 
     apply: Callable[[Any, Any], jax.Array] = field(metadata={"static": True})
     params: Any
+    preprocess: Callable[[Any], Any] | None = field(default=None, metadata={"static": True})
+    bounds: tuple[float, float] = field(default=UNIT, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` unless bounds are two finite numbers, the lower one first."""
+        try:
+            low, high = map(float, self.bounds)
+        except (TypeError, ValueError):
+            low = high = np.nan
+        if not -np.inf < low < high < np.inf:
+            raise ValueError(f"bounds must be two finite numbers, the lower one first, not {self.bounds!r}")
+        object.__setattr__(self, "bounds", (low, high))
+
+    @property
+    def in_unit_box(self) -> "Classifier":
+        """The same classifier of images in [0, 1], which stand for those between its bounds."""
+        return self if self.bounds == UNIT else self._scaled
+
+    @cached_property  # attacks look at each classifier once
+    def _scaled(self) -> "Classifier":
+        return replace(self, preprocess=Scaled(self.bounds, self.preprocess), bounds=UNIT)
 
     def __call__(self, images: jax.Array | np.ndarray) -> jax.Array:
         """Logits `[B, C]` of images `[B, *shape]`.
@@ -34,7 +75,7 @@ class Classifier:
         Raises:
           ValueError: what the function gives is not that: floating, a row for each image, two classes or more.
         """
-        logits = self.apply(self.params, images)
+        logits = self.apply(self.params, images if self.preprocess is None else self.preprocess(jnp.asarray(images)))
         shape, dtype = getattr(logits, "shape", None), getattr(logits, "dtype", None)
         if (
             shape is None
