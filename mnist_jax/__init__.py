@@ -7,6 +7,7 @@ from mnist_jax import attack, certify, geometry, losses
 from mnist_jax.bracket import Bracket, bracket
 from mnist_jax.classifier import Classifier
 from mnist_jax.errors import InputError
+from mnist_jax.expectation import expectation
 from mnist_jax.interchange import from_flax, from_onnx, from_torch
 from mnist_jax.networks import NETWORKS
 from mnist_jax.preprocessing import Preprocess
@@ -25,6 +26,7 @@ __all__ = [
     "bracket",
     "certify",
     "checkpoint",
+    "expectation",
     "from_flax",
     "from_onnx",
     "from_torch",

@@ -9,8 +9,9 @@ from jax.typing import ArrayLike
 
 from mnist_jax import arguments, attack, certify, geometry
 from mnist_jax.certify import driver
-from mnist_jax.classifier import Classifier
+from mnist_jax.classifier import UNIT, Classifier
 from mnist_jax.geometry import INF
+from mnist_jax.units import Units
 
 JUST_BELOW = 0.99  # of the distance that was found, where it is tried to prove that nothing is nearer
 PROOFS = 2  # there, at most, as long as each finds a nearer image
@@ -61,6 +62,8 @@ def bracket(
     arguments.numbers(0, np.inf, above=True, seconds=seconds)
     norm = geometry.check_norm(norm, driver.NORMS)
     x, classes, _ = driver.checked(classifier, images, labels, 0.0)
+    if classifier.bounds != UNIT and len(x):
+        return _in_units(classifier, x, classes, norm=norm, seconds=seconds, domains=domains)
     found = attack.nearest(classifier, x, classes, norm=norm)
     state = _Ends(classifier, np.asarray(x), np.asarray(classes), norm, found)
     rows = np.flatnonzero(state.upper > 0)
@@ -79,6 +82,17 @@ def bracket(
         rows = rows[np.isfinite(state.upper[rows])]
         state.prove(rows, (low + state.upper)[rows] / 2, seconds / 4 / HALVINGS, domains)
     return Bracket(*map(jnp.asarray, (state.lower, state.upper, state.shown)))
+
+
+def _in_units(classifier: Classifier, images: jax.Array, labels: jax.Array, *, norm: float, **how: Any) -> Bracket:
+    """The bracket for images in [0, 1], in the units of the classifier's bounds."""
+    units = Units.of(classifier.bounds, images.dtype)
+    u = units.inside(images)
+    inside = bracket(classifier.in_unit_box, u, labels, norm=norm, **how)
+    shown = units.outside(images, inside.images - u)
+    distances = geometry.exact_norm(np.asarray(shown, float) - np.asarray(images, float), norm)
+    upper = np.where(np.isfinite(inside.upper), distances, np.inf).astype(images.dtype)
+    return Bracket(units.within(inside.lower, u, norm), jnp.asarray(upper), shown)
 
 
 class _Ends:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mnist_jax.units import Units
+
 UNIT = (0.0, 1.0)
 
 
@@ -20,8 +22,8 @@ class Scaled:
     preprocess: Callable[[Any], Any] | None
 
     def __call__(self, images: Any) -> Any:
-        low, high = (np.asarray(bound, images.dtype) for bound in self.bounds)
-        images = low + (high - low) * images
+        units = Units.of(self.bounds, images.dtype)
+        images = units.low + units.scale * images
         return images if self.preprocess is None else self.preprocess(images)
 
 

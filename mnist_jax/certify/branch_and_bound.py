@@ -20,7 +20,7 @@ from mnist_jax.certify.bounds import Bounds
 from mnist_jax.certify.crown import crown
 from mnist_jax.certify.driver import CertifyResult
 from mnist_jax.certify.relaxations import Interval, Ramp, steepness
-from mnist_jax.classifier import Classifier
+from mnist_jax.classifier import UNIT, Classifier
 from mnist_jax.geometry import INF
 from mnist_jax.jaxprs import program
 
@@ -87,6 +87,9 @@ def branch_and_bound(
     if domains is not None:
         arguments.counts(domains=domains)
     norm = geometry.check_norm(norm, driver.NORMS)
+    if classifier.bounds != UNIT:
+        how: dict[str, Any] = {"norm": norm, "seconds": seconds, "domains": domains}
+        return driver.in_units(branch_and_bound, classifier, images, labels, radius, **how)
     x, classes, radii = driver.checked(classifier, images, labels, radius)
     first = crown(classifier, x, classes, radii, norm=norm)
     open_ = np.flatnonzero(~np.asarray(first.certified | first.fooled))

@@ -66,5 +66,5 @@ def from_flax(
         raise ValueError("a module of NNX has its variables and its mode itself: from_flax(module)")
     evaluating = nnx.clone(module)
     evaluating.eval()
-    graphdef, streams, weights = nnx.split(evaluating, nnx.RngState, ...)
+    graphdef, streams, *(weights,) = nnx.split(evaluating, nnx.RngState, ...)
     return Classifier(OfNnx(graphdef, streams), weights, preprocess, bounds)

@@ -111,14 +111,14 @@ def _check_operators(graph: Any, what: str) -> None:
         )
 
 
-def _shape(graph: Any, name: str, what: str) -> list[int | None]:
-    """Of the input: how many images, None where it is any number, and their shape."""
+def _shape(graph: Any, name: str, what: str) -> list[int]:
+    """Of the input: how many images, 0 where it is any number, and their shape."""
     (value,) = [value for value in graph.input if value.name == name]
     kind = value.type.tensor_type
-    batch, *shape = [dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim] or [None]
-    if not shape or None in shape:
+    batch, *shape = [dim.dim_value for dim in kind.shape.dim] or [0]  # 0 where it is open
+    if not shape or 0 in shape:
         raise InputError(f"{what} does not say the shape of its images; export it with one")
-    if batch not in (None, 1):
+    if batch not in (0, 1):
         raise InputError(f"{what} is for {batch} images at once; export it for any number of them, or for 1")
     if needed("onnx", EXTRA).helper.tensor_dtype_to_np_dtype(kind.elem_type).kind != "f":
         raise InputError(f"{what} takes images that are no floating numbers; export it without what rounds them")

@@ -1,6 +1,6 @@
 """ONNX operators as functions of arrays: `OPERATORS`, by name.
 
-Each is called with its inputs, None for one that is left out, its attributes, and `opset`, the version of the operators.
+Each is called with its inputs, None for one that is left out, its attributes, and `opset`, the operators' version.
 NumPy arrays among the inputs are values that are known, such as shapes; what is made of these alone is known again.
 JAX arrays are images, weights, and what is made of them. Definitions are those of
 https://onnx.ai/onnx/operators/. Broadcasting is spelled out, so that it works where JAX refuses to do it implicitly.
@@ -224,16 +224,21 @@ def _average_pool(
 
 
 def _reduced(
-    function: Callable, x: Array, axes: Array = None, *, opset: int, keepdims: int = 1, noop_with_empty_axes: int = 0, **how
+    function: Callable,
+    x: Array,
+    axes: Array = None,
+    *,
+    opset: int,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+    **how,
 ) -> Array:
     """Its axes are an input since opset 13 or 18, and an attribute before."""
-    if axes is None:
-        given = how.get("axes")
-    else:
-        given = _numbers(axes, "what a sum, mean or maximum goes over") or None
-    if given is None and noop_with_empty_axes:
+    named = [] if axes is None else _numbers(axes, "what a sum, mean or maximum goes over")
+    given = named or how.get("axes")
+    if not given and noop_with_empty_axes:
         return x
-    where = tuple(range(x.ndim)) if given is None else tuple(given)
+    where = tuple(range(x.ndim)) if not given else tuple(given)
     return np.asarray(function(np, x, where, bool(keepdims))) if _known(x) else function(jnp, x, where, bool(keepdims))
 
 
@@ -321,7 +326,9 @@ def _unsqueeze(x: Array, axes: Array = None, *, opset: int, **how: Any) -> Array
     return np.expand_dims(x, where) if _known(x) else jnp.expand_dims(x, where)
 
 
-def _slice(x: Array, starts: Array = None, ends: Array = None, axes: Array = None, steps: Array = None, *, opset, **how):
+def _slice(
+    x: Array, starts: Array = None, ends: Array = None, axes: Array = None, steps: Array = None, *, opset, **how
+):
     """Where it begins and ends are inputs since opset 10, and attributes before."""
     if starts is None:
         begin, end = list(how["starts"]), list(how["ends"])
