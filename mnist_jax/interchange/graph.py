@@ -64,6 +64,7 @@ class Graph:
       nodes: in an order in which they can be worked off.
       constants: by the names of their values; all other values are weights, images, or made by nodes.
       images, logits: names of values.
+      shape: of an image.
       opset: version of the operators.
       one: whether it is a computation for one image, `[1, *shape]`, as of a file that fixes the size of the batch.
     """
@@ -72,16 +73,21 @@ class Graph:
     constants: tuple[tuple[str, Constant], ...]
     images: str
     logits: str
+    shape: tuple[int, ...]
     opset: int
     one: bool
 
     def __call__(self, weights: Mapping[str, Any], images: Any) -> Any:
-        """Logits `[B, C]` of images `[B, *shape]`."""
+        """Logits `[B, C]` of images `[B, *shape]`. Raises `ValueError` where they are of another shape."""
+        images = jnp.asarray(images)
+        if images.shape[1:] != self.shape:
+            wanted = ", ".join(map(str, ("B", *self.shape)))
+            raise ValueError(f"the network takes images [{wanted}], not {list(images.shape)}")
         weights = {name: jnp.asarray(weight) for name, weight in weights.items()}
         if not self.one:
-            return self._run(weights, jnp.asarray(images))
+            return self._run(weights, images)
         run = partial(self._run, weights)
-        return jax.vmap(lambda image: run(image[None])[0])(jnp.asarray(images))
+        return jax.vmap(lambda image: run(image[None])[0])(images)
 
     def _run(self, weights: Mapping[str, jax.Array], images: jax.Array) -> Any:
         values: dict[str, Any] = {name: constant.array for name, constant in self.constants}

@@ -77,7 +77,7 @@ def read(model: Any, what: str) -> tuple[Graph, dict[str, Any], tuple[int, ...]]
     (opset,) = [o.version for o in model.opset_import if o.domain in DOMAINS]
     nodes = tuple(_node(node) for node in graph.node if node.op_type != "Constant")
     fixed = tuple((name, Constant.of(_single(array))) for name, array in sorted(constants.items()))
-    read = Graph(nodes, fixed, images, logits, opset, one=batch == 1)
+    read = Graph(nodes, fixed, images, logits, tuple(shape), opset, one=batch == 1)
     return read, {name: jnp.asarray(_single(array)) for name, array in weights.items()}, tuple(shape)
 
 

@@ -66,27 +66,31 @@ def from_torch(
 
 def _exported(module: Any, shape: tuple[int, ...], what: str) -> Any:
     """The module as an `onnx.ModelProto`, for any number of images, or for one where it can't be so."""
+    for batch in (2, 1):
+        try:
+            model = _export(module, (batch, *shape))
+        except Exception as error:  # of many kinds
+            if batch == 1:
+                cause = error.__cause__ or error
+                raise InputError(
+                    f"PyTorch can't export {what} ({type(cause).__name__}: {first_line(cause)})"
+                ) from error
+        else:
+            if batch == 1 or not model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value"):
+                return model
+    raise AssertionError("the last of them returns or raises")
+
+
+def _export(module: Any, shape: tuple[int, ...]) -> Any:
+    """The module as an `onnx.ModelProto`, for images `[B, ...]` of that shape, and other B as far as PyTorch can."""
     torch = needed("torch", EXTRA)
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it says what else could be installed
+    how = {"dynamo": True, "dynamic_shapes": ({0: torch.export.Dim.AUTO},), "verbose": False}
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            for batch in (2, 1):
-                program = torch.onnx.export(
-                    module,
-                    (torch.zeros(batch, *shape),),
-                    dynamo=True,
-                    dynamic_shapes=({0: torch.export.Dim.AUTO},),
-                    verbose=False,
-                )
-                model = program.model_proto
-                if not model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value"):
-                    break
-        return model
-    except Exception as error:  # of many kinds
-        cause = error.__cause__ or error
-        raise InputError(f"PyTorch can't export {what} ({type(cause).__name__}: {first_line(cause)})") from error
+            return torch.onnx.export(module, (torch.zeros(shape),), **how).model_proto
     finally:
         logger.setLevel(level)

@@ -1,19 +1,32 @@
 """Results of attacks, certificates, and what smoothing certifies, as files: .npz, with what made them."""
 
+import hashlib
 import io
 import json
 import math
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import jax
 import numpy as np
 
 from mnist_jax.attack.engine.result import AttackResult
+from mnist_jax.classifier import Classifier
 from mnist_jax.errors import InputError, first_line
 from mnist_jax.storage import files
 from mnist_jax.version import VERSION
 
+OWN = ".py"  # of a file that makes a network, whose weights may be elsewhere
 FORMAT = 1  # of the file; files of a newer format are refused
+
+
+def weights_of(model: Path, classifier: Classifier) -> str:
+    """The fingerprint by which results know the weights of a network: that of its file, and where that is a program,
+    of the weights that it made, too."""
+    digest = hashlib.sha256(model.read_bytes())
+    for leaf in jax.tree.leaves(classifier.params) if model.suffix == OWN else ():
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 class Certificates(NamedTuple):
