@@ -151,5 +151,5 @@ def test_what_is_refused(forward, says):
     module.forward = forward
     with pytest.raises(InputError, match=says):
         from_torch(module, ONE)
-    with pytest.raises(InputError, match="no torch.nn.Module"):
+    with pytest.raises(InputError, match=r"no torch\.nn\.Module"):
         from_torch(forward, ONE)

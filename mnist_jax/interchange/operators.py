@@ -26,10 +26,11 @@ def _known(*arrays: Array) -> bool:
 
 
 def _numbers(array: Array, what: str) -> list[int]:
-    """The whole numbers in an array that has to be known. Raises `InputError`."""
-    if not isinstance(array, np.ndarray):
+    """The whole numbers in an array that has to be known, an input, or an attribute in older versions. Raises
+    `InputError`."""
+    if not isinstance(array, np.ndarray | tuple):
         raise InputError(f"{what} depends on the image or on weights; only one that is known beforehand is read")
-    return [int(n) for n in array.reshape(-1)]
+    return [int(n) for n in np.ravel(array)]
 
 
 def _aligned(*arrays: Array) -> list[Array]:
@@ -76,10 +77,7 @@ def _prelu(x: Array, slope: Array, *, opset: int) -> Array:
 
 
 def _softmax(function: Callable, x: Array, *, opset: int, axis: int | None = None) -> Array:
-    if opset >= 13:
-        return function(x, -1 if axis is None else axis)
-    flat = _flatten(x, opset=opset, axis=1 if axis is None else axis)
-    return function(flat, -1).reshape(x.shape)
+    return function(x, axis if axis is not None else -1 if opset >= 13 else 1)
 
 
 # Products
@@ -231,11 +229,8 @@ def _reduced(
     opset: int,
     keepdims: int = 1,
     noop_with_empty_axes: int = 0,
-    **how,
 ) -> Array:
-    """Its axes are an input since opset 13 or 18, and an attribute before."""
-    named = [] if axes is None else _numbers(axes, "what a sum, mean or maximum goes over")
-    given = named or how.get("axes")
+    given = [] if axes is None else _numbers(axes, "what a sum, mean or maximum goes over")
     if not given and noop_with_empty_axes:
         return x
     where = tuple(range(x.ndim)) if not given else tuple(given)
@@ -296,46 +291,35 @@ def _concat(*arrays: Array, opset: int, axis: int) -> Array:
 
 def _pad(
     x: Array,
-    pads: Array = None,
+    pads: Array,
     value: Array = None,
     axes: Array = None,
     *,
     opset: int,
     mode: str = "constant",
-    **how: Any,
 ) -> Array:
-    """What it pads by is an input since opset 11, and an attribute before."""
-    numbers = list(how.get("pads", ())) if pads is None else _numbers(pads, "what a Pad pads by")
-    value = how.get("value", 0.0) if value is None else value
+    numbers = _numbers(pads, "what a Pad pads by")
     where = range(x.ndim) if axes is None else [n % x.ndim for n in _numbers(axes, "the axes of a Pad")]
     widths, half = [(0, 0)] * x.ndim, len(numbers) // 2
     for axis, before, after in zip(where, numbers[:half], numbers[half:], strict=True):
         widths[axis] = (before, after)
     if mode != "constant":
         return jnp.pad(x, widths, mode=mode)
-    return lax.pad(x, jnp.asarray(value, x.dtype).reshape(()), [(*width, 0) for width in widths])
+    return lax.pad(x, jnp.asarray(0 if value is None else value, x.dtype).reshape(()), [(*width, 0) for width in widths])
 
 
-def _squeeze(x: Array, axes: Array = None, *, opset: int, **how: Any) -> Array:
-    where = how.get("axes") if axes is None else _numbers(axes, "the axes of a Squeeze")
-    return x.squeeze(None if where is None else tuple(where))
+def _squeeze(x: Array, axes: Array = None, *, opset: int) -> Array:
+    return x.squeeze(None if axes is None else tuple(_numbers(axes, "the axes of a Squeeze")))
 
 
-def _unsqueeze(x: Array, axes: Array = None, *, opset: int, **how: Any) -> Array:
-    where = tuple(how["axes"] if axes is None else _numbers(axes, "the axes of an Unsqueeze"))
+def _unsqueeze(x: Array, axes: Array, *, opset: int) -> Array:
+    where = tuple(_numbers(axes, "the axes of an Unsqueeze"))
     return np.expand_dims(x, where) if _known(x) else jnp.expand_dims(x, where)
 
 
-def _slice(
-    x: Array, starts: Array = None, ends: Array = None, axes: Array = None, steps: Array = None, *, opset, **how
-):
-    """Where it begins and ends are inputs since opset 10, and attributes before."""
-    if starts is None:
-        begin, end = list(how["starts"]), list(how["ends"])
-        where = list(how.get("axes", range(len(begin))))
-    else:
-        begin, end = _numbers(starts, "where a Slice begins"), _numbers(ends, "where a Slice ends")
-        where = list(range(len(begin))) if axes is None else _numbers(axes, "the axes of a Slice")
+def _slice(x: Array, starts: Array, ends: Array, axes: Array = None, steps: Array = None, *, opset: int) -> Array:
+    begin, end = _numbers(starts, "where a Slice begins"), _numbers(ends, "where a Slice ends")
+    where = list(range(len(begin))) if axes is None else _numbers(axes, "the axes of a Slice")
     by = [1] * len(begin) if steps is None else _numbers(steps, "the steps of a Slice")
     chosen = [slice(None)] * x.ndim
     for axis, a, b, s in zip(where, begin, end, by, strict=True):
@@ -343,8 +327,8 @@ def _slice(
     return x[tuple(chosen)]
 
 
-def _split(x: Array, sizes: Array = None, *, opset: int, axis: int = 0, num_outputs: int | None = None, **how) -> Any:
-    lengths = list(how.get("split", ())) if sizes is None else _numbers(sizes, "the sizes of a Split")
+def _split(x: Array, split: Array = None, *, opset: int, axis: int = 0, num_outputs: int | None = None) -> Any:
+    lengths = [] if split is None else _numbers(split, "the sizes of a Split")
     if not lengths:
         if num_outputs is None:
             raise InputError("a Split there does not say into how many parts")
