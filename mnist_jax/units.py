@@ -3,6 +3,7 @@
 Norms are homogeneous, so that lengths are multiplied by one number.
 """
 
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,8 @@ class Units(NamedTuple):
         least, high = (np.asarray(bound, dtype) for bound in bounds)
         low = least if least <= bounds[0] else np.nextafter(least, -np.inf, dtype=dtype)
         scale = np.asarray(float(high) - float(low), dtype)
-        while float(low) + float(scale) < max(bounds[1], float(high)):
+        room = Fraction(max(bounds[1], float(high))) - Fraction(float(low))
+        while Fraction(float(scale)) < room:
             scale = np.nextafter(scale, np.inf, dtype=dtype)
         return cls(low, high, scale)
 

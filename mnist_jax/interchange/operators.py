@@ -305,7 +305,8 @@ def _pad(
         widths[axis] = (before, after)
     if mode != "constant":
         return jnp.pad(x, widths, mode=mode)
-    return lax.pad(x, jnp.asarray(0 if value is None else value, x.dtype).reshape(()), [(*width, 0) for width in widths])
+    filler = jnp.asarray(0 if value is None else value, x.dtype).reshape(())
+    return lax.pad(x, filler, [(*width, 0) for width in widths])
 
 
 def _squeeze(x: Array, axes: Array = None, *, opset: int) -> Array:

@@ -82,12 +82,13 @@ def _exported(module: Any, shape: tuple[int, ...], what: str) -> Any:
 
 
 def _export(module: Any, shape: tuple[int, ...]) -> Any:
-    """The module as an `onnx.ModelProto`, for images `[B, ...]` of that shape, and other B as far as PyTorch can."""
+    """The module as an `onnx.ModelProto`, for images `[B, ...]`: for any B as far as PyTorch can, or for just 1."""
     torch = needed("torch", EXTRA)
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it says what else could be installed
-    how = {"dynamo": True, "dynamic_shapes": ({0: torch.export.Dim.AUTO},), "verbose": False}
+    any_number = None if shape[0] == 1 else ({0: torch.export.Dim.AUTO},)
+    how = {"dynamo": True, "dynamic_shapes": any_number, "verbose": False}
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
