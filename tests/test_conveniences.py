@@ -60,7 +60,7 @@ def test_progress_is_told_once_for_each_block_and_changes_nothing(problem):
     with attack.at_once(2):
         for function, more in (
             (attack.pgd, {"radius": 0.1, "steps": 2}),
-            (attack.dichotomy, {"attack": attack.fgsm, "tolerance": 0.5}),
+            (attack.nearest, {"effort": 1}),
         ):
             key = jax.random.key(0)
             expected = function(network, images, labels, **more, key=key)
