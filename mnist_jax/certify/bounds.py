@@ -344,6 +344,27 @@ class Bounds:
     ) -> tuple[jax.Array, jax.Array]:
         """Lower bounds of `constant + sum(coefficients * (values - centers))` over the region.
 
+        Args: as of `taken_back`.
+
+        Returns:
+          `[N]`, and differences to the images `[1, *shape, N]` where it is nearly attained.
+        """
+        a, constant = self.taken_back(place, functions, constant, slopes, multipliers=multipliers, whole=whole)
+        least, where = self.region.least(a, self.p)
+        return self.total(constant, 0, least), where
+
+    def taken_back(
+        self,
+        place: int,
+        functions: dict[int, jax.Array],
+        constant: jax.Array,
+        slopes: Callable[[int], jax.Array | None] = lambda _: None,
+        *,
+        multipliers: Callable[[int, jax.Array], jax.Array | None] = lambda *_: None,
+        whole: bool = True,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Linear functions of the image that are below `constant + sum(coefficients * (values - centers))`.
+
         Args:
           place: of an equation; the values are of those before it.
           functions: coefficients `[*shape, N]` by the number of the value. The N functions are of as many images, or of
@@ -357,7 +378,7 @@ class Bounds:
           whole: else only as far as the last nonlinear steps, which is what interval arithmetic gives.
 
         Returns:
-          `[N]`, and differences to the images `[1, *shape, N]` where it is nearly attained.
+          coefficients of the image `[1, *shape, N]`, and what the functions are at its center `[N]`.
         """
         functions = dict(functions)
         for at in range(place - 1, -1, -1):
@@ -379,8 +400,7 @@ class Bounds:
         a = functions.pop(self.program.image, None)
         if a is None:  # nothing of the image gets here
             a = jnp.zeros((*self.region.images.shape[:-1], constant.shape[0]), constant.dtype)
-        least, where = self.region.least(a, self.p)
-        return self.total(constant, 0, least), where
+        return a, constant
 
     def affine_back(self, place: int, functions: dict[int, jax.Array]) -> jax.Array:
         """Coefficients of the image `[1, *shape, N]` in functions of values that are affine in it, for all images."""

@@ -22,8 +22,9 @@ from mnist_jax.jaxprs import program
 from mnist_jax.units import Units
 
 NORMS = (1.0, 2.0, INF)
-# An adversarial image has to be so by more than logits differ from one batch to the next, as in attacks.
-CLEARLY = 1e-5
+# An adversarial image has to be so by more than logits differ from one batch to the next: so many units of rounding,
+# which is 1e-5 of the largest logit in single precision, as in attacks.
+CLEARLY = 84
 
 
 OTHERS = "others"  # of the platforms: those that the classifier does not name
@@ -177,4 +178,9 @@ def misclassified(classifier: Classifier, images: jax.Array, labels: jax.Array) 
     """Whether the classifier gives another class, by more than rounding can undo, or logits that say nothing."""
     logits = losses.wide(classifier(images))
     finite = jnp.where(jnp.isfinite(logits), jnp.abs(logits), 0)
-    return (losses.margin(logits, labels) < -CLEARLY * finite.max(1)) | losses.broken(logits)
+    return (losses.margin(logits, labels) < -clearly(logits.dtype) * finite.max(1)) | losses.broken(logits)
+
+
+def clearly(dtype: Any) -> float:
+    """The share of the largest logit by which another logit has to exceed that of the label."""
+    return CLEARLY * float(jnp.finfo(dtype).eps)

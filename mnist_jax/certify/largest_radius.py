@@ -56,7 +56,7 @@ def largest_radius(
         u = units.inside(x)
         inside = largest_radius(classifier.in_unit_box, u, classes, norm=norm, method=method, rounds=rounds)
         return np.asarray(units.within(inside, u, norm))
-    limit = np.asarray(geometry.largest(x, norm)) if len(x) else np.zeros(0, np.float32)
+    limit = np.asarray(geometry.largest(x, norm)) if len(x) else np.zeros(0, x.dtype)
     low, high = np.zeros_like(limit), np.full_like(limit, np.inf)
     at_low = np.array(method(classifier, x, classes, zeros, norm=norm).margin)
     at_high = np.full_like(limit, -np.inf)
@@ -66,7 +66,7 @@ def largest_radius(
         if not len(left):
             break
         guess = _guess(low, high, at_low, at_high, norm)[left]
-        guess = np.minimum(guess, limit[left]).astype(np.float32)
+        guess = np.minimum(guess, limit[left]).astype(limit.dtype)
         result = method(classifier, x[left], classes[left], jnp.asarray(guess), norm=norm)
         certified, margin = np.asarray(result.certified), np.asarray(result.margin)
         low[left], at_low[left] = np.where(certified, (guess, margin), (low[left], at_low[left]))

@@ -1,0 +1,118 @@
+"""How many questions branch and bound settles: whether a radius is safe, for plainly trained networks of several kinds.
+
+    python experiments/questions.py [--networks dense2 dense4 dense6 max mean] [--seconds 20]
+
+The networks are trained here (from weights as PyTorch draws them; Adam 1e-3, cross-entropy, 10 epochs, nothing against
+overfitting, seed 0): 2, 4 and 6 hidden layers of 256 ReLUs; and a convolution (5x5, stride 2, 8 filters), a pool (2x2,
+of the maximum or of the mean) and a hidden layer of 64. The questions are the first images of `val` that are classified
+correctly at two radii in Linf. A row of the table has how many are certified, have an adversarial image, and stay open;
+by CROWN, too.
+"""
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mnist_jax import Classifier, certify, data, layers, losses
+
+HIDDEN, EPOCHS, BATCH, RATE = 256, 10, 100, 1e-3
+QUESTIONS = {
+    "dense2": (15, (0.03, 0.05)),
+    "dense4": (15, (0.03, 0.05)),
+    "dense6": (15, (0.03, 0.05)),
+    "max": (10, (0.03, 0.05)),
+    "mean": (10, (0.03, 0.05)),
+}
+
+Weights = list[jax.Array]
+
+
+def dense(weights: Weights, x: jax.Array) -> jax.Array:
+    """Layers of ReLUs after flattening; the weights are those of each layer, and what it adds."""
+    x = x.reshape(len(x), -1)
+    for n in range(0, len(weights), 2):
+        x = x @ weights[n] + weights[n + 1][None]
+        x = jax.nn.relu(x) if n + 2 < len(weights) else x
+    return x
+
+
+def pooled(pool: Callable[[jax.Array], jax.Array], weights: Weights, x: jax.Array) -> jax.Array:
+    x = layers.convolution(x, weights[0], (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return dense(weights[2:], pool(jax.nn.relu(x + weights[1][None, None, None])))
+
+
+def mean_pool(x: jax.Array) -> jax.Array:
+    return x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, x.shape[3]).mean((2, 4))
+
+
+def network(name: str) -> tuple[Callable, list[tuple[int, ...]]]:
+    """The function, and the shapes of its weights."""
+    if name.startswith("dense"):
+        widths = [784, *[HIDDEN] * int(name.removeprefix("dense")), 10]
+        return dense, [shape for a, b in itertools.pairwise(widths) for shape in ((a, b), (b,))]
+    pool = {"max": layers.max_pool, "mean": mean_pool}[name]
+    return partial(pooled, pool), [(5, 5, 1, 8), (8,), (6 * 6 * 8, 64), (64,), (64, 10), (10,)]
+
+
+def train(name: str, split: data.Split) -> Classifier:
+    apply, shapes = network(name)
+    keys = jax.random.split(jax.random.key(0), len(shapes) + 1)
+    fans = [np.prod(shape[:-1]) for shape in shapes[::2] for _ in range(2)]  # of a layer's weights, and what it adds
+    weights = [
+        jax.random.uniform(key, shape, minval=-1, maxval=1) / fan**0.5
+        for key, shape, fan in zip(keys, shapes, fans, strict=False)
+    ]
+    images, labels = jnp.asarray(data.normalize(split.images)), jnp.asarray(split.labels, jnp.int32)
+    adam = optax.adam(RATE)
+
+    def step(state, batch):
+        weights, moments = state
+        gradient = jax.grad(lambda w: losses.cross_entropy(apply(w, images[batch]), labels[batch]).mean())(weights)
+        updates, moments = adam.update(gradient, moments)
+        return (optax.apply_updates(weights, updates), moments), None
+
+    @jax.jit
+    def epoch(state, key):
+        batches = jax.random.permutation(key, len(labels)).reshape(-1, BATCH)
+        return jax.lax.scan(step, state, batches)[0]
+
+    state = weights, adam.init(weights)
+    for key in jax.random.split(keys[-1], EPOCHS):
+        state = epoch(state, key)
+    return Classifier(apply, state[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=list(QUESTIONS), choices=list(QUESTIONS))
+    parser.add_argument("--seconds", type=float, default=20.0)
+    options = parser.parse_args()
+    mnist = data.load()
+    print("| network | accuracy | questions | certified | fooled | open | by CROWN: certified, fooled | seconds |")
+    print("|:--|--:|--:|--:|--:|--:|--:|--:|")
+    for name in options.networks:
+        classifier = train(name, mnist.train)
+        images, labels = np.asarray(data.normalize(mnist.val.images)), mnist.val.labels
+        right = np.asarray(classifier(images)).argmax(1) == labels
+        count, radii = QUESTIONS[name]
+        images, labels = (np.concatenate([part[right][:count]] * len(radii)) for part in (images, labels))
+        radius = np.repeat(np.array(radii, np.float32), count)
+        weaker = certify.crown(classifier, images, labels, radius)
+        began = time.monotonic()
+        result = certify.branch_and_bound(classifier, images, labels, radius, seconds=options.seconds)
+        certified, fooled = int(result.certified.sum()), int(result.fooled.sum())
+        open_ = len(images) - certified - fooled
+        by_crown = f"{int(weaker.certified.sum())}, {int(weaker.fooled.sum())}"
+        row = (name, f"{right.mean():.2%}", len(images), certified, fooled, open_, by_crown)
+        print("|", *(f"{part} |" for part in row), f"{time.monotonic() - began:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

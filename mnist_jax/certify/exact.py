@@ -1,0 +1,233 @@
+"""The distance of the nearest adversarial image, between what is proved and what was found."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from mnist_jax import arguments, geometry, unstable
+from mnist_jax.certify import domains as domains_
+from mnist_jax.certify import driver
+from mnist_jax.certify.branch_and_bound import branch_and_bound
+from mnist_jax.certify.largest_radius import largest_radius
+from mnist_jax.certify.search import Search, misclassified
+from mnist_jax.chunks import in_chunks
+from mnist_jax.classifier import UNIT, Classifier
+from mnist_jax.geometry import INF
+from mnist_jax.jaxprs.program import UnsupportedOperation
+from mnist_jax.units import Units
+
+CLOSE = 1e-4  # relative: the proof is for a radius by so much less than the distance of what was found
+FARTHER = 1.5  # times the radius so far, where nothing was found within it
+HALVINGS = 4  # of the range in which the lower end may be, where there was no proof just below the upper one
+FIRST = 0.75  # share of the time for the proof just below the upper end
+SMALLEST = 1e-4  # the first radius, where CROWN certifies none
+ROUNDING = 1e-6  # relative, of radii
+FINE = 1e-3  # relative: distances nearer to each other than that differ by what rounds in single precision
+
+
+class Bracket(NamedTuple):
+    """Where the least norm of an adversarial perturbation is, for every image.
+
+    Attributes:
+      lower: `[B]`, no adversarial image is nearer than this: certified.
+      upper: `[B]`, the distance of `images`: 0 for an image that is misclassified as it is, inf where none was found.
+      images: `[B, *shape]`, adversarial where `upper` is finite, else the originals.
+    """
+
+    lower: jax.Array
+    upper: jax.Array
+    images: jax.Array
+
+
+def exact(
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike | None = None,
+    *,
+    norm: float = INF,
+    seconds: float = 600.0,
+    domains: int | None = None,
+    near: ArrayLike | None = None,
+    close: float = CLOSE,
+) -> Bracket:
+    """Finds the nearest adversarial image, and proves that there is none closer than `1 - close` of its distance.
+
+    Branch and bound (see `branch_and_bound`) within a radius that falls to `1 - close` of the distance of each
+    adversarial image that it meets: what was settled within a larger radius stays so. For the norms 1 and inf each
+    image that it meets is replaced by the nearest one with the same activation pattern, by a linear program. If the
+    time does not suffice for the proof, smaller radii are tried in the rest of it.
+
+    Proofs are made in double precision, for the function in exact arithmetic, wherever the classifier computes in the
+    precision of its weights. So near the nearest image a device that rounds may be of another opinion: unlike that of
+    `branch_and_bound` the proof does not hold for what it computes in single precision.
+
+    Args:
+      classifier: of any shape of images.
+      images: `[B, *shape]` in [0, 1].
+      labels: `[B]`, or None for the classifier's own predictions.
+      norm: p, one of 1, 2 and inf.
+      seconds: for each image, at most, without compiling.
+      domains: instead, at most, in each search of an image; only then is the result always the same.
+      near: `[B, *shape]`, adversarial images to begin with, as an attack finds them. Those that are none are ignored.
+        Without one the radius grows until one is met, which takes long.
+      close: relative, in (0, 1).
+
+    Raises:
+      ValueError: an argument is not what it should be.
+      UnsupportedOperation: the classifier computes something that no bound is known for.
+    """
+    arguments.numbers(0, np.inf, above=True, seconds=seconds)
+    arguments.numbers(0, 1, above=True, below=True, close=close)
+    if domains is not None:
+        arguments.counts(domains=domains)
+    norm = geometry.check_norm(norm, driver.NORMS)
+    x, classes, _ = driver.checked(classifier, images, labels, 0.0)
+    if classifier.bounds != UNIT and len(x):
+        how: dict[str, Any] = {"norm": norm, "seconds": seconds, "domains": domains, "close": close}
+        return _in_units(classifier, x, classes, near, **how)
+    ends = _Ends(classifier, np.asarray(x), np.asarray(classes), norm, 1 - close)
+    ends.is_met(np.arange(len(x)), np.asarray(x))
+    if near is not None:
+        given = arguments.images_of(classifier, near)
+        if given.shape != x.shape:
+            raise ValueError(f"near must be like the images, {list(x.shape)}, not {list(given.shape)}")
+        ends.is_met(np.arange(len(x)), np.asarray(given))
+    ends.approach(FIRST * seconds, domains)
+    for _ in range(HALVINGS):
+        ends.halve((1 - FIRST) / HALVINGS * seconds, domains)
+    lower = ends.lower.astype(x.dtype)
+    lower = np.where(lower > ends.lower, np.nextafter(lower, lower.dtype.type(0)), lower)
+    return Bracket(*(jnp.asarray(part, x.dtype) for part in (lower, ends.upper, ends.shown)))
+
+
+def _in_units(
+    classifier: Classifier, images: jax.Array, labels: jax.Array, near: ArrayLike | None, *, norm: float, **how: Any
+) -> Bracket:
+    """What is found for images in [0, 1], in the units of the classifier's bounds."""
+    units = Units.of(classifier.bounds, images.dtype)
+    u = units.inside(images)
+    begin = None if near is None else units.inside(arguments.images_of(classifier, near))
+    inside = exact(classifier.in_unit_box, u, labels, norm=norm, near=begin, **how)
+    shown = units.outside(images, inside.images - u)
+    distances = geometry.exact_norm(np.asarray(shown, float) - np.asarray(images, float), norm)
+    upper = np.where(np.isfinite(inside.upper), distances, np.inf).astype(images.dtype)
+    return Bracket(units.within(inside.lower, u, norm), jnp.asarray(upper), shown)
+
+
+class _Ends:
+    """The ends so far, and the least radius at which no proof was found."""
+
+    def __init__(self, classifier: Classifier, images: np.ndarray, labels: np.ndarray, norm: float, share: float):
+        self.classifier, self.images, self.labels, self.norm, self.share = classifier, images, labels, norm, share
+        self.lower, self.upper = np.zeros(len(images)), np.full(len(images), np.inf)
+        self.shown = images.copy()
+        self.limit = np.asarray(geometry.largest(jnp.asarray(images), norm)) if len(images) else self.lower
+        self.failed = self.limit.astype(float)
+        self.double = _double(classifier, images, norm)
+        self.judge = self.double if self.double is not None and 1 - share < FINE else classifier
+
+    def is_met(self, rows: np.ndarray, images: np.ndarray) -> None:
+        """Takes those of some images that are adversarial, and nearer than what there was."""
+        images = images.astype(self.images.dtype)
+        distances = geometry.exact_norm(images.astype(float) - self.images[rows], self.norm)
+        with self._precision(self.judge):
+            fooled = in_chunks(misclassified, (self._as(self.judge, images), self.labels[rows]), self.judge)
+        for row, image, distance, adversarial in zip(rows, images, distances, np.asarray(fooled), strict=True):
+            if adversarial and distance < self.upper[row]:
+                self.upper[row], self.shown[row] = distance, image
+                self.failed[row] = min(self.failed[row], distance)
+
+    def wide(self) -> np.ndarray:
+        """The images whose lower end is not yet as near to the upper one as is aimed at."""
+        aim = self.share * (1 - ROUNDING) * np.minimum(self.upper, self.limit)
+        return np.flatnonzero((self.lower < aim) & (self.lower < self.share * (1 - ROUNDING) * self.failed))
+
+    def approach(self, seconds: float, domains: int | None) -> None:
+        """Proofs just below the upper ends, or, where there are none yet, within larger and larger radii."""
+        left = np.full(len(self.images), seconds)
+        self._certify_by_crown(np.flatnonzero(~np.isfinite(self.upper)))
+        while len(rows := self.wide()[left[self.wide()] > 0]):
+            unknown = np.maximum(FARTHER * self.lower[rows], SMALLEST)
+            radii = np.where(np.isfinite(self.upper[rows]), self.share * self.upper[rows], unknown)
+            radii = np.minimum(radii, self.limit[rows])
+            with self._proofs() as classifier, jax.default_matmul_precision("highest"):
+                images, radii = (self._as(classifier, part) for part in (self.images[rows], radii))
+                search = Search(classifier, self.norm, images, self.labels[rows], radii, self.share)
+                search.run(float(left[rows].min()), domains)
+            for row, state in zip(rows, search.states, strict=True):
+                left[row] = left[row] - state.seconds if state.done and state.found is None else 0
+                if state.done:
+                    self.lower[row] = max(self.lower[row], state.radius)
+                else:
+                    self.failed[row] = min(self.failed[row], state.radius)
+                if state.found is not None:
+                    self.is_met(np.array([row]), state.found[None])
+        self._certify_by_crown(self.wide())
+
+    def halve(self, seconds: float, domains: int | None) -> None:
+        """Moves an end of the images that are left to the middle between both, where it is settled there."""
+        rows = self.wide()
+        if not len(rows):
+            return
+        radii = (self.lower + self.failed)[rows] / 2
+        with self._proofs() as classifier:
+            given = (self._as(classifier, self.images[rows]), self.labels[rows], self._as(classifier, radii))
+            result = branch_and_bound(classifier, *given, norm=self.norm, seconds=seconds, domains=domains)
+        certified, fooled = np.asarray(result.certified), np.asarray(result.fooled)
+        self.lower[rows[certified]] = radii[certified]
+        open_ = ~(certified | fooled)
+        self.failed[rows[open_]] = radii[open_]
+        if fooled.any():
+            self.is_met(rows[fooled], np.asarray(result.images)[fooled])
+
+    def _certify_by_crown(self, rows: np.ndarray) -> None:
+        if not len(rows):
+            return
+        with self._proofs() as classifier:
+            radii = largest_radius(
+                classifier, self._as(classifier, self.images[rows]), self.labels[rows], norm=self.norm
+            )
+        self.lower[rows] = np.maximum(self.lower[rows], radii)
+
+    @contextmanager
+    def _proofs(self) -> Iterator[Classifier]:
+        """The classifier that proofs are about: that in double precision, if there is one."""
+        with self._precision(self.double):
+            yield self.double or self.classifier
+
+    def _precision(self, classifier: Classifier | None) -> ExitStack:
+        stack, double = ExitStack(), classifier is not None and classifier is self.double
+        stack.enter_context(jax.numpy_dtype_promotion("standard"))
+        stack.enter_context(jax.enable_x64(double or unstable.setting("jax_enable_x64")))
+        return stack
+
+    def _as(self, classifier: Classifier, array: np.ndarray) -> np.ndarray:
+        return array.astype(self.images.dtype if classifier is self.classifier else float)
+
+
+def _double(classifier: Classifier, images: np.ndarray, norm: float) -> Classifier | None:
+    """The same function with its weights in double precision; None where it does not compute in it all the same, or
+    does already."""
+    if images.dtype == np.float64 or not len(images):
+        return None
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        double = replace(classifier, params=jax.tree.map(_wider, classifier.params))
+        one = jax.ShapeDtypeStruct((1, *images.shape[1:]), np.dtype(float))
+        label, radius = (jax.ShapeDtypeStruct((1,), kind) for kind in (np.int32, float))
+        try:
+            platform = domains_.platform_for(double, one.shape[1:], one.dtype)
+            jax.eval_shape(partial(domains_.root, platform, norm), double, one, label, radius)
+        except (UnsupportedOperation, TypeError):
+            return None
+    return double
+
+
+def _wider(leaf: Any) -> Any:
+    return jnp.asarray(leaf, float) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf

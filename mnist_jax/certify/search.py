@@ -1,0 +1,456 @@
+"""The search of branch and bound: which domains are bounded when, narrowed, divided, and what they settle."""
+
+import heapq
+import itertools
+import time
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mnist_jax import geometry
+from mnist_jax.certify import domains, driver, pattern, region
+from mnist_jax.certify.domains import Bounded, Domain, Target
+from mnist_jax.certify.relaxations import Interval
+from mnist_jax.classifier import Classifier
+
+LANES = 64  # functions that are bounded together
+STEPS = 12  # of the optimizer, for each
+LAST_STEPS = 400  # for a domain that can't be divided, where no linear program gives the multipliers
+NARROWED = 256  # entries whose bounds are improved in a round, at most: those that cost most
+GROUP = 16  # of them at a time: the others already profit
+ENOUGH = 0.85  # share of the lead's bound that is left after a round that is worth another one; above it, divide
+CHOICES = 3  # entries by which it is tried to divide a domain, of which the best is kept
+SHARE = 0.6  # of the weight at which an entry's whole interval is worth as much as the lead's bound: a start for Adam
+QUEUE = 2**30  # bytes that the domains which wait may take, of all images; then those that do not fit stay open
+ROWS = 4096  # entries of ramps up to which a linear program is made of all of them
+AIM = 3  # times what counts as adversarial: the lead that a linear program aims at
+SINGLE = 1e-6  # of the largest logit: at least so much, so that it outlives rounding to single precision
+
+
+@dataclass(frozen=True)
+class Task:
+    """A lane: a domain, and what is bounded over it (see `domains.Target`)."""
+
+    domain: Domain
+    ramp: int = 0
+    entry: int = 0
+    sign: int = 0
+    weight: float = 1.0
+    multipliers: tuple[np.ndarray, ...] | None = None
+    steps: int = STEPS
+
+
+# Asks for lanes to be bounded, and is sent what was found for each.
+Settling = Generator[list[Task], list[Bounded], None]
+
+
+@dataclass
+class Job:
+    """A domain that is being settled: its tasks that are not done, and what was found for those that are."""
+
+    domain: Domain
+    settling: Settling
+    missing: int = 0
+    found: dict[int, Bounded] = field(default_factory=dict)
+
+
+@dataclass
+class State:
+    """What is known of an image.
+
+    Attributes:
+      radius: within which it is searched. It falls where a nearest image is looked for.
+      waiting: its domains, a heap by bounds.
+      running: how many of its domains are being settled.
+      settled: the least bound of those that are.
+      given_up: whether there is one that can't be settled.
+      found, distance: the nearest adversarial image so far, and how far it is.
+      seconds, taken: what it took: time, and domains.
+    """
+
+    radius: np.floating
+    waiting: list[tuple[float, int, Domain]] = field(default_factory=list)
+    running: int = 0
+    settled: float = np.inf
+    given_up: bool = False
+    found: np.ndarray | None = None
+    distance: float = np.inf
+    seconds: float = 0.0
+    taken: int = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether every domain is settled."""
+        return not (self.waiting or self.running or self.given_up)
+
+    def least(self) -> float:
+        """A lower bound of the leads."""
+        return min([self.settled, *(bound for bound, *_ in self.waiting[:1])])
+
+
+class Search:
+    """The search of some images, whose domains are bounded together.
+
+    Args:
+      classifier, norm: as in `branch_and_bound`.
+      images, labels, radii: `[B, *shape]`, `[B]` and `[B]`, on the host.
+      nearer: None to stop at an adversarial image; else the search goes on within this share of its distance.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        norm: float,
+        images: np.ndarray,
+        labels: np.ndarray,
+        radii: np.ndarray,
+        nearer: float | None = None,
+    ) -> None:
+        self.classifier, self.norm, self.nearer = classifier, norm, nearer
+        self.images, self.labels = images, labels
+        self.how = (domains.platform_for(classifier, images.shape[1:], images.dtype), norm, classifier)
+        self.turns = itertools.count()
+        self.ramps: dict[int, tuple[int, ...]] = {}  # shapes of the steps' results, by the place of their equation
+        self.asked: list[int] = []  # the number of the box of each ramp
+        self.roots: list[tuple[Interval, ...]] = []  # the boxes of the whole region, of each image
+        self.states = [self._begin(i, radius) for i, radius in enumerate(radii)]
+
+    def _begin(self, i: int, radius: np.floating) -> State:
+        """What CROWN says of an image: a domain for each class that it leaves."""
+        one = (self.images[[i]], self.labels[[i]], np.asarray(radius)[None])
+        leads, kept, sizes = jax.tree.map(np.asarray, domains.root(*self.how, *one))
+        self.ramps = {place: size.shape[:-1] for place, size in sizes.items()}
+        places = [place for known in kept for place in known]
+        self.asked = [places.index(place) for place in self.ramps]
+        boxes = tuple(Interval(*(z[..., 0] for z in box)) for known in kept for box in known.values())
+        self.roots.append(boxes)
+        signs = tuple(np.zeros(shape, np.int8) for shape in self.ramps.values())
+        bounds = np.nan_to_num(leads[:, 0].astype(float), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+        state = State(radius, settled=bounds[bounds > 0].min(initial=np.inf))
+        for other in np.flatnonzero(~(bounds > 0)).tolist():
+            self._wait(state, Domain(float(bounds[other]), i, other, boxes, signs))
+        return state
+
+    def _wait(self, state: State, domain: Domain) -> None:
+        size = sum(array.nbytes for array in jax.tree.leaves((domain.boxes, domain.signs)))
+        if len(state.waiting) * size * len(self.images) >= QUEUE:
+            state.given_up, state.settled = True, min(state.settled, domain.bound)
+        else:
+            heapq.heappush(state.waiting, (domain.bound, next(self.turns), domain))
+
+    def run(self, seconds: float, most: int | None) -> None:
+        """Goes on for so many seconds of each image, without compiling; or until so many domains of each are taken."""
+        waiting = [state.waiting[0][-1] for state in self.states if state.waiting]
+        if not waiting or not self.ramps:
+            return
+        self._bound([Task(waiting[0])])  # compiles
+        tasks: deque[tuple[Job, int, Task]] = deque()
+        while True:
+            while len(tasks) < LANES and (domain := self._next(seconds, most)) is not None:
+                self.states[domain.image].running += 1
+                self._advance(tasks, Job(domain, self._settle(domain)), None)
+            if not tasks:
+                return
+            batch = [tasks.popleft() for _ in range(min(LANES, len(tasks)))]
+            began = time.monotonic()
+            found = self._bound([task for *_, task in batch])
+            took = (time.monotonic() - began) / len(batch)
+            for (job, slot, task), one in zip(batch, found, strict=True):
+                state = self.states[job.domain.image]
+                state.seconds += took
+                if one.fooled:
+                    self._met(task.domain, one.candidates)
+                job.found[slot] = one
+                job.missing -= 1
+                if not job.missing:
+                    self._advance(tasks, job, [job.found[n] for n in range(len(job.found))])
+            for job in {id(job): job for job, *_ in tasks}.values():
+                self._stop_if_spent(tasks, job, seconds, most)
+
+    def _stop_if_spent(self, tasks, job: Job, seconds: float, most: int | None) -> None:
+        """Takes a job back whose image has an answer, or no time left."""
+        state = self.states[job.domain.image]
+        over = state.seconds >= seconds if most is None else False
+        if over or self._answered(state):
+            for entry in [entry for entry in tasks if entry[0] is job]:
+                tasks.remove(entry)
+            state.running -= 1
+            if not self._answered(state):
+                self._wait(state, job.domain)
+
+    def _answered(self, state: State) -> bool:
+        return state.found is not None and self.nearer is None
+
+    def _next(self, seconds: float, most: int | None) -> Domain | None:
+        """The next domain to settle: of the image that had the fewest, the one with the least bound."""
+        able = [
+            state
+            for state in self.states
+            if state.waiting
+            and not self._answered(state)
+            and (state.seconds < seconds if most is None else state.taken < most)
+        ]
+        if not able:
+            return None
+        state = min(able, key=lambda state: state.taken)
+        state.taken += 1
+        return heapq.heappop(state.waiting)[-1]
+
+    def _advance(self, tasks, job: Job, found: list[Bounded] | None) -> None:
+        try:
+            wanted = job.settling.send(found) if found is not None else next(job.settling)
+        except StopIteration:
+            self.states[job.domain.image].running -= 1
+            return
+        job.missing, job.found = len(wanted), {}
+        tasks.extend((job, slot, task) for slot, task in enumerate(wanted))
+
+    # What is done to a domain
+
+    def _settle(self, domain: Domain) -> Settling:
+        """Bounds it, and improves the bounds of its steps as long as that helps; what is left is divided."""
+        state = self.states[domain.image]
+        (found,) = yield [Task(domain)]
+        domain = _raised(domain, found.bound)
+        while domain.bound <= 0:
+            costly = _costly(found.scores, NARROWED)
+            if not len(costly):
+                yield from self._finish(domain)
+                return
+            before = domain.bound
+            for some in np.split(costly, range(GROUP, len(costly), GROUP)):
+                asked = [self._target(domain, entry, sign) for entry in some for sign in (1, -1)]
+                domain = self._narrowed(domain, asked, (yield asked))
+                if domain.bound == np.inf:
+                    break
+            if domain.bound == np.inf:
+                break
+            (found,) = yield [Task(domain)]
+            domain = _raised(domain, found.bound)
+            if not domain.bound > ENOUGH * before:
+                break
+        if domain.bound > 0:
+            state.settled = min(state.settled, _proved(domain))
+            return
+        yield from self._divide(domain, _costly(found.scores, CHOICES))
+
+    def _divide(self, domain: Domain, costly: np.ndarray) -> Settling:
+        """Divides it by the sign of one of some entries: of the one where the bounds are best."""
+        if not len(costly):
+            yield from self._finish(domain)
+            return
+        state, signs = self.states[domain.image], (1, -1)
+        halves = [[self._half(domain, entry, sign) for sign in signs] for entry in costly]
+        found = iter((yield [Task(half) for two in halves for half in two]))
+        halves = [[_raised(half, next(found).bound) for half in two] for two in halves]
+        for half in max(halves, key=lambda two: sum(min(half.bound, 0) for half in two)):
+            if half.bound > 0:
+                state.settled = min(state.settled, _proved(half))
+            else:
+                self._wait(state, half)
+
+    def _finish(self, domain: Domain) -> Settling:
+        """Settles one whose steps all have one sign: it is a linear program."""
+        state = self.states[domain.image]
+        before = state.radius
+        solved = self._program(domain) if self.norm != 2 and self._size() <= ROWS else None
+        signs, multipliers, image = solved or (self._pieces(domain, [Task(domain)])[1], None, None)
+        if image is not None and self._is_adversarial(domain, image):
+            self._met(domain, image)
+            if self.nearer is None:
+                return
+        decided = domain._replace(signs=self._split(signs))
+        (found,) = yield [Task(decided, multipliers=multipliers, steps=LAST_STEPS if multipliers is None else STEPS)]
+        domain = _raised(domain, found.bound)
+        if domain.bound > 0:
+            state.settled = min(state.settled, _proved(domain))
+        elif state.radius < before:  # a nearer image was met
+            self._wait(state, domain)
+        else:
+            state.given_up, state.settled = True, min(state.settled, domain.bound)
+
+    def _place(self, entry: int) -> tuple[int, int]:
+        """The number of the ramp that an entry of `Bounded.scores` belongs to, and where it is in its result."""
+        for ramp, shape in enumerate(self.ramps.values()):
+            if entry < (size := int(np.prod(shape))):
+                return ramp, int(entry)
+            entry -= size
+        raise IndexError
+
+    def _size(self) -> int:
+        return sum(int(np.prod(shape)) for shape in self.ramps.values())
+
+    def _split(self, flat: np.ndarray) -> tuple[np.ndarray, ...]:
+        """`[R]` as an array for each ramp."""
+        ends = np.cumsum([int(np.prod(shape)) for shape in self.ramps.values()])[:-1]
+        return tuple(part.reshape(s) for part, s in zip(np.split(flat, ends), self.ramps.values(), strict=True))
+
+    def _target(self, domain: Domain, entry: int, sign: int) -> Task:
+        ramp, place = self._place(entry)
+        low, high = (float(z.reshape(-1)[place]) for z in domain.boxes[self.asked[ramp]])
+        weight = SHARE * (high - low) / -domain.bound if domain.bound < 0 else 0.0
+        return Task(domain, ramp, place, sign, weight if np.isfinite(weight) else 0.0)
+
+    def _narrowed(self, domain: Domain, asked: list[Task], found: list[Bounded]) -> Domain:
+        """The domain with the bounds that were found; empty, with a bound of inf, where they contradict each other."""
+        boxes = list(domain.boxes)
+        for task, one in zip(asked, found, strict=True):
+            at = self.asked[task.ramp]
+            if boxes[at] is domain.boxes[at]:
+                boxes[at] = Interval(*(z.copy() for z in boxes[at]))
+            low, high = (z.reshape(-1) for z in boxes[at])  # views
+            if task.sign > 0 and one.bound > low[task.entry]:
+                low[task.entry] = one.bound
+            elif task.sign < 0 and -one.bound < high[task.entry]:
+                high[task.entry] = -one.bound
+            if low[task.entry] > high[task.entry]:
+                return domain._replace(bound=np.inf, narrowed=True)
+        return domain._replace(boxes=tuple(boxes), narrowed=True)
+
+    def _half(self, domain: Domain, entry: int, sign: int) -> Domain:
+        ramp, place = self._place(entry)
+        signs = list(domain.signs)
+        signs[ramp] = signs[ramp].copy()
+        signs[ramp].reshape(-1)[place] = sign
+        return domain._replace(signs=tuple(signs))
+
+    # Linear programs
+
+    def _pieces(self, domain: Domain, tasks: list[Task]) -> tuple[pattern.Affine, np.ndarray]:
+        """What is affine where all steps have one sign: the targets; and the signs `[R]`."""
+        parts, signs = [], None
+        for start in range(0, len(tasks), LANES):
+            some = tasks[start : start + LANES]
+            a, at, signs = map(np.asarray, domains.pieces(*self.how, *self._lanes(some)[:-1]))
+            parts.append((a.reshape(LANES, -1)[: len(some)], at[: len(some)]))
+        assert signs is not None
+        coefficients, at = (np.concatenate(each).astype(float) for each in zip(*parts, strict=True))
+        return pattern.Affine(coefficients, at), signs[:, 0]
+
+    def _program(self, domain: Domain) -> tuple[np.ndarray, tuple[np.ndarray, ...], np.ndarray | None] | None:
+        """Signs, multipliers and the image, if there is one, of the linear program; None where it has no solution."""
+        affine, signs = self._pieces(domain, [Task(domain), *self._all_steps(domain)])
+        lead, steps = _parted(affine)
+        original = self.images[domain.image].reshape(-1).astype(float)
+        radius = float(self.states[domain.image].radius)
+        solved = pattern.least_lead(lead, steps, signs, original, radius, self.norm)
+        if solved is None:
+            return None
+        found, multipliers = solved
+        image = None if found is None else self._image(domain, found)
+        return signs, self._split(multipliers), image
+
+    def _all_steps(self, domain: Domain) -> list[Task]:
+        sizes = [int(np.prod(shape)) for shape in self.ramps.values()]
+        return [Task(domain, ramp, entry, 1, 0.0) for ramp, size in enumerate(sizes) for entry in range(size)]
+
+    def _image(self, domain: Domain, flat: np.ndarray) -> np.ndarray:
+        """The image that a linear program found, in single precision, and not farther away for it."""
+        original = self.images[domain.image].reshape(-1)
+        d = flat - original
+        d = np.sign(d) * np.maximum(np.abs(d) * region.INSIDE - region.ROUNDED, 0)
+        single = np.clip(original + d, 0, 1).astype(np.float32)
+        return single.astype(original.dtype).reshape(self.images.shape[1:])
+
+    def _met(self, domain: Domain, image: np.ndarray) -> None:
+        """An adversarial image was met, within the radius that the domain was made for."""
+        state = self.states[domain.image]
+        if (distance := self._distance(domain, image)) >= state.distance:
+            return
+        if self.nearer is not None:
+            image = self._nearer(domain, image)
+            distance = self._distance(domain, image)
+        state.found, state.distance = image, distance
+        if self.nearer is None:
+            state.waiting = []
+        else:
+            state.radius = min(state.radius, self.images.dtype.type(self.nearer * distance))
+
+    def _distance(self, domain: Domain, image: np.ndarray) -> float:
+        difference = image.astype(float) - self.images[domain.image]
+        return float(geometry.exact_norm(difference[None], self.norm)[0])
+
+    def _nearer(self, domain: Domain, image: np.ndarray) -> np.ndarray:
+        """The nearest adversarial image with the activation pattern of an adversarial one, where it is found."""
+        if self.norm == 2 or self._size() > ROWS:
+            return image
+        original, state = self.images[domain.image], self.states[domain.image]
+        signs = np.asarray(domains.signs_at(*self.how, image[None]))[:, 0]
+        there = domain._replace(boxes=self.roots[domain.image], signs=self._split(signs))
+        lead, steps = _parted(self._pieces(there, [Task(there), *self._all_steps(there)])[0])
+        below = max(AIM * driver.clearly(original.dtype), SINGLE) * float(np.abs(self.classifier(image[None])).max())
+        given = (original.reshape(-1).astype(float), float(state.radius), self.norm, below)
+        found = pattern.nearest(lead, steps, signs, *given)
+        if found is None or not self._is_adversarial(domain, nearer := self._image(domain, found)):
+            return image
+        return nearer
+
+    def _is_adversarial(self, domain: Domain, image: np.ndarray) -> bool:
+        return bool(misclassified(self.classifier, image[None], self.labels[[domain.image]])[0])
+
+    # Lanes
+
+    def _lanes(self, tasks: list[Task]) -> tuple:
+        """The arguments of `domains.bounded`, but for the steps."""
+        rows = tasks + tasks[-1:] * (LANES - len(tasks))
+        at = np.array([task.domain.image for task in rows])
+        dtype = self.images.dtype
+        radii = np.array([self.states[i].radius for i in at], dtype)
+        others = np.array([task.domain.other for task in rows], np.int32)
+        boxes = [
+            jax.tree.map(lambda *each: np.stack(each, -1), *[task.domain.boxes[n] for task in rows])
+            for n in range(len(rows[0].domain.boxes))
+        ]
+        signs = {place: np.stack([task.domain.signs[n] for task in rows], -1) for n, place in enumerate(self.ramps)}
+        target = Target(
+            np.array([task.ramp for task in rows], np.int32),
+            np.array([task.entry for task in rows], np.int32),
+            np.array([task.sign for task in rows], np.int32),
+            np.array([task.weight for task in rows], dtype),
+        )
+        multipliers = {place: np.zeros(s.shape, dtype) for place, s in signs.items()}
+        for row, task in enumerate(rows):
+            for into, own in zip(multipliers.values(), task.multipliers or (), strict=False):
+                into[..., row] = own
+        return (self.images[at], self.labels[at], radii, others, boxes, signs, target, multipliers)
+
+    def _bound(self, tasks: list[Task]) -> list[Bounded]:
+        steps = max(task.steps for task in tasks)
+        out = jax.tree.map(np.asarray, domains.bounded(*self.how, *self._lanes(tasks), jnp.int32(steps)))
+        bounds = np.nan_to_num(out.bound.astype(float), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+        scores = np.nan_to_num(out.scores, nan=0.0, posinf=0.0)
+        return [
+            Bounded(float(bounds[n]), out.candidates[n], bool(out.fooled[n]), scores[:, n]) for n in range(len(tasks))
+        ]
+
+
+@jax.jit
+def misclassified(classifier: Classifier, images: jax.Array, labels: jax.Array) -> jax.Array:
+    """As in the driver, compiled."""
+    return driver.misclassified(classifier, images, labels)
+
+
+def _raised(domain: Domain, bound: float) -> Domain:
+    return domain._replace(bound=max(bound, domain.bound))
+
+
+def _proved(domain: Domain) -> float:
+    """What a positive bound says of the lead: where the domain is narrowed, no more than that it is positive."""
+    return float(np.finfo(np.float32).tiny) if domain.narrowed else domain.bound
+
+
+def _costly(scores: np.ndarray, most: int) -> np.ndarray:
+    """The entries with the largest scores that are not 0."""
+    order = np.argsort(-scores, kind="stable")[:most]
+    return order[scores[order] > 0]
+
+
+def _parted(affine: pattern.Affine) -> tuple[pattern.Affine, pattern.Affine]:
+    """The lead, which is the first, and the steps."""
+    return pattern.Affine(affine.coefficients[:1], affine.at[:1]), pattern.Affine(
+        affine.coefficients[1:], affine.at[1:]
+    )
