@@ -13,9 +13,14 @@ IMAGES = 4  # that are compared
 
 
 def check(
-    classifier: Classifier, original: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], *, what: str
+    classifier: Classifier,
+    original: Callable[[np.ndarray], np.ndarray],
+    shape: tuple[int, ...],
+    *,
+    one: bool,
+    what: str,
 ) -> None:
-    """Compares the logits of random images `[B, *shape]` between the classifier's bounds.
+    """Compares the logits of random images `[B, *shape]` between the classifier's bounds, or of `one` after another.
 
     Raises:
       InputError: the largest difference is more than 1e-5 of the largest logit.
@@ -23,7 +28,7 @@ def check(
     images = np.random.default_rng(0).uniform(*classifier.bounds, (IMAGES, *shape)).astype(np.float32)
     with jax.default_matmul_precision("highest"), jax.numpy_dtype_promotion("standard"):
         ours = np.asarray(classifier(images), float)
-    theirs = np.asarray(original(images), float)
+    theirs = np.concatenate([np.asarray(original(some), float) for some in (images[:, None] if one else images[None])])
     if theirs.shape != ours.shape:
         raise InputError(f"{what} gives {list(theirs.shape)}, but what was made of it {list(ours.shape)}")
     difference, largest = np.abs(ours - theirs).max(), np.abs(theirs).max()

@@ -52,11 +52,10 @@ def from_onnx(
     evaluator, (name,) = needed("onnx.reference", EXTRA).ReferenceEvaluator(model), _inputs(model)
 
     def original(images: np.ndarray) -> np.ndarray:
-        batches = images[:, None] if graph.one else images[None]
-        return np.concatenate([evaluator.run(None, {name: batch})[0] for batch in batches])
+        return evaluator.run(None, {name: images})[0]
 
     classifier = Classifier(graph, weights, bounds=bounds)
-    agreement.check(classifier, original, shape, what=str(path))
+    agreement.check(classifier, original, shape, one=graph.one, what=str(path))
     return replace(classifier, preprocess=preprocess)
 
 

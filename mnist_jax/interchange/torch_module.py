@@ -60,7 +60,7 @@ def from_torch(
         with torch.no_grad():
             return copied(torch.from_numpy(images)).numpy()
 
-    agreement.check(classifier, original, shape, what=what)
+    agreement.check(classifier, original, shape, one=graph.one, what=what)
     return replace(classifier, preprocess=preprocess)
 
 
