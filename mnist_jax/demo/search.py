@@ -159,7 +159,9 @@ class Demo:
         name, split, index = "val", self.split, asked.place
         if index is None:
             name, split, index = "drawn", data.Split(asked.image[None], np.array([label])), 0
-        about = results.made_by(network.path, "nearest", norm, {"effort": asked.effort}, "mnist", name, split)
+        about = results.made_by(
+            network.path, network.classifier, "nearest", norm, {"effort": asked.effort}, "mnist", name, split
+        )
         record = results.Record(np.array([index]), np.array([label]), jax.tree.map(np.asarray, found), about)
         adversarial = record.result.images[0]
         seen = [_confidences(network.classifier, each) for each in (image, adversarial)]

@@ -12,12 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnist_jax.attack.engine.result import AttackResult
+from mnist_jax.classifier import Classifier
 from mnist_jax.data import Split, fingerprint
 from mnist_jax.errors import InputError, first_line
 from mnist_jax.storage import files
 from mnist_jax.version import VERSION
 
+OWN = ".py"  # of a file that makes a network, whose weights may be elsewhere
 FORMAT = 1  # of the file; files of a newer format are refused
+
+
+def weights_of(model: Path, classifier: Classifier) -> str:
+    """The fingerprint by which results know the weights of a network: that of its file, and where that is a program,
+    of the weights that it made, too."""
+    digest = hashlib.sha256(model.read_bytes())
+    for leaf in jax.tree.leaves(classifier.params) if model.suffix == OWN else ():
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 class Certificates(NamedTuple):
@@ -74,12 +85,19 @@ class Record(NamedTuple, Generic[R]):
 
 
 def made_by(
-    model: Path, method: str, norm: float, options: dict[str, Any], dataset: str, split: str, images: Split
+    model: Path,
+    classifier: Classifier,
+    method: str,
+    norm: float,
+    options: dict[str, Any],
+    dataset: str,
+    split: str,
+    images: Split,
 ) -> dict[str, Any]:
     """The `about` of a record: of the network whose weights are at `model`, and these images of a dataset's split."""
     return {
         "model": model.stem,
-        "weights": hashlib.sha256(model.read_bytes()).hexdigest(),
+        "weights": weights_of(model, classifier),
         "method": method,
         "norm": norm,
         "dataset": dataset,
