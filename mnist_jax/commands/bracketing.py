@@ -2,7 +2,6 @@
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -74,11 +73,14 @@ def prepare(options: argparse.Namespace) -> Bracketing:
     return bracketing
 
 
-def draw(run: Bracketing, record: Record[Bracket]) -> Path | None:
-    """The figure of each image's bracket."""
+def carry_out(run: Bracketing, options: argparse.Namespace) -> dict[str, Any]:
+    """Brackets what the options ask for, and draws it; the summary."""
     from mnist_jax import plot  # Matplotlib takes a while to import
 
-    return console.draw(run.figure, lambda: plot.brackets(record.result.lower, record.result.upper, run.norm))
+    record, summary = job.carry_out(run, options)
+    lower, upper = (np.asarray(ends) for ends in (record.result.lower, record.result.upper))
+    figure = console.draw(run.figure, lambda: plot.brackets(lower, upper, run.norm))
+    return summary | {"figure": str(figure) if figure else None}
 
 
 def text(summary: dict[str, Any]) -> str:
@@ -93,7 +95,7 @@ def text(summary: dict[str, Any]) -> str:
             f"bracket:    lower end {lower}, upper end {upper}, medians of {right} images, of norm {summary['norm']:g}",
             f"apart:      {near or '-'}",
             f"others:     {summary['misclassified']} misclassified, {failed} with no adversarial image found",
-            f"cost:       {summary['images_per_second']:g} images per second",
+            f"cost:       {summary['images_per_second']:g} images per second, {summary['seconds']:.4g} s",
             f"results:    {summary['results']}",
             *drawn,
         ]

@@ -114,10 +114,7 @@ def main(argv: list[str] | None = None) -> None:
         console.report(summary, smoothing.text(summary), as_json=options.json)
         return
     if options.method == bracketing.METHOD:
-        brackets = bracketing.prepare(options)
-        record, summary = job.carry_out(brackets, options)
-        figure = bracketing.draw(brackets, record)
-        summary |= {"figure": str(figure) if figure else None}
+        summary = bracketing.carry_out(bracketing.prepare(options), options)
         console.report(summary, bracketing.text(summary), as_json=options.json)
         return
     run = certification.prepare(options)
