@@ -7,7 +7,10 @@ from mnist_jax import attack, certify, geometry, losses
 from mnist_jax.bracket import Bracket, bracket
 from mnist_jax.classifier import Classifier
 from mnist_jax.errors import InputError
+from mnist_jax.expectation import expectation
+from mnist_jax.interchange import from_flax, from_onnx, from_torch
 from mnist_jax.networks import NETWORKS
+from mnist_jax.preprocessing import Preprocess
 from mnist_jax.storage import checkpoint, pytorch
 from mnist_jax.storage.checkpoint import load_classifier
 from mnist_jax.version import VERSION as __version__
@@ -17,11 +20,16 @@ __all__ = [
     "Bracket",
     "Classifier",
     "InputError",
+    "Preprocess",
     "__version__",
     "attack",
     "bracket",
     "certify",
     "checkpoint",
+    "expectation",
+    "from_flax",
+    "from_onnx",
+    "from_torch",
     "geometry",
     "load_classifier",
     "losses",

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from mnist_jax.classifier import Classifier
+from mnist_jax.classifier import UNIT, Classifier
 from mnist_jax.unstable import traced
 
 MOST = 10**9  # of what is counted: more gradients than that take years, and counters are int32
@@ -63,8 +63,10 @@ def images_of(classifier: Classifier, images: ArrayLike) -> jax.Array:
         raise ValueError(f"images must be an array [B, *shape] of numbers, not {images.dtype} {list(images.shape)}")
     if len(images) and not images.size:
         raise ValueError(f"images must have pixels, not the shape {list(images.shape)}")
-    if not _all(images, lambda x: (x >= 0) & (x <= 1)):
-        raise ValueError("images must be numbers in [0, 1]; divide bytes by 255")
+    low, high = classifier.bounds
+    if not _all(images, lambda x: (x >= low) & (x <= high)):
+        what = "divide bytes by 255" if classifier.bounds == UNIT else "these are the classifier's bounds"
+        raise ValueError(f"images must be numbers in [{low:g}, {high:g}]; {what}")
     weights = [jnp.result_type(leaf) for leaf in jax.tree.leaves(classifier.params)]
     floating = [kind for kind in weights if jnp.issubdtype(kind, jnp.floating)] or [images.dtype]
     double = jax.dtypes.canonicalize_dtype(float) == np.float64 and np.float64 in floating

@@ -1,12 +1,32 @@
 """Classifier: the one thing that attacks and certificates know of a network."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from mnist_jax import unstable
+from mnist_jax.jaxprs import fast
+from mnist_jax.units import Units
+
+UNIT = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Images in [0, 1] to images between the bounds, and on to what comes before the network."""
+
+    bounds: tuple[float, float]
+    preprocess: Callable[[Any], Any] | None
+
+    def __call__(self, images: Any) -> Any:
+        units = Units.of(self.bounds, images.dtype)
+        images = units.low + units.scale * images
+        return images if self.preprocess is None else self.preprocess(images)
 
 
 @jax.tree_util.register_dataclass
@@ -19,6 +39,13 @@ class Classifier:
         it gives for an image must not depend on the others in the batch. It is compared by value: two classifiers
         with equal `apply` share every program that was compiled for one of them.
       params: any pytree of arrays; its leaves are the leaves of the classifier.
+      preprocess: a function of the images that comes before `apply`, hashable and compared by value, such as
+        `Preprocess(mean, std, channels_first=True)`; None for none.
+      bounds: the least and the largest value of a pixel. Attacks and certificates take and give images, radii and
+        distances in these units.
+      fast: whether what XLA does slowly on a CPU, convolutions and pooling and their gradients, is computed there in
+        another way, the same up to rounding, wherever the classifier is compiled (`jaxprs.fast`). Else it is computed
+        as it is written. What an attack found is judged, and certificates are made, of the function as it is written.
 
     Make one of any JAX function, of any input shape and number of classes:
 
@@ -27,6 +54,32 @@ class Classifier:
 
     apply: Callable[[Any, Any], jax.Array] = field(metadata={"static": True})
     params: Any
+    preprocess: Callable[[Any], Any] | None = field(default=None, metadata={"static": True})
+    bounds: tuple[float, float] = field(default=UNIT, metadata={"static": True})
+    fast: bool = field(default=True, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` unless bounds are two finite numbers, the lower one first."""
+        try:
+            low, high = map(float, self.bounds)
+        except (TypeError, ValueError):
+            low = high = np.nan
+        if not -np.inf < low < high < np.inf:
+            raise ValueError(f"bounds must be two finite numbers, the lower one first, not {self.bounds!r}")
+        object.__setattr__(self, "bounds", (low, high))
+
+    def as_written(self) -> "Classifier":
+        """The classifier, computed as its function is written on every device."""
+        return replace(self, fast=False)
+
+    @property
+    def in_unit_box(self) -> "Classifier":
+        """The same classifier of images in [0, 1], which stand for those between its bounds."""
+        return self if self.bounds == UNIT else self._scaled
+
+    @cached_property  # attacks look at each classifier once
+    def _scaled(self) -> "Classifier":
+        return replace(self, preprocess=Scaled(self.bounds, self.preprocess), bounds=UNIT)
 
     def __call__(self, images: jax.Array | np.ndarray) -> jax.Array:
         """Logits `[B, C]` of images `[B, *shape]`.
@@ -34,7 +87,9 @@ class Classifier:
         Raises:
           ValueError: what the function gives is not that: floating, a row for each image, two classes or more.
         """
-        logits = self.apply(self.params, images)
+        seen = images if self.preprocess is None else self.preprocess(jnp.asarray(images))
+        compiled = self.fast and unstable.traced((self.params, images))
+        logits = fast.logits(self.apply, self.params, seen) if compiled else self.apply(self.params, seen)
         shape, dtype = getattr(logits, "shape", None), getattr(logits, "dtype", None)
         if (
             shape is None

@@ -12,7 +12,9 @@ CHUNK = 64  # images: what more of them need is taken from the system anew each 
 
 
 def predict(classifier: Classifier, images: np.ndarray, chunk: int = CHUNK) -> np.ndarray:
-    """Logits `[N, C]` of images `[N, *shape]`, one or more, uint8 or in [0, 1], a chunk at a time.
+    """Logits `[N, C]` of images `[N, *shape]`, one or more, a chunk at a time.
+
+    Bytes stand for what lies between the classifier's bounds, [0, 1] as a rule.
 
     The last chunk is filled up, so that one compiled program serves them all.
     """
@@ -26,7 +28,7 @@ def predict(classifier: Classifier, images: np.ndarray, chunk: int = CHUNK) -> n
 
 @jax.jit
 def _logits(classifier: Classifier, images: jax.Array) -> jax.Array:
-    return classifier(normalize(images) if images.dtype == np.uint8 else images)
+    return classifier.in_unit_box(normalize(images)) if images.dtype == np.uint8 else classifier(images)
 
 
 def accuracy(classifier: Classifier, split: Split) -> float:

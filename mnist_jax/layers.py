@@ -30,6 +30,7 @@ THIN = 4  # fewer inputs than that are few
 FEW = 4  # images: the backend's own convolution is about as fast for them, and compiled in a tenth of the time
 _plain: ContextVar[bool] = ContextVar("plain", default=False)  # whether to be formulated as on a GPU
 MOMENTUM = 0.9  # of running statistics: PyTorch calls it 0.1, the share of the new
+AS_WRITTEN = "as_written"  # the `jax.named_scope` of what `jaxprs.fast` leaves alone
 BATCH_LAST = (3, 1, 2, 0)  # exchanges NHWC and CHWN; its own inverse
 
 
@@ -171,7 +172,8 @@ def convolution_and_max_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array) -
     if not x.size or small or _plain.get():
         return natively(x, kernel, bias)
     if len(x) <= FEW:
-        return natively(x, kernel, bias, _pool_by_place)
+        with jax.named_scope(AS_WRITTEN):
+            return natively(x, kernel, bias, _pool_by_place)
     return lax.platform_dependent(x, kernel, bias, cpu=_by_place, default=natively)
 
 

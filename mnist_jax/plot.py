@@ -116,7 +116,7 @@ def attack(
     titles = [(f"Prediction: {_text(name, latex)}", f"Confidence: {_percent(c, latex)}") for name, c in (before, after)]
     titles.insert(1, ("Perturbation", f"${_norm_of_r(norm)} = {size}$"))
     letters = len("Prediction: ") + max(len(str(name)) for name, _ in (before, after))
-    panels = (_pixels(image), _signed(r, limit), _pixels(adversarial))
+    panels = (_pixels(image), signed(r, limit), _pixels(adversarial))
     with matplotlib.rc_context(STYLE | (LATEX if latex else {})):
         figure = Figure(figsize=(7.2, min(2.34 * image.shape[0] / image.shape[1], 6) + 0.86), layout="compressed")
         for axes, panel, (first, second) in zip(figure.subplots(1, 3), panels, titles, strict=True):
@@ -165,7 +165,7 @@ def attacks(
             axes.set_axis_off()
         gap = np.ones((height, -(-width // 20), 3))
         for i, (axes, found) in enumerate(zip(grid, np.isfinite(distances), strict=False)):
-            panels = (_pixels(images[i]), gap, _pixels(adversarials[i]), gap, _signed(perturbations[i], limit))
+            panels = (_pixels(images[i]), gap, _pixels(adversarials[i]), gap, signed(perturbations[i], limit))
             _show(axes, np.concatenate(panels, 1), alpha=1 if found else 0.3)
             for side, title in zip(("left", "right"), titles[i], strict=True):
                 axes.set_title(title, loc=side, fontsize=7, pad=2, color="black" if found else GREY)
@@ -366,7 +366,7 @@ def compared(image: np.ndarray, found: Mapping[str, tuple[np.ndarray, str, float
         for row, (name, (adversarial, prediction, distance)) in zip(
             figure.subplots(len(found), 3, squeeze=False), found.items(), strict=True
         ):
-            panels = (_pixels(image), _signed(perturbations[name], limit), _pixels(adversarial))
+            panels = (_pixels(image), signed(perturbations[name], limit), _pixels(adversarial))
             titles = (_text(name), f"${_norm_of_r(norm)} = {_number(distance, 3)}$", f"seen as {_text(prediction)}")
             for axes, panel, title in zip(row, panels, titles, strict=True):
                 _show(axes, panel)
@@ -410,7 +410,7 @@ def filters(kernels: Mapping[str, np.ndarray]) -> bytes:
             limit = float(np.abs(kernel).max()) or 1.0
             for i, axes in enumerate(part.subplots(1, columns)):
                 if i < kernel.shape[-1]:
-                    _show(axes, _signed(kernel[..., i], limit))
+                    _show(axes, signed(kernel[..., i], limit))
                 else:
                     axes.set_axis_off()
         return _png(figure)
@@ -531,7 +531,7 @@ def _pixels(image: np.ndarray) -> np.ndarray:
     return np.broadcast_to(image.reshape(*image.shape[:2], -1), (*image.shape[:2], 3))
 
 
-def _signed(r: np.ndarray, limit: float) -> np.ndarray:
+def signed(r: np.ndarray, limit: float) -> np.ndarray:
     """A perturbation as colours `[H, W, 3]`: white at zero, blue at -limit and red at limit."""
     r = r.reshape(*r.shape[:2], -1)
     largest = np.take_along_axis(r, np.abs(r).argmax(-1, keepdims=True), -1)[..., 0]

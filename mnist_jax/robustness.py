@@ -109,10 +109,11 @@ def robustness(
 def breaks(
     classifier: Classifier, images: np.ndarray, labels: np.ndarray, radius: float, attempt: Attempt, *, norm: float
 ) -> np.ndarray:
-    """Whether an attack's images are misclassified, within the radius but for rounding, and in [0, 1] `[B]`."""
+    """Whether an attack's images are misclassified, within the radius but for rounding, and in bounds `[B]`."""
     found = np.asarray(attempt(images, labels), images.dtype)  # what is measured is what is classified
     within = exact_norm(found.astype(float) - images, norm) <= radius * (1 + CLOSE)
-    inside = ((found >= 0) & (found <= 1)).reshape(len(found), -1).all(1)
+    low, high = classifier.bounds
+    inside = ((found >= low) & (found <= high)).reshape(len(found), -1).all(1)
     return within & inside & ~_right(classifier, found, labels)
 
 

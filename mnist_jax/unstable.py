@@ -5,6 +5,7 @@ the safety check against custom calls switched off for `LAYOUT`.
 """
 
 import os
+import re
 from typing import Any
 
 import jax
@@ -52,6 +53,11 @@ def line_of(equation: Any) -> str:
     """The line of the user's function that an equation of a jaxpr comes from; empty where it is not known."""
     text = source_info_util.summarize(equation.source_info)
     return "" if text == "<unknown>" else text
+
+
+def in_scope(equation: Any, name: str) -> bool:
+    """Whether an equation of a jaxpr comes from inside a `jax.named_scope` of that name."""
+    return name in re.split(r"[/()]", str(equation.source_info.name_stack))
 
 
 def compile_quickly(*more: str) -> None:

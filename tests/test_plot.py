@@ -64,12 +64,12 @@ def test_attack_of_no_size_is_drawn_as_no_change():
 
 def test_red_is_more_and_blue_is_less():
     image = np.full((2, 2), 0.5)
-    colors = plot._signed(np.array([[0.0, 0.2], [-0.2, 0.0]]), 0.2)
+    colors = plot.signed(np.array([[0.0, 0.2], [-0.2, 0.0]]), 0.2)
     assert colors.shape == (*image.shape, 3)
     assert colors[0, 0].min() > 0.95
     assert colors[0, 1, 0] > colors[0, 1, 2]
     assert colors[1, 0, 0] < colors[1, 0, 2]
-    in_colour = plot._signed(np.array([[[0.1, -0.2, 0.0]]]), 0.2)
+    in_colour = plot.signed(np.array([[[0.1, -0.2, 0.0]]]), 0.2)
     np.testing.assert_array_equal(in_colour[0, 0], colors[1, 0])
 
 

@@ -26,7 +26,9 @@ from mnist_jax.attack.minimal_norm.fmn import fmn
 from mnist_jax.attack.minimal_norm.nearest import nearest
 from mnist_jax.attack.minimal_norm.pdpgd import pdpgd
 from mnist_jax.attack.minimal_norm.sigma_zero import sigma_zero
+from mnist_jax.attack.robust_accuracy import robust_accuracy
 from mnist_jax.chunks import at_once
+from mnist_jax.progress import progress
 
 __all__ = [
     "AttackResult",
@@ -51,6 +53,8 @@ __all__ = [
     "nearest",
     "pdpgd",
     "pgd",
+    "progress",
+    "robust_accuracy",
     "sigma_zero",
     "square",
 ]

@@ -14,7 +14,7 @@ from mnist_jax.certify.crown import crown
 from mnist_jax.certify.driver import CertifyResult
 from mnist_jax.certify.search import Search, misclassified
 from mnist_jax.chunks import in_chunks
-from mnist_jax.classifier import Classifier
+from mnist_jax.classifier import UNIT, Classifier
 from mnist_jax.geometry import INF
 
 
@@ -63,6 +63,9 @@ def branch_and_bound(
     if domains is not None:
         arguments.counts(domains=domains)
     norm = geometry.check_norm(norm, driver.NORMS)
+    if classifier.bounds != UNIT:
+        how: dict[str, Any] = {"norm": norm, "seconds": seconds, "domains": domains, "search": search}
+        return driver.in_units(branch_and_bound, classifier, images, labels, radius, **how)
     x, classes, radii = driver.checked(classifier, images, labels, radius)
     first = crown(classifier, x, classes, radii, norm=norm)
     first = first if search is None else _searched(search, first, classifier, x, classes, radii, norm)
@@ -72,11 +75,11 @@ def branch_and_bound(
     certified, fooled, margin, shown = (np.array(part) for part in first)
     with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
         images_, labels_, radii_ = (np.asarray(part)[open_] for part in (x, classes, radii))
-        search = Search(classifier, norm, images_, labels_, radii_)
-        if not search.ramps:  # there is nothing to divide
+        tree = Search(classifier, norm, images_, labels_, radii_)
+        if not tree.ramps:  # there is nothing to divide
             return first
-        search.run(seconds, domains)
-    for place, state in zip(open_, search.states, strict=True):
+        tree.run(seconds, domains)
+    for place, state in zip(open_, tree.states, strict=True):
         if state.found is not None:
             fooled[place], shown[place] = True, state.found
             continue

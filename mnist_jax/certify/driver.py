@@ -16,9 +16,10 @@ from jax.typing import ArrayLike
 
 from mnist_jax import arguments, losses, unstable
 from mnist_jax.chunks import chunk_size, in_chunks
-from mnist_jax.classifier import Classifier
+from mnist_jax.classifier import UNIT, Classifier
 from mnist_jax.geometry import INF, check_norm
 from mnist_jax.jaxprs import program
+from mnist_jax.units import Units
 
 NORMS = (1.0, 2.0, INF)
 # An adversarial image has to be so by more than logits differ from one batch to the next: so many units of rounding,
@@ -77,6 +78,8 @@ def run(
       UnsupportedOperation: the classifier computes something that no bound is known for.
     """
     norm = check_norm(norm, NORMS)
+    if classifier.bounds != UNIT:
+        return in_units(partial(run, kernel, at_once=at_once, **how), classifier, images, labels, radius, norm=norm)
     with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
         x, classes, radii = checked(classifier, images, labels, radius)
         program_ = partial(_run, kernel, tuple(sorted({**how, "norm": norm}.items())))
@@ -89,6 +92,40 @@ def run(
                 if "RESOURCE_EXHAUSTED" not in str(error) or size == 1:
                     raise
                 size //= 2
+
+
+def in_units(
+    method: Callable[..., CertifyResult],
+    classifier: Classifier,
+    images: ArrayLike,
+    labels: ArrayLike | None,
+    radius: ArrayLike,
+    *,
+    norm: float,
+    **how: Any,
+) -> CertifyResult:
+    """What a method for images in [0, 1] gives, in the units of the classifier's bounds.
+
+    The radius inside is larger by what rounding makes of images and radius. Adversarial images are judged anew.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        x, classes, radii = checked(classifier, images, labels, radius)
+        units = Units.of(classifier.bounds, x.dtype)
+        u = units.inside(x)
+        ball = units.ball(radii, u, norm) if len(x) else radii
+        result = method(classifier.in_unit_box, u, classes, ball, norm=norm, **how)
+        fooled, shown = in_chunks(_outside, (x, u, classes, result), classifier)
+        return result._replace(fooled=fooled, images=shown)
+
+
+@jax.jit
+def _outside(classifier, images, inner, labels, result: CertifyResult) -> tuple[jax.Array, jax.Array]:
+    """Which images are adversarial, and these, in the caller's units."""
+    units = Units.of(classifier.bounds, images.dtype)
+    found = units.outside(images, result.images - inner)
+    with jax.default_matmul_precision("highest"):
+        fooled = result.fooled & misclassified(classifier, found, labels)
+    return fooled, jnp.where(fooled.reshape(-1, *[1] * (images.ndim - 1)), found, images)
 
 
 def checked(
@@ -139,7 +176,7 @@ def _run(kernel, how, classifier, images, labels, radius) -> CertifyResult:
 
 def misclassified(classifier: Classifier, images: jax.Array, labels: jax.Array) -> jax.Array:
     """Whether the classifier gives another class, by more than rounding can undo, or logits that say nothing."""
-    logits = losses.wide(classifier(images))
+    logits = losses.wide(classifier.as_written()(images))
     finite = jnp.where(jnp.isfinite(logits), jnp.abs(logits), 0)
     return (losses.margin(logits, labels) < -clearly(logits.dtype) * finite.max(1)) | losses.broken(logits)
 

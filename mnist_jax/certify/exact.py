@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,14 +18,16 @@ from mnist_jax.certify.branch_and_bound import branch_and_bound
 from mnist_jax.certify.largest_radius import largest_radius
 from mnist_jax.certify.search import Search, misclassified
 from mnist_jax.chunks import in_chunks
-from mnist_jax.classifier import Classifier
+from mnist_jax.classifier import UNIT, Classifier
 from mnist_jax.geometry import INF
 from mnist_jax.jaxprs.program import UnsupportedOperation
+from mnist_jax.units import Units
 
 CLOSE = 1e-4  # relative: the proof is for a radius by so much less than the distance of what was found
 FARTHER = 1.5  # times the radius so far, where nothing was found within it
 HALVINGS = 4  # of the range in which the lower end may be, where there was no proof just below the upper one
 FIRST = 0.75  # share of the time for the proof just below the upper end
+SLACKER = 10  # times as far below the upper end as before, the next proof
 SMALLEST = 1e-4  # the first radius, where CROWN certifies none
 ROUNDING = 1e-6  # relative, of radii
 FINE = 1e-3  # relative: distances nearer to each other than that differ by what rounds in single precision
@@ -87,6 +90,9 @@ def exact(
         arguments.counts(domains=domains)
     norm = geometry.check_norm(norm, driver.NORMS)
     x, classes, _ = driver.checked(classifier, images, labels, 0.0)
+    if classifier.bounds != UNIT and len(x):
+        how: dict[str, Any] = {"norm": norm, "seconds": seconds, "domains": domains, "close": close}
+        return _in_units(classifier, x, classes, near, **how)
     ends = _Ends(classifier, np.asarray(x), np.asarray(classes), norm, 1 - close)
     ends.is_met(np.arange(len(x)), np.asarray(x))
     if near is not None:
@@ -95,11 +101,25 @@ def exact(
             raise ValueError(f"near must be like the images, {list(x.shape)}, not {list(given.shape)}")
         ends.is_met(np.arange(len(x)), np.asarray(given))
     ends.approach(FIRST * seconds, domains)
-    for _ in range(HALVINGS):
-        ends.halve((1 - FIRST) / HALVINGS * seconds, domains)
+    for turn in range(HALVINGS):
+        ends.halve((1 - FIRST) / HALVINGS * seconds, domains, 1 - close * SLACKER ** (turn + 1))
     lower = ends.lower.astype(x.dtype)
     lower = np.where(lower > ends.lower, np.nextafter(lower, lower.dtype.type(0)), lower)
     return Bracket(*(jnp.asarray(part, x.dtype) for part in (lower, ends.upper, ends.shown)))
+
+
+def _in_units(
+    classifier: Classifier, images: jax.Array, labels: jax.Array, near: ArrayLike | None, *, norm: float, **how: Any
+) -> Bracket:
+    """What is found for images in [0, 1], in the units of the classifier's bounds."""
+    units = Units.of(classifier.bounds, images.dtype)
+    u = units.inside(images)
+    begin = None if near is None else units.inside(arguments.images_of(classifier, near))
+    inside = exact(classifier.in_unit_box, u, labels, norm=norm, near=begin, **how)
+    shown = units.outside(images, inside.images - u)
+    distances = geometry.exact_norm(np.asarray(shown, float) - np.asarray(images, float), norm)
+    upper = np.where(np.isfinite(inside.upper), distances, np.inf).astype(images.dtype)
+    return Bracket(units.within(inside.lower, u, norm), jnp.asarray(upper), shown)
 
 
 class _Ends:
@@ -152,12 +172,15 @@ class _Ends:
                     self.is_met(np.array([row]), state.found[None])
         self._certify_by_crown(self.wide())
 
-    def halve(self, seconds: float, domains: int | None) -> None:
-        """Moves an end of the images that are left to the middle between both, where it is settled there."""
+    def halve(self, seconds: float, domains: int | None, share: float) -> None:
+        """Moves an end of the images that are left to the middle between both, or to this share of the upper one if
+        that is more, where it is settled there."""
         rows = self.wide()
         if not len(rows):
             return
         radii = (self.lower + self.failed)[rows] / 2
+        slack = share * self.upper[rows]
+        radii = np.where(np.isfinite(slack) & (slack < self.failed[rows]), np.maximum(radii, slack), radii)
         with self._proofs() as classifier:
             given = (self._as(classifier, self.images[rows]), self.labels[rows], self._as(classifier, radii))
             result = branch_and_bound(classifier, *given, norm=self.norm, seconds=seconds, domains=domains)
@@ -199,7 +222,7 @@ def _double(classifier: Classifier, images: np.ndarray, norm: float) -> Classifi
     if images.dtype == np.float64 or not len(images):
         return None
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        double = Classifier(classifier.apply, jax.tree.map(_wider, classifier.params))
+        double = replace(classifier, params=jax.tree.map(_wider, classifier.params))
         one = jax.ShapeDtypeStruct((1, *images.shape[1:]), np.dtype(float))
         label, radius = (jax.ShapeDtypeStruct((1,), kind) for kind in (np.int32, float))
         try:

@@ -10,8 +10,9 @@ from mnist_jax import arguments, geometry
 from mnist_jax.certify import driver
 from mnist_jax.certify.crown import crown
 from mnist_jax.certify.driver import CertifyResult
-from mnist_jax.classifier import Classifier
+from mnist_jax.classifier import UNIT, Classifier
 from mnist_jax.geometry import INF
+from mnist_jax.units import Units
 
 FIRST = {INF: 0.01, 2.0: 0.2, 1.0: 1.0}  # radius to begin with: what is usual for networks on MNIST
 TOLERANCE = 3e-4  # between the radius and one that is not certified, relative
@@ -50,6 +51,11 @@ def largest_radius(
     arguments.counts(rounds=rounds)
     norm = geometry.check_norm(norm, driver.NORMS)
     x, classes, zeros = driver.checked(classifier, images, labels, 0.0)
+    if classifier.bounds != UNIT and len(x):
+        units = Units.of(classifier.bounds, x.dtype)
+        u = units.inside(x)
+        inside = largest_radius(classifier.in_unit_box, u, classes, norm=norm, method=method, rounds=rounds)
+        return np.asarray(units.within(inside, u, norm))
     limit = np.asarray(geometry.largest(x, norm)) if len(x) else np.zeros(0, x.dtype)
     low, high = np.zeros_like(limit), np.full_like(limit, np.inf)
     at_low = np.array(method(classifier, x, classes, zeros, norm=norm).margin)

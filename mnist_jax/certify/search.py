@@ -28,7 +28,7 @@ SHARE = 0.6  # of the weight at which an entry's whole interval is worth as much
 QUEUE = 2**30  # bytes that the domains which wait may take, of all images; then those that do not fit stay open
 ROWS = 4096  # entries of ramps up to which a linear program is made of all of them
 AIM = 3  # times what counts as adversarial: the lead that a linear program aims at
-SINGLE = 1e-6  # of the largest logit: at least so much, so that it outlives rounding to single precision
+SINGLE = 2e-6  # of the largest logit: at least so much, so that it outlives rounding to single precision
 
 
 @dataclass(frozen=True)
@@ -350,11 +350,13 @@ class Search:
 
     def _image(self, domain: Domain, flat: np.ndarray) -> np.ndarray:
         """The image that a linear program found, in single precision, and not farther away for it."""
-        original = self.images[domain.image].reshape(-1)
-        d = flat - original
-        d = np.sign(d) * np.maximum(np.abs(d) * region.INSIDE - region.ROUNDED, 0)
-        single = np.clip(original + d, 0, 1).astype(np.float32)
-        return single.astype(original.dtype).reshape(self.images.shape[1:])
+        d = flat - self.images[domain.image].reshape(-1)
+        return self._single(domain, np.sign(d) * np.maximum(np.abs(d) * region.INSIDE - region.ROUNDED, 0))
+
+    def _single(self, domain: Domain, d: np.ndarray) -> np.ndarray:
+        """The image at a difference, rounded to single precision."""
+        original = self.images[domain.image]
+        return np.clip(original + d.reshape(original.shape), 0, 1).astype(np.float32).astype(original.dtype)
 
     def _met(self, domain: Domain, image: np.ndarray) -> None:
         """An adversarial image was met, within the radius that the domain was made for."""
@@ -385,9 +387,10 @@ class Search:
         below = max(AIM * driver.clearly(original.dtype), SINGLE) * float(np.abs(self.classifier(image[None])).max())
         given = (original.reshape(-1).astype(float), float(state.radius), self.norm, below)
         found = pattern.nearest(lead, steps, signs, *given)
-        if found is None or not self._is_adversarial(domain, nearer := self._image(domain, found)):
+        if found is None:
             return image
-        return nearer
+        nearer = self._single(domain, found - given[0])
+        return nearer if self._is_adversarial(domain, nearer) else image
 
     def _is_adversarial(self, domain: Domain, image: np.ndarray) -> bool:
         return bool(misclassified(self.classifier, image[None], self.labels[[domain.image]])[0])

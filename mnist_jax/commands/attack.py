@@ -24,7 +24,7 @@ SHOWN = 24  # images in the figure
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = console.Parser("attack", __doc__)
-    parser.add_argument("--model", required=True, help="a checkpoint's path, or a name such as CNN or CNN-original")
+    parser.add_argument("--model", required=True, help=job.MODELS)
     parser.add_argument("--method", default=DEFAULT, help=f"one of {', '.join(METHODS)}")
     parser.add_argument("--output", type=Path, default=checkpoint.RUNS, help="folder for the results")
     parser.add_data_options(dataset=None)

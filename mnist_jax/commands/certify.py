@@ -21,7 +21,7 @@ CLOSE = 1e-5  # relative: distances are single precision
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = console.Parser("certify", __doc__)
-    parser.add_argument("--model", required=True, help="a checkpoint's path, or a name such as CNN or CNN-original")
+    parser.add_argument("--model", required=True, help=job.MODELS)
     parser.add_argument("--method", default=DEFAULT, help=f"one of {', '.join(METHODS)}")
     parser.add_argument("--output", type=Path, default=checkpoint.RUNS, help="folder for the results")
     results = "without --radius: results of an attack such as nearest on the same images, for the figure"

@@ -94,12 +94,15 @@ def _status(main: Callable[[list[str] | None], int | None]) -> int:
     except InputError as error:
         complain(error)
         return BAD_INPUT
-    except Terminated:
-        note("terminated")
-        return TERMINATED
-    except KeyboardInterrupt:
-        note("interrupted")
-        return INTERRUPTED
+    except KeyboardInterrupt as request:
+        return ended(request)
+
+
+def ended(request: KeyboardInterrupt) -> int:
+    """Says what ended the command; gives the status."""
+    terminated = isinstance(request, Terminated)
+    note("terminated" if terminated else "interrupted")
+    return TERMINATED if terminated else INTERRUPTED
 
 
 def complain(error: InputError) -> None:

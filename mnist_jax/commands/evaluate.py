@@ -7,7 +7,7 @@ from typing import Any
 
 from mnist_jax import data
 from mnist_jax.certify.exact import Bracket
-from mnist_jax.commands import campaign, certification, console, job
+from mnist_jax.commands import campaign, certification, console, job, own_model
 from mnist_jax.data import SPLITS
 from mnist_jax.errors import InputError
 from mnist_jax.evaluation import accuracy
@@ -17,7 +17,7 @@ from mnist_jax.storage import checkpoint, results, verify, verify_brackets, veri
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = console.Parser("evaluate", __doc__)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--model", help="a checkpoint's path, or a name such as CNN or CNN-original")
+    which.add_argument("--model", help=job.MODELS)
     which.add_argument("--all", action="store_true", help="every network that ships with the project")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--verify", type=Path, metavar="RESULTS", help="recheck a file of attack results or certificates")
@@ -36,25 +36,33 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def chosen(options: argparse.Namespace) -> list[Path]:
+def chosen(options: argparse.Namespace) -> list[Path | str]:
+    if own_model.is_meant(options.model):
+        return [options.model]
     if not options.all:
         return [checkpoint.find(options.model, options.output)]
     if paths := sorted(checkpoint.shipped().glob("*.safetensors")):
-        return paths
+        return [*paths]
     raise InputError(f"there are no trained networks in {checkpoint.shipped()}; reinstall mnist_jax")
 
 
 load = functools.cache(data.load)  # most networks are of one dataset
 
 
-def evaluate(path: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """The accuracies of the network at `path`, on the data it was trained for unless the options name others."""
-    trained = checkpoint.load(path)
-    name = options.dataset or trained.about.get("dataset", "mnist")
-    dataset = load(name, options.data_dir)
-    for split in SPLITS:
-        job.check_fits(path, trained.network, name, getattr(dataset, split))
-    accuracies = {split: accuracy(trained.classifier(), getattr(dataset, split)) for split in SPLITS}
+def evaluate(model: Path | str, options: argparse.Namespace) -> dict[str, Any]:
+    """The accuracies of a network, on the data it was trained for unless the options name others."""
+    if isinstance(model, str):
+        name = options.dataset or "mnist"
+        dataset = load(name, options.data_dir)
+        path, classifier, _ = job.own(model, name, dataset.val)
+    else:
+        path, trained = model, checkpoint.load(model)
+        name = options.dataset or trained.about.get("dataset", "mnist")
+        dataset = load(name, options.data_dir)
+        for split in SPLITS:
+            job.check_fits(path, trained.network, name, getattr(dataset, split))
+        classifier = trained.classifier()
+    accuracies = {split: accuracy(classifier, getattr(dataset, split)) for split in SPLITS}
     return {"model": path.stem, "path": str(path), "dataset": name, "accuracies": accuracies}
 
 

@@ -1,7 +1,6 @@
 """Something done with images of a split, as a command's options ask for it: begun, interrupted, gone on with, kept."""
 
 import argparse
-import hashlib
 import math
 import time
 from abc import ABC, abstractmethod
@@ -12,21 +11,20 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from mnist_jax import data
 from mnist_jax.chunks import chunk_size
 from mnist_jax.classifier import Classifier
-from mnist_jax.commands import console
+from mnist_jax.commands import console, own_model
 from mnist_jax.errors import InputError
 from mnist_jax.networks import Network
 from mnist_jax.storage import checkpoint, files
-from mnist_jax.storage.results import R, Record, check_about, load, save, targets_of
-from mnist_jax.version import VERSION
+from mnist_jax.storage.results import R, Record, check_about, load, made_by, save, targets_of
 
 CHUNKS_AT_ONCE = 4  # between two looks at Ctrl-C: more of them fill their batches better
+MODELS = "a checkpoint's path, a name such as CNN or CNN-original, an ONNX file, or FILE.py:FUNCTION for your own"
 SECONDS_BETWEEN_SAVES = 3.0  # every save writes all results so far
 
 
@@ -81,6 +79,11 @@ class Subject(NamedTuple):
 def subject(model: str, split: str, options: argparse.Namespace, dataset: str | None = None) -> Subject:
     """The network of that name or path, and a split of the dataset: that of the options, else the one named here, else
     the one that the network was trained for. Raises `InputError`."""
+    if own_model.is_meant(model):
+        name = options.dataset or dataset or "mnist"
+        images = data.load_split(split, name, options.data_dir)
+        path, classifier, names = own(model, name, images)
+        return Subject(path, classifier, names, name, images)
     path = checkpoint.find(model, options.output)
     trained = checkpoint.load(path)
     name = options.dataset or dataset or trained.about.get("dataset", "mnist")
@@ -96,10 +99,23 @@ def check_fits(path: Path, network: type[Network], dataset: str, split: data.Spl
         raise InputError(
             f"{path} takes images of {data.size(network.shape)} pixels, but those of {dataset} have {data.size(shape)}"
         )
+    _check_classes(path, network.classes, dataset, split)
+
+
+def _check_classes(path: Path, classes: int, dataset: str, split: data.Split) -> None:
     known = len(data.DATASETS[dataset].class_names or ()) if dataset in data.DATASETS else 0
     count = known or int(split.labels.max()) + 1  # at least
-    if count > network.classes or (known and count < network.classes):
-        raise InputError(f"{path} knows {network.classes} classes, but {dataset} has {count}")
+    if count > classes or (known and count < classes):
+        raise InputError(f"{path} knows {classes} classes, but {dataset} has {count}")
+
+
+def own(model: str, dataset: str, split: data.Split) -> tuple[Path, Classifier, tuple[str, ...]]:
+    """The file of a network of the user's own (`own_model`), its classifier, and the names of its classes. Raises
+    `InputError` unless it is for images and classes such as those of the split."""
+    path, classifier, classes = own_model.load(model, split.images.shape[1:])
+    _check_classes(path, classes, dataset, split)
+    names = data.DATASETS[dataset].class_names if dataset in data.DATASETS else None
+    return path, classifier, names or tuple(map(str, range(classes)))
 
 
 class Chosen(NamedTuple):
@@ -189,19 +205,16 @@ class Job(ABC, Generic[R]):
     def about(self) -> dict[str, Any]:
         """All that the results depend on: it is compared before others join them."""
         subject = self.chosen.subject
-        return {
-            "model": subject.path.stem,
-            "weights": hashlib.sha256(subject.path.read_bytes()).hexdigest(),
-            "method": self.method,
-            "norm": self.norm,
-            "dataset": subject.dataset,
-            "split": self.chosen.split,
-            "data": data.fingerprint(subject.split),
-            "options": self.given,
-            "precision": jnp.result_type(float).name,
-            "platform": jax.default_backend(),
-            "version": VERSION,
-        }
+        return made_by(
+            subject.path,
+            subject.classifier,
+            self.method,
+            self.norm,
+            self.given,
+            subject.dataset,
+            self.chosen.split,
+            subject.split,
+        )
 
     @property
     def path(self) -> Path:

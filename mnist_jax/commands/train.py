@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mnist_jax import data, defend, losses, networks, training
 from mnist_jax.certify import UnsupportedOperation
 from mnist_jax.classifier import Classifier
-from mnist_jax.commands import console, job, own_objective
+from mnist_jax.commands import console, job, own_file, own_objective
 from mnist_jax.defend import DEFENSES
 from mnist_jax.errors import InputError, first_line
 from mnist_jax.evaluation import accuracy, mean, predict
@@ -104,7 +104,7 @@ def choose(options: argparse.Namespace, network: type[Network]) -> tuple[Defende
     if "defense" not in options:
         return Defended("", ""), network.recipe(getattr(options, "recipe", "original"))
     norm, name = getattr(options, "norm", INF), getattr(options, "recipe", "best")
-    if ".py:" in options.defense:
+    if own_file.is_meant(options.defense):
         own = own_objective.load(options.defense, norm, options.radius)
         defense, file = own.name, own.file
         recipe = replace(network.recipe(name), objective=own.objective)

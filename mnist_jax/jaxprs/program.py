@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -115,7 +115,7 @@ def read(classifier: Classifier, shape: tuple[int, ...], dtype: Any, platform: s
     image = jax.ShapeDtypeStruct((1, *shape), dtype)
     # For one image: so every value is of this image alone, wherever in it the batch may be.
     with layers.plain():
-        closed = jax.make_jaxpr(lambda params, image: Classifier(classifier.apply, params)(image))(
+        closed = jax.make_jaxpr(lambda params, image: replace(classifier, params=params, fast=False)(image))(
             classifier.params, image
         )
     reader = Reader(platform)

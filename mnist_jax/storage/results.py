@@ -1,20 +1,35 @@
 """Results of attacks, certificates, brackets, and what smoothing certifies, as files: .npz, with what made them."""
 
+import hashlib
 import io
 import json
 import math
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.certify.exact import Bracket
+from mnist_jax.classifier import Classifier
+from mnist_jax.data import Split, fingerprint
 from mnist_jax.errors import InputError, first_line
 from mnist_jax.storage import files
 from mnist_jax.version import VERSION
 
+OWN = ".py"  # of a file that makes a network, whose weights may be elsewhere
 FORMAT = 1  # of the file; files of a newer format are refused
+
+
+def weights_of(model: Path, classifier: Classifier) -> str:
+    """The fingerprint by which results know the weights of a network: that of its file, and where that is a program,
+    of the weights that it made, too."""
+    digest = hashlib.sha256(model.read_bytes())
+    for leaf in jax.tree.leaves(classifier.params) if model.suffix == OWN else ():
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 class Certificates(NamedTuple):
@@ -71,6 +86,32 @@ class Record(NamedTuple, Generic[R]):
     about: dict[str, Any]
 
 
+def made_by(
+    model: Path,
+    classifier: Classifier,
+    method: str,
+    norm: float,
+    options: dict[str, Any],
+    dataset: str,
+    split: str,
+    images: Split,
+) -> dict[str, Any]:
+    """The `about` of a record: of the network whose weights are at `model`, and these images of a dataset's split."""
+    return {
+        "model": model.stem,
+        "weights": weights_of(model, classifier),
+        "method": method,
+        "norm": norm,
+        "dataset": dataset,
+        "split": split,
+        "data": fingerprint(images),
+        "options": options,
+        "precision": jnp.result_type(float).name,
+        "platform": jax.default_backend(),
+        "version": VERSION,
+    }
+
+
 def save(path: Path, record: Record[R], aside: Path | None = None) -> None:
     """Writes the record as .npz, whole or not at all; what was there before is kept as `aside`, where that is given.
     Raises `InputError` where that can't be done.
@@ -78,11 +119,16 @@ def save(path: Path, record: Record[R], aside: Path | None = None) -> None:
     The arrays are `indices`, `labels` and the fields of the result; `about` is JSON, where an
     infinite norm is "inf", and `format` a number.
     """
-    arrays = {"indices": record.indices, "labels": record.labels, **record.result._asdict()}
+    files.write(path, packed(record), aside)
+
+
+def packed(record: Record[R], **more: Any) -> bytes:
+    """What `save` writes, with more arrays perhaps."""
+    arrays: dict[str, Any] = {"indices": record.indices, "labels": record.labels, **record.result._asdict(), **more}
     about = json.dumps(files.strict({"version": VERSION} | record.about), sort_keys=True, allow_nan=False)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, format=FORMAT, about=about, **arrays)
-    files.write(path, buffer.getvalue(), aside)
+    return buffer.getvalue()
 
 
 def load(path: Path, wanted: str = "attack results") -> Record[Any]:

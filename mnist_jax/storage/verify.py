@@ -1,6 +1,5 @@
 """Recheck a file of attack results from its images alone, with nothing of the code that made it."""
 
-import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from mnist_jax.data import Split
 from mnist_jax.errors import InputError
 from mnist_jax.evaluation import predict
 from mnist_jax.geometry import exact_norm
-from mnist_jax.storage.results import R, Record, check_about, targets_of
+from mnist_jax.storage.results import R, Record, check_about, targets_of, weights_of
 
 # Logits differ in their last bits from one batch and device to the next; a failure that fools by twice what attacks
 # leave to that, 1e-5 of the largest logit, is none.
@@ -37,7 +36,7 @@ def verify(
     Raises:
       InputError: the file is of other weights or another split, or not whole.
     """
-    x = originals(record, model, split, path)
+    x = originals(record, model, classifier, split, path)
     options, targets = record.about["options"], targets_of(record)
     images, distance = np.asarray(record.result.images), np.asarray(record.result.distance, float)
     success = np.asarray(record.result.success, bool)
@@ -74,10 +73,10 @@ def verify(
     }
 
 
-def originals(record: Record[Any], model: Path, split: Split, path: Path) -> np.ndarray:
+def originals(record: Record[Any], model: Path, classifier: Classifier, split: Split, path: Path) -> np.ndarray:
     """The images of the split, in [0, 1]. Raises `InputError` unless the record is of it and of these weights."""
     check_about(path, record)
-    if hashlib.sha256(model.read_bytes()).hexdigest() != record.about["weights"]:
+    if weights_of(model, classifier) != record.about["weights"]:
         raise InputError(f"{path} was made with other weights than those of {model}; it takes the right ones")
     indices = record.indices
     if not ((indices >= 0) & (indices < len(split.labels))).all():

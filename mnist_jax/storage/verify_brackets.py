@@ -32,7 +32,7 @@ def verify(record: Record[Bracket], model: Path, classifier: Classifier, split: 
     Raises:
       InputError: the file is of other weights or another split, or not whole.
     """
-    x = originals(record, model, split, path)
+    x = originals(record, model, classifier, split, path)
     lower, upper, images = (np.asarray(part, float) for part in record.result)
     found, proved = np.isfinite(upper), lower > 0
     refuted = refutes(classifier, record, x, proved, lower, EFFORT)

@@ -41,7 +41,7 @@ def verify(
       InputError: the file is of other weights or another split, or not whole.
       UnsupportedOperation: the method has no bound for something that the classifier computes.
     """
-    x, found = originals(record, model, split, path), record.result
+    x, found = originals(record, model, classifier, split, path), record.result
     certified, fooled = (np.asarray(flags, bool) for flags in (found.certified, found.fooled))
     norm = float(record.about["norm"])
     refuted = refutes(classifier, record, x, certified, np.asarray(found.radius, float))

@@ -5,7 +5,7 @@ gives a `Found`. It runs inside any transformation, so that training can call it
 `run(kernel, ...)` is the attack that people call.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mnist_jax import arguments
+from mnist_jax.attack.engine.edge import Settings, at_edge
 from mnist_jax.attack.engine.problem import Asked, Problem, check_direction, problem
 from mnist_jax.attack.engine.result import AttackResult, finish
 from mnist_jax.chunks import in_chunks
@@ -33,9 +34,6 @@ class Found(NamedTuple):
     gradients: ArrayLike
     forwards: ArrayLike
     allowed: ArrayLike = True
-
-
-Settings = Mapping[str, ArrayLike]
 
 
 def run(
@@ -62,12 +60,17 @@ def run(
     Raises:
       ValueError: see `problem.problem`, `arguments.radii` and `arguments.keys_of`.
     """
+    inside = partial(_inside, kernel, norm, numbers, how)
+    return at_edge(inside, asked, norm=norm, each=each, arrays=arrays, keys_apart=True)
+
+
+def _inside(kernel, norm, numbers, how, asked: Asked, each: Settings, arrays: Settings) -> AttackResult:
     with jax.numpy_dtype_promotion("standard"):  # whatever the caller has set for code of his own
         given = problem(asked)
         keys = None if asked.key is None else arguments.keys_of(asked.key, len(given.images))
         x = given.images
-        own = {name: arguments.radii(value, x, name) for name, value in (each or {}).items()}
-        own |= {name: _like(x, value, name) for name, value in (arrays or {}).items()}
+        own = {name: arguments.radii(value, x, name) for name, value in each.items()}
+        own |= {name: _like(x, value, name) for name, value in arrays.items()}
         traced = {name: jnp.asarray(value, x.dtype) for name, value in (numbers or {}).items()}
         if not len(x):
             return _nothing(given)
@@ -88,11 +91,15 @@ def in_stages(search: Callable[..., Found], asked: Asked, *, norm: float, each: 
 
     `search(classifier, given, key, **each)` makes its own chunks, and gets the key as it was given.
     """
+    return at_edge(partial(_stages, search, norm), asked, norm=norm, each=each)
+
+
+def _stages(search, norm, asked: Asked, each: Settings, _: Settings) -> AttackResult:
     with jax.numpy_dtype_promotion("standard"):
         given = problem(asked)
         if asked.key is not None:
             arguments.check_key(asked.key, len(given.images))
-        own = {name: arguments.radii(value, given.images, name) for name, value in (each or {}).items()}
+        own = {name: arguments.radii(value, given.images, name) for name, value in each.items()}
         if not len(given.images):
             return _nothing(given)
         found = search(asked.classifier, given, asked.key, **own)

@@ -15,7 +15,7 @@ class AttackResult(NamedTuple):
     """What an attack found, a pytree with an entry for each image.
 
     Attributes:
-      images: `[B, *shape]` in [0, 1], adversarial where `success`; elsewhere the last attempt.
+      images: `[B, *shape]` between the classifier's bounds, adversarial where `success`; elsewhere the last attempt.
       distance: `[B]`, the p-norm of the images less the originals; inf where it failed.
       success: `[B]`, whether the classifier gives these images another class than the label (or the target, where one
         was given), by more than rounding can undo (see `Problem.solved`). Logits that say nothing are wrong.
@@ -43,9 +43,10 @@ def finish(
     `gradients` and `forwards` are what the attack used, a number or `[B]`; the evaluations here are added.
     """
     found = jnp.where(jnp.isnan(found), problem.images, found)
+    classifier = classifier.as_written()
     with jax.default_matmul_precision("highest"):
         before = problem.solved(classifier(problem.images))
-        images = problem.where(before, problem.images, jnp.clip(found, 0, 1))
+        images = problem.where(before, problem.images, jnp.clip(found, *classifier.bounds))
         success = before | problem.solved(classifier(images))
     distance = jnp.where(success, geometry.norm(images - problem.images, norm), jnp.inf)
     used = [jnp.where(before, 0, jnp.asarray(n, jnp.int32)) for n in (gradients, forwards)]

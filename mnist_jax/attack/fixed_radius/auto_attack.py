@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mnist_jax import arguments, geometry, unstable
+from mnist_jax.attack.engine.edge import Settings, at_edge
 from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import Asked, problem
 from mnist_jax.attack.engine.result import AttackResult
@@ -63,8 +64,14 @@ def auto_attack(
       ValueError: an argument is out of its range.
     """
     norm = METHOD.check_norm(norm)
-    given = problem(Asked(classifier, images, labels, targets, key))
-    arrays = (given, arguments.radii(radius, given.images), arguments.keys_of(fixed(key), len(given.images)))
+    asked = Asked(classifier, images, labels, targets, fixed(key))
+    return at_edge(partial(_in_turn, norm), asked, norm=norm, each={"radius": radius}, keys_apart=True)
+
+
+def _in_turn(norm: float, asked: Asked, each: Settings, _: Settings) -> AttackResult:
+    classifier, given = asked.classifier, problem(asked)
+    assert asked.key is not None
+    arrays = (given, arguments.radii(each["radius"], given.images), arguments.keys_of(asked.key, len(given.images)))
     traced = unstable.staged((classifier, arrays))
     zeros = jnp.zeros(len(given.labels), jnp.int32)
     result = AttackResult(given.images, jnp.full(len(zeros), jnp.inf, given.images.dtype), zeros > 0, zeros, zeros)

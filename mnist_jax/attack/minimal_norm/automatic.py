@@ -18,7 +18,7 @@ from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem, problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
 from mnist_jax.chunks import in_chunks
-from mnist_jax.classifier import Classifier
+from mnist_jax.classifier import UNIT, Classifier
 
 METHOD = Method(
     None,
@@ -80,7 +80,13 @@ def automatic(
 def history(
     classifier: Classifier, images: ArrayLike, labels: ArrayLike | None = None, **options: Any
 ) -> tuple[AttackResult, History]:
-    """`automatic` with these options, and the confidence and the norm at every step of its way."""
+    """`automatic` with these options, and the confidence and the norm at every step of its way.
+
+    Raises:
+      ValueError: as for `automatic`, or the classifier has bounds other than [0, 1].
+    """
+    if classifier.bounds != UNIT:
+        raise ValueError("the history of an attack is of images in [0, 1]: give it classifier.in_unit_box")
     how = (automatic.__kwdefaults__ or {}) | options
     norm, numbers = _checked(how["norm"], how["steps"], how["learning_rate"], how["thresholds"])
     given = problem(Asked(classifier, images, labels, how["targets"], how["key"]))

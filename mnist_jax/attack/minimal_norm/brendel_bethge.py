@@ -73,16 +73,16 @@ def brendel_bethge(
     arguments.counts(steps=steps)
     arguments.numbers(0, above=True, region=region)
     asked = Asked(classifier, images, labels, targets, key)
-    numbers, arrays = {"region": region}, driver.present(start=start)
+    numbers, arrays = {"region": region}, driver.present(begin=start)
     return driver.run(kernel, asked, norm=norm, numbers=numbers, arrays=arrays, steps=steps)
 
 
-def kernel(classifier, given: Problem, keys, *, norm, region, steps, start=None) -> Found:
+def kernel(classifier, given: Problem, keys, *, norm, region, steps, begin=None) -> Found:
     x = given.images
-    if start is None:
+    if begin is None:
         r = jax.lax.fori_loop(0, STARTING, partial(_cross, classifier, given), small_start(given, keys))
     else:
-        r = start - x
+        r = begin - x
     r = given.inside(r)
     one = jnp.ones(len(r), r.dtype)
     r = given.per_image(boundary.line(classifier, given, r, 0 * one, one, LINE)) * r
@@ -101,7 +101,7 @@ def kernel(classifier, given: Problem, keys, *, norm, region, steps, start=None)
 
     r, _, best = jax.lax.fori_loop(0, steps, advance, (r, jnp.zeros_like(x), Best.none(x)))
     best = best.keep(given, r, geometry.norm(r, norm), given.solved(classifier(x + r), CAREFUL))
-    gradients = steps + (STARTING if start is None else 0)
+    gradients = steps + (STARTING if begin is None else 0)
     return Found(given.where(best.found, best.r, r), gradients, forwards=LINE + 1)
 
 

@@ -1,0 +1,185 @@
+"""`certify.exact` and what it stands on: linear programs over patterns, and bounds where the lead is not positive."""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from test_certify import SHAPE, relu_network, weights
+
+from mnist_jax import Classifier, attack, bracket, certify
+from mnist_jax.certify import pattern
+from mnist_jax.certify.search import Search, Task
+from mnist_jax.geometry import INF, exact_norm
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+
+import exact_minimum
+
+PIXELS = 2
+
+
+def one_layer(params, x):
+    return exact_minimum.apply(params, x)
+
+
+def problems(count, seed=0):
+    """Networks of one hidden layer, an image and its label."""
+    rng = np.random.default_rng(seed)
+    while count:
+        params = {
+            "w": rng.normal(size=(PIXELS**2, 6)),
+            "b": rng.normal(size=6) / 2,
+            "v": rng.normal(size=(6, 10)),
+            "c": rng.normal(size=10) / 2,
+        }
+        params = {name: array.astype(np.float32) for name, array in params.items()}
+        classifier, image = Classifier(one_layer, params), rng.uniform(size=(1, PIXELS, PIXELS)).astype(np.float32)
+        corners = np.stack(np.meshgrid(*[(0.0, 1.0)] * PIXELS**2), -1).reshape(-1, PIXELS, PIXELS).astype(np.float32)
+        label = int(np.asarray(classifier(image))[0].argmax())
+        if (np.asarray(classifier(corners)).argmax(1) != label).any():
+            count -= 1
+            yield classifier, image, label
+
+
+@pytest.mark.parametrize("norm", [1, INF])
+def test_it_finds_the_distance_of_the_mixed_integer_program(norm):
+    for number, (classifier, image, label) in enumerate(problems(8, seed=1)):
+        near = attack.nearest(classifier, image, [label], norm=norm).images if number % 2 else None
+        result = certify.exact(classifier, image, [label], norm=norm, near=near, domains=100)
+        least = exact_minimum.minimum(classifier.params, image[0], label, norm, float(result.upper[0]) * 1.01)
+        assert float(result.lower[0]) <= least.value * (1 + 1e-6)
+        np.testing.assert_allclose(result.upper[0], least.value, rtol=3e-4, atol=1e-6)
+        np.testing.assert_allclose(result.lower[0], least.value, rtol=3e-4, atol=1e-6)
+        assert np.asarray(classifier(result.images)).argmax(1)[0] != label
+
+
+def test_in_the_euclidean_norm_too():
+    classifier, image, label = next(problems(1, seed=5))
+    near = attack.nearest(classifier, image, [label], effort="thorough")
+    result = certify.exact(classifier, image, [label], norm=2, near=near.images, domains=200)
+    assert float(result.lower[0]) <= float(result.upper[0]) <= float(near.distance[0]) * (1 + 1e-6)
+    assert float(result.lower[0]) >= 0.99 * float(result.upper[0])
+
+
+def test_what_is_no_adversarial_image_is_no_upper_end():
+    classifier, image, label = next(problems(1))
+    result = certify.exact(classifier, image, [label], near=image, domains=100)
+    far = np.asarray(certify.exact(classifier, image, [label], domains=100).upper)
+    np.testing.assert_allclose(result.upper, far, rtol=1e-3)
+    wrong = certify.exact(classifier, image, [(label + 1) % 10], domains=2)
+    assert float(wrong.upper[0]) == float(wrong.lower[0]) == 0
+    np.testing.assert_array_equal(wrong.images, image)
+    for how, message in (({"near": image[:, :1]}, "near must be like"), ({"close": 1.0}, "close must be below 1")):
+        with pytest.raises(ValueError, match=message):
+            certify.exact(classifier, image, [label], **how)
+    assert certify.exact(classifier, image[:0], np.zeros(0, int)).lower.shape == (0,)
+
+
+def test_where_no_image_is_adversarial_all_of_the_box_is_certified():
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(4, 6)), "b": rng.normal(size=6), "v": rng.normal(size=(6, 10)), "c": np.zeros(10)}
+    params["c"][0] = 50.0
+    classifier = Classifier(one_layer, {name: array.astype(np.float32) for name, array in params.items()})
+    image = np.full((1, PIXELS, PIXELS), 0.25, np.float32)
+    result = bracket(classifier, image, [0], domains=10)
+    assert np.isinf(result.upper[0])
+    np.testing.assert_allclose(result.lower[0], 0.75)
+    np.testing.assert_array_equal(result.images, image)
+
+
+def test_an_attack_may_search_first():
+    classifier, image, label = next(problems(1))
+    near = attack.nearest(classifier, image, [label], norm=INF)
+    radius = 1.05 * float(near.distance[0])
+    calls = []
+
+    def search(classifier, images, labels, radius, *, norm):
+        calls.append((len(images), norm))
+        return attack.apgd(classifier, images, labels, radius, norm=norm)
+
+    result = certify.branch_and_bound(classifier, image, [label], radius, domains=1, search=search)
+    assert calls == [(1, INF)] or bool(certify.crown(classifier, image, [label], radius).fooled[0])
+    assert bool(result.fooled[0])
+    assert exact_norm(np.asarray(result.images, float) - image, INF)[0] <= radius * (1 + 1e-6)
+
+    def far(classifier, images, labels, radius, *, norm):
+        return attack.nearest(classifier, images, labels, norm=norm)
+
+    small = 0.5 * float(near.distance[0])
+    assert not certify.branch_and_bound(classifier, image, [label], small, domains=50, search=far).fooled[0]
+
+
+def test_bounds_of_steps_hold_wherever_the_lead_is_not_positive():
+    """Of random networks and domains, for images of which the lead is not positive; elsewhere some are exceeded."""
+    rng = np.random.default_rng(3)
+    tight = held = 0
+    for _ in range(6):
+        params = weights(rng, 5, 4, 3)
+        classifier = Classifier(relu_network, params)
+        image = rng.uniform(size=(1, *SHAPE)).astype(np.float32)
+        label = int(classifier(image)[0].argmax())
+        radius = np.float32(0.3)
+        points = np.clip(image + rng.uniform(-radius, radius, (4000, *SHAPE)), 0, 1).astype(np.float32)
+        first = points.reshape(4000, -1) @ params[0] + params[1]
+        values = np.concatenate([first, np.maximum(first, 0) @ params[2] + params[3]], 1)
+        logits = np.asarray(classifier(points))
+        with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
+            search = Search(classifier, INF, image, np.array([label], np.int32), np.full(1, radius))
+            for domain in [waiting[-1] for waiting in search.states[0].waiting]:
+                inside = logits[:, label] <= logits[:, domain.other]
+                tasks = [search._target(domain, entry, sign) for entry in range(9) for sign in (1, -1)]
+                for task, found in zip(tasks, search._bound(tasks), strict=True):
+                    of = task.sign * values[:, task.entry + (5 if task.ramp else 0)]
+                    if inside.any():
+                        held += 1
+                        assert found.bound <= of[inside].min() + 1e-5
+                    tight += bool(found.bound > of.min())
+    assert held > 50
+    assert tight > 20
+
+
+def test_multipliers_of_a_pattern_that_no_image_has_prove_it():
+    rng = np.random.default_rng(0)
+    none = some = 0
+    for norm in (1, INF):
+        for _ in range(20):
+            image, radius = rng.uniform(size=5), 0.4
+            lead = pattern.Affine(rng.normal(size=(1, 5)), rng.normal(size=1))
+            steps = pattern.Affine(rng.normal(size=(7, 5)), rng.normal(size=7) / 4)
+            signs = rng.choice([-1, 0, 1], 7)
+            found, multipliers = pattern.least_lead(lead, steps, signs, image, radius, norm)
+            assert (multipliers >= 0).all()
+            points = np.clip(image + rng.uniform(-radius, radius, (3000, 5)), 0, 1)
+            points = points[exact_norm(points - image, norm) <= radius]
+            at = (points - image) @ lead.coefficients[0] + lead.at[0]
+            d = (points - image) @ steps.coefficients.T + steps.at
+            dual = at - d @ (signs * multipliers)
+            if found is None:
+                none += 1
+                assert not (d * signs >= 0).all(1).any()
+                assert (dual > 0).all()
+            else:
+                some += 1
+                least = float((found - image) @ lead.coefficients[0] + lead.at[0])
+                assert (dual >= least - 1e-6).all()
+                assert exact_norm((found - image)[None], norm)[0] <= radius + 1e-9
+                assert (((found - image) @ steps.coefficients.T + steps.at) * signs >= -1e-6).all()
+    assert none >= 5
+    assert some >= 5
+
+
+def test_lanes_are_by_themselves():
+    """What is bounded in a lane does not depend on the others."""
+    params = weights(np.random.default_rng(1), 5, 4, 3)
+    classifier = Classifier(relu_network, params)
+    images = np.random.default_rng(2).uniform(size=(8, *SHAPE)).astype(np.float32)
+    labels = np.asarray(classifier(images).argmax(1), np.int32)
+    with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
+        search = Search(classifier, INF, images, labels, np.full(8, 0.5, np.float32))
+        one, other = [state.waiting[0][-1] for state in search.states if state.waiting][:2]
+        tasks = [Task(one), search._target(other, 3, -1), Task(other)]
+        together = [found.bound for found in search._bound(tasks)]
+        alone = [search._bound([task])[0].bound for task in tasks]
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
