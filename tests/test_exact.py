@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from test_branch_and_bound import steep
 from test_certify import SHAPE, relu_network, weights
 
 from mnist_jax import Classifier, attack, bracket, certify
@@ -172,12 +173,9 @@ def test_multipliers_of_a_pattern_that_no_image_has_prove_it():
 
 def test_lanes_are_by_themselves():
     """What is bounded in a lane does not depend on the others."""
-    params = weights(np.random.default_rng(1), 5, 4, 3)
-    classifier = Classifier(relu_network, params)
-    images = np.random.default_rng(2).uniform(size=(8, *SHAPE)).astype(np.float32)
-    labels = np.asarray(classifier(images).argmax(1), np.int32)
+    classifier, images, labels, radius = steep(relu_network, 4)
     with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
-        search = Search(classifier, INF, images, labels, np.full(8, 0.5, np.float32))
+        search = Search(classifier, INF, images, labels.astype(np.int32), radius)
         one, other = [state.waiting[0][-1] for state in search.states if state.waiting][:2]
         tasks = [Task(one), search._target(other, 3, -1), Task(other)]
         together = [found.bound for found in search._bound(tasks)]
