@@ -1,0 +1,72 @@
+"""Pages of the site that are made when it is built: from files at the top of the repository, and from the code."""
+
+import contextlib
+import io
+import os
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from mnist_jax.attack import methods
+from mnist_jax.commands import attack, certify, demo, evaluate, train
+
+TOP = Path(__file__).parents[2]
+INCLUDED = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+COMMANDS = (train, evaluate, attack, certify, demo)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    pages = {page: included(name) for name, page in INCLUDED.items()}
+    pages |= {"reference/attacks.md": attacks(), "reference/commands.md": commands()}
+    for page, text in pages.items():
+        files.append(File.generated(config, page, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Links from docs/ to what is included are to its page."""
+    for name, page in INCLUDED.items():
+        markdown = markdown.replace(f"](../{name}", f"]({page}")
+    return markdown
+
+
+def included(name: str) -> str:
+    """A file of the top of the repository, with its links as they are from docs/, and none to what the site lacks."""
+    text = (TOP / name).read_text()
+    for other, page in INCLUDED.items():
+        text = text.replace(f"]({other}", f"]({page}")
+    text = text.replace("](docs/", "](")
+    return re.sub(r"\[([^\]]+)\]\((?:LICENSE|mnist_jax/[^)]*)\)", r"\1", text)
+
+
+def attacks() -> str:
+    """Every attack with its docstring."""
+    kinds = {"For the smallest perturbation": False, "At a radius": True}
+    parts = ["# Attacks: reference\n\n::: mnist_jax.attack.AttackResult"]
+    for title, at_a_radius in kinds.items():
+        names = (name for name in methods.METHODS if ("radius" in methods.parameters(name)) == at_a_radius)
+        parts += [f"## {title}", *(f"::: mnist_jax.attack.{name}\n    options: {{heading_level: 3}}" for name in names)]
+    others = ("robust_accuracy", "at_once", "progress")
+    parts += [
+        "## Around attacks",
+        *(f"::: mnist_jax.attack.{name}\n    options: {{heading_level: 3}}" for name in others),
+    ]
+    return "\n\n".join(parts)
+
+
+def commands() -> str:
+    """What each command says of itself when it is asked for `--help`."""
+    parts = ["# Command lines"]
+    for command in COMMANDS:
+        name = command.__name__.rpartition(".")[2]
+        parts.append(f"## python -m mnist_jax.{name}\n\n```text\n{help_of(command.parse)}\n```")
+    return "\n\n".join(parts)
+
+
+def help_of(parse) -> str:
+    os.environ["COLUMNS"] = "100"
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        parse(["--help"])
+    return said.getvalue().strip()
