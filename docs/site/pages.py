@@ -48,7 +48,8 @@ def attacks() -> str:
     for title, at_a_radius in kinds.items():
         names = (name for name in methods.METHODS if ("radius" in methods.parameters(name)) == at_a_radius)
         parts += [f"## {title}", *(f"::: mnist_jax.attack.{name}\n    options: {{heading_level: 3}}" for name in names)]
-    others = ("robust_accuracy", "at_once", "progress")
+    # A function that has the name of its module is found by its own place only.
+    others = ("robust_accuracy.robust_accuracy", "at_once", "progress")
     parts += [
         "## Around attacks",
         *(f"::: mnist_jax.attack.{name}\n    options: {{heading_level: 3}}" for name in others),
@@ -66,7 +67,7 @@ def commands() -> str:
 
 
 def help_of(parse) -> str:
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "70"  # as wide as the column of the page
     with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
         parse(["--help"])
     return said.getvalue().strip()
