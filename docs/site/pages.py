@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -37,23 +38,27 @@ def included(name: str) -> str:
     text = (TOP / name).read_text()
     for other, page in INCLUDED.items():
         text = text.replace(f"]({other}", f"]({page}")
-    text = text.replace("](docs/", "](")
+    text = re.sub(r"\[docs/(\w+\.md)\]", lambda page: f"[{title(page[1])}]", text).replace("](docs/", "](")
     return re.sub(r"\[([^\]]+)\]\((?:LICENSE|mnist_jax/[^)]*)\)", r"\1", text)
+
+
+def title(page: str) -> str:
+    return (TOP / "docs" / page).read_text().splitlines()[0].removeprefix("# ")
 
 
 def attacks() -> str:
     """Every attack with its docstring."""
-    kinds = {"For the smallest perturbation": False, "At a radius": True}
-    parts = ["# Attacks: reference\n\n::: mnist_jax.attack.AttackResult"]
-    for title, at_a_radius in kinds.items():
-        names = (name for name in methods.METHODS if ("radius" in methods.parameters(name)) == at_a_radius)
-        parts += [f"## {title}", *(f"::: mnist_jax.attack.{name}\n    options: {{heading_level: 3}}" for name in names)]
-    # A function that has the name of its module is found by its own place only.
-    others = ("robust_accuracy.robust_accuracy", "at_once", "progress")
-    parts += [
-        "## Around attacks",
-        *(f"::: mnist_jax.attack.{name}\n    options: {{heading_level: 3}}" for name in others),
-    ]
+    radius = {name: "radius" in methods.parameters(name) for name in methods.METHODS}
+    sections = {
+        "For the smallest perturbation": [name for name in radius if not radius[name]],
+        "At a radius": [name for name in radius if radius[name]],
+        # A function that has the name of its module is found by its own place only.
+        "Around attacks": ["robust_accuracy.robust_accuracy", "at_once", "progress"],
+    }
+    parts = ["# Attacks: reference", "::: mnist_jax.attack.AttackResult"]
+    for heading, names in sections.items():
+        parts.append(f"## {heading}")
+        parts += [f"::: mnist_jax.attack.{name}\n    options: {{heading_level: 3}}" for name in names]
     return "\n\n".join(parts)
 
 
@@ -66,7 +71,7 @@ def commands() -> str:
     return "\n\n".join(parts)
 
 
-def help_of(parse) -> str:
+def help_of(parse: Callable[[list[str]], object]) -> str:
     os.environ["COLUMNS"] = "70"  # as wide as the column of the page
     with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
         parse(["--help"])
