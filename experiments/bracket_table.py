@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,9 @@ def main() -> None:
     images, labels = np.asarray(data.normalize(val.images[places])), val.labels[places]
     path = Path("runs") / f"brackets-{options.model}-l{options.norm:g}.json"
     path.parent.mkdir(exist_ok=True)
-    done = json.loads(path.read_text()) if options.resume else {"lower": [], "upper": [], "seconds": 0.0}
+    done: dict[str, Any] = {"lower": [], "upper": [], "seconds": 0.0}
+    if options.resume:
+        done = json.loads(path.read_text())
     for start in range(len(done["lower"]), len(images), TOGETHER):
         some, began = slice(start, start + TOGETHER), time.monotonic()
         found = bracket(classifier, images[some], labels[some], norm=options.norm, seconds=options.seconds)

@@ -274,6 +274,46 @@ def certified_by_radius(radii: np.ndarray, norm: float, distances: np.ndarray | 
         return _png(figure)
 
 
+def brackets(lower: np.ndarray, upper: np.ndarray, norm: float) -> bytes:
+    """Where the nearest adversarial image of each image is: a segment from what is proved to what was found.
+
+    The images are in the order of their upper ends. Where no adversarial image was found, the segment is dotted and
+    goes on to the edge.
+
+    Args:
+      lower: `[N]`, distances within which it is proved that there is none.
+      upper: `[N]`, distances of those that were found: 0 where the image is misclassified from the start, inf where
+        none was.
+      norm: p.
+    """
+    order = np.lexsort((lower, upper))
+    low, high = np.asarray(lower, np.float64)[order], np.asarray(upper, np.float64)[order]
+    place, found = np.arange(1, len(order) + 1), np.isfinite(high)
+    limit = 1.06 * max(low.max(initial=0), high[found].max(initial=0)) or 1
+    room = 400 / max(len(order), 1)  # points that an image has, of the width of the axes
+    mark = min(max(0.8 * room, 1.5), 6)
+    ends: Any = {"marker": "_", "markersize": mark, "markeredgewidth": 1.4, "linestyle": "", "clip_on": False}
+    segment: Any = {"color": GREY, "linewidth": min(max(0.3 * room, 0.5), 1.6), "alpha": 0.6}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+        axes = figure.subplots()
+        axes.vlines(place[found], low[found], high[found], **segment)
+        if not found.all():
+            missing = {"label": "none found", "linestyle": VARIANTS[2]}
+            axes.vlines(place[~found], low[~found], limit, **segment, **missing)
+        right = high > 0
+        axes.plot(place[right], low[right], color=COLORS["train"], label="proved: none is nearer", zorder=3, **ends)
+        label = "found: an adversarial image"
+        axes.plot(place[found], high[found], color=COLORS["test"], label=label, zorder=3, **ends)
+        axes.set(xlim=(0.5, max(len(order), 1) + 0.5), ylim=(0, limit))
+        axes.set(xlabel="images, in the order of their upper ends", ylabel=f"distance, ${_norm_of_r(norm)}$")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(axis="x", visible=False)
+        # Above, where no image is.
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=8, markerscale=8 / mark)
+        return _png(figure)
+
+
 def defended(
     curves: Mapping[str, tuple[np.ndarray | None, np.ndarray]], norm: float, limit: float, *, mark: float | None = None
 ) -> bytes:

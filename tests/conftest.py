@@ -181,7 +181,9 @@ def refused(monkeypatch, capsys):
         errors = [
             line
             for line in err.splitlines()
-            if not line.startswith(("device: ", "training ", "evaluating ", "attacking ", "certifying ", "verifying "))
+            if not line.startswith(
+                ("device: ", "training ", "evaluating ", "attacking ", "bracketing ", "certifying ", "verifying ")
+            )
         ]
         assert (end.value.code, out, len(errors)) == (2, "", 1), (end.value.code, out, err)
         assert errors[0].startswith("error: ")

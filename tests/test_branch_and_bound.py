@@ -213,3 +213,30 @@ def test_brackets_hold_the_exact_distance():
             assert np.asarray(classifier(got.images)).argmax(1)[0] != label
             np.testing.assert_allclose(exact_norm(np.asarray(got.images, float) - image, INF)[0], upper, rtol=1e-5)
             assert lower >= 0.9 * upper
+
+
+def test_curves_beside_steps_and_what_is_not_finite():
+    """A hyperbolic tangent between ReLUs; weights that are dropped, too large, or no numbers are open, not a crash."""
+
+    def mixed(params, x):
+        h = jax.nn.relu(x.reshape(len(x), -1) @ params[0] + params[1][None])
+        return jax.nn.relu(jnp.tanh(h) @ params[2] + params[3][None]) @ params[4] + params[5][None]
+
+    rng = np.random.default_rng(3)
+    params = weights(rng, 5, 4, 3)
+    images = rng.uniform(size=(8, *SHAPE)).astype(np.float32)
+    classifier = Classifier(mixed, params)
+    labels = np.asarray(classifier(images).argmax(1))
+    distance = np.asarray(attack.nearest(classifier, images, labels, norm=INF, effort="thorough").distance)
+    radius = np.where(np.isfinite(distance), distance, 1) * np.float32(0.9)
+    result = branch_and_bound(classifier, images, labels, radius)
+    weaker = certify.crown(classifier, images, labels, radius)
+    assert not result.fooled.any()
+    assert int(result.certified.sum()) > int(weaker.certified.sum())
+    for value in (1e-40, 3e38, np.nan, -np.inf):
+        bad = tuple(p.copy() for p in params)
+        bad[2][0, 0] = value
+        result = branch_and_bound(Classifier(mixed, bad), images[:2], labels[:2], 0.2)
+        assert not (
+            np.asarray(result.certified) & ~np.isfinite(np.asarray(Classifier(mixed, bad)(images[:2])).sum(1))
+        ).any()

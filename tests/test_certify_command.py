@@ -10,10 +10,11 @@ import pytest
 from mnist_jax import attack, certify, data, load_classifier
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.methods import METHODS as ATTACKS
-from mnist_jax.commands import certification, console, evaluate, job
+from mnist_jax.certify.exact import Bracket
+from mnist_jax.commands import bracketing, certification, console, evaluate, job
 from mnist_jax.commands import certify as command_line
 from mnist_jax.errors import InputError
-from mnist_jax.storage import checkpoint
+from mnist_jax.storage import checkpoint, verify_brackets
 from mnist_jax.storage.results import Record, Smoothed, load, save
 
 MODEL = ("--model", "MLP-original")
@@ -198,8 +199,13 @@ def test_names_of_results_are_never_those_of_an_attack():
         (("--count", 10_001), "more than the 10000 images of val"),
         (("--ids", "3,10000"), "--ids 10000 is not an image of val"),
         (("--seed", 1), "argument --seed: only with --method smoothing"),
-        (("--method", "branch_and_bound"), "--method branch_and_bound needs a --radius"),
-        (("--seconds", 1), "--seconds applies to --method branch_and_bound only"),
+        (("--method", "branch_and_bound"), "--method branch_and_bound needs a --radius; --method bracket looks for"),
+        (("--seconds", 1), "argument --seconds: only with --method branch_and_bound or bracket"),
+        (("--method", "brackets"), "unknown method 'brackets': did you mean bracket?"),
+        (("--method", "bracket", "--radius", 0.1), "--radius is not for --method bracket"),
+        (("--method", "bracket", "--attack-results", "x.npz"), "--attack-results: not allowed with --method bracket"),
+        (("--method", "bracket", "--norm", 3), "--norm 3 does not apply to bracket"),
+        (("--method", "bracket", "--seconds", 0), "--seconds: '0' is not a number above 0"),
         (("--radius", 1, "--attack-results", "x.npz"), "--attack-results: not allowed with argument --radius"),
         (("--attack-results", "x.npz"), "there is no file x.npz"),
         (("--resume",), "nothing to resume"),
@@ -320,6 +326,116 @@ def test_a_certificate_of_the_real_attack_is_not_contradicted(largest):
     images = data.normalize(val.images[record.indices])
     distance = attack.nearest(classifier, images, record.labels, norm=np.inf).distance
     assert (np.asarray(distance) > record.result.radius)[record.result.certified].all()
+
+
+# Brackets
+
+BRACKET = (*MODEL, "--method", "bracket")
+BRACKETS = "MLP-original-bracket-linf-val"
+
+
+@pytest.fixture(scope="module")
+def brackets(run, tmp_path_factory):
+    """A file of the brackets of two images, of which one is misclassified, and what the command said."""
+    folder = tmp_path_factory.mktemp("brackets")
+    status, out, err = run("certify", *BRACKET, "--seconds", 3, "--ids", "247,5", cwd=folder)
+    assert status == 0, err
+    return folder / "runs" / f"{BRACKETS}.npz", out
+
+
+def test_a_bracket_is_of_what_is_proved_and_what_was_found(brackets, capsys):
+    path, out = brackets
+    record = load(path)
+    assert record.about["options"] == {"seconds": 3.0}
+    lower, upper, images = record.result
+    assert (lower[0], upper[0]) == (0, 0)
+    assert 0.01 < lower[1] <= upper[1] < 0.1
+    val = data.load_split("val")
+    classifier = load_classifier(checkpoint.shipped() / "MLP-original.safetensors")
+    assert classifier(images).argmax(1)[1] != val.labels[5]
+    np.testing.assert_allclose(abs(images[1] - data.normalize(val.images[5])).max(), upper[1], rtol=1e-4)
+    assert [line.split(":")[0] for line in out.splitlines()] == [
+        *("bracket", "apart", "others", "cost", "results", "figure"),
+    ]
+    assert f"lower end {lower[1]:.4g}, upper end {upper[1]:.4g}, medians of 1 images, of norm inf" in out
+    assert "1 misclassified, 0 with no adversarial image found" in out
+    assert path.with_suffix(".png").exists()
+    wrong, said = report(path, capsys)
+    assert wrong == {}
+    assert (said["found"], said["proved"], said["refuted"]) == (2, 1, 0)
+
+
+def test_lies_about_brackets_are_found(brackets, tmp_path, capsys, monkeypatch):
+    # With less effort, which is enough for these.
+    monkeypatch.setattr(verify_brackets, "EFFORT", "fast")
+    path, _ = brackets
+    record = load(path)
+    val = data.load_split("val")
+    indices = np.array([5, 7, 9, 11, 13, 15])
+    original = np.asarray(data.normalize(val.images[indices]))
+    images = np.concatenate([record.result.images[1:], original[1:]])
+    images[2, 0, 0, 0] = 1.5
+    images[3] = np.clip(images[3] + 0.001, 0, 1)
+    distance = record.result.upper[1]
+    lower = np.array([2 * distance, 0, 0, 0, 0.15, 0])
+    upper = np.array([1.5 * distance, 1, 1, np.inf, np.inf, np.inf])
+    fields = {"lower": lower, "upper": upper, "images": images, "indices": indices, "labels": val.labels[indices]}
+    changed_ = changed(path, tmp_path, **fields)
+    wrong, said = report(changed_, capsys)
+    refuted = "refuted, by an adversarial image within its lower end"
+    assert wrong == {
+        5: ["lower end above the upper one", "not of the distance it says", refuted],
+        7: ["not misclassified", "not of the distance it says"],
+        9: ["not in [0, 1]", "not misclassified", "not of the distance it says"],
+        11: ["not the image itself"],
+        13: [refuted],
+    }
+    assert (said["images"], said["found"], said["proved"], said["refuted"]) == (6, 3, 2, 2)
+    assert evaluate.check(evaluate.parse(["--verify", str(changed_)])) == 1
+    out = capsys.readouterr().out
+    assert "6 images, 3 with an adversarial image, 5 wrong" in out
+    assert "lower ends not refuted by an attack: 0 of 2; they are not proved anew" in out
+
+
+def test_brackets_are_summed_up_and_gone_on_with(tmp_path, monkeypatch, capsys):
+    """The command around what it brackets, which is made up here."""
+    ends = {0: (0.0, 0.0), 1: (0.0297, 0.03), 2: (0.048, 0.05), 3: (0.03, np.inf), 4: (0.01, 0.02)}
+    asked = []
+
+    def made_up(classifier, images, labels, *, norm, seconds):
+        new = [data.load_split("val").labels[:5].tolist().index(label) for label in labels]
+        asked.append((new, seconds))
+        return Bracket(*np.array([ends[i] for i in new], np.float32).T, np.asarray(images))
+
+    monkeypatch.setattr(bracketing, "bracket", made_up)
+    arguments = (*BRACKET, "--output", tmp_path, "--count")
+    said(monkeypatch, capsys, *arguments, 2)
+    summary = json.loads(said(monkeypatch, capsys, *arguments, 5, "--resume", "--seconds", 60, "--json"))
+    assert [place for new, _ in asked for place in new] == [0, 1, 2, 3, 4]  # each once
+    assert {seconds for _, seconds in asked} == {60}
+    assert summary["medians"] == {"lower": pytest.approx(0.02985), "upper": pytest.approx(0.04)}
+    assert summary["within"] == {"0.01": 0.25, "0.05": 0.5}
+    assert (summary["images"], summary["misclassified"], summary["found"]) == (5, 1, 3)
+    assert summary["figure"] == str(tmp_path / f"{BRACKETS}.png")
+    text = said(monkeypatch, capsys, *arguments, 5, "--resume")
+    assert "25.00% within 1%, 50.00% within 5%" in text
+    assert "1 misclassified, 1 with no adversarial image found" in text
+    run = bracketing.prepare(command_line.parse([*map(str, (*arguments, 5))]))
+    assert run.status(load(run.path).result) == "1 within 1%, 3 open"
+    with pytest.raises(InputError, match=r"other options \(it had seconds 60.0\)"):
+        said(monkeypatch, capsys, *arguments, 5, "--resume", "--seconds", 2)
+    nothing = said(monkeypatch, capsys, *BRACKET, "--output", tmp_path / "wrong", "--count", 1)
+    assert "lower end -, upper end -, medians of 0 images" in nothing
+
+
+@pytest.mark.parametrize("change", [{"lower": -1.0}, {"lower": np.inf}, {"upper": np.nan}])
+def test_damaged_files_of_brackets_are_refused(tmp_path, change):
+    fine = {"lower": 0.1, "upper": np.inf} | change
+    ends = {key: np.array([value]) for key, value in fine.items()}
+    result = Bracket(**ends, images=np.zeros((1, 2, 2, 1)))
+    save(tmp_path / "some.npz", Record(np.arange(1), np.arange(1), result, {"norm": 2.0}))
+    with pytest.raises(InputError, match="is damaged: its brackets are none"):
+        load(tmp_path / "some.npz")
 
 
 # Smoothing

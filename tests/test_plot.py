@@ -231,6 +231,20 @@ def test_certified_by_radius():
         plot.certified_by_radius(nothing, 1, nothing)
 
 
+def test_brackets():
+    random = np.random.default_rng(0)
+    upper = random.random(50)
+    lower = upper * random.random(50)
+    found = plot.brackets(lower, upper, np.inf)
+    assert found == plot.brackets(lower[::-1], upper[::-1], np.inf)  # their order is that of the upper ends
+    assert found != plot.brackets(lower, np.where(upper > 0.8, np.inf, upper), np.inf)
+    for color in plot.COLORS.values():
+        wanted = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        assert (np.abs(pixels_of(found) - wanted).max(-1) < 0.02).sum() > 200
+    for nothing in (np.zeros(0), np.zeros(3), np.full(2, np.inf)):
+        plot.brackets(np.zeros(len(nothing)), nothing, 1)
+
+
 def test_defended():
     random = np.random.default_rng(0)
     radii = random.random(50)

@@ -122,8 +122,10 @@ def bounded(
         slopes, less, log_weight = free
 
         def subtracted(place: int, a: jax.Array) -> jax.Array | None:
+            if place not in less:  # not a ramp
+                return None
             coefficients[place] = a
-            return signs[place] * less[place] if place in less else None
+            return signs[place] * less[place]
 
         weight = jnp.where(target.sign == 0, 1, target.weight * jnp.exp(log_weight))
         return bounds.back(end, *objective(weight), slopes.get, multipliers=subtracted)

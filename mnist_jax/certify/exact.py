@@ -30,7 +30,7 @@ FIRST = 0.75  # share of the time for the proof just below the upper end
 SLACKER = 10  # times as far below the upper end as before, the next proof
 SMALLEST = 1e-4  # the first radius, where CROWN certifies none
 ROUNDING = 1e-6  # relative, of radii
-FINE = 1e-3  # relative: distances nearer to each other than that differ by what rounds in single precision
+FINE = 1e-3  # relative: below it, proofs are in double precision
 
 
 class Bracket(NamedTuple):
@@ -65,9 +65,11 @@ def exact(
     image that it meets is replaced by the nearest one with the same activation pattern, by a linear program. If the
     time does not suffice for the proof, smaller radii are tried in the rest of it.
 
-    Proofs are made in double precision, for the function in exact arithmetic, wherever the classifier computes in the
-    precision of its weights. So near the nearest image a device that rounds may be of another opinion: unlike that of
-    `branch_and_bound` the proof does not hold for what it computes in single precision.
+    Where `close` is below 1e-3, proofs are made in double precision, and images are adversarial in it, wherever the
+    classifier computes in the precision of its weights: so near the boundary nothing can be proved of a device that
+    rounds in single precision. Both ends are then of the function in exact arithmetic (with its own constants in double
+    precision), and a device may be of another opinion by what it rounds. Where `close` is larger, the lower end holds
+    for both, as that of `branch_and_bound`.
 
     Args:
       classifier: of any shape of images.
@@ -105,7 +107,9 @@ def exact(
         ends.halve((1 - FIRST) / HALVINGS * seconds, domains, 1 - close * SLACKER ** (turn + 1))
     lower = ends.lower.astype(x.dtype)
     lower = np.where(lower > ends.lower, np.nextafter(lower, lower.dtype.type(0)), lower)
-    return Bracket(*(jnp.asarray(part, x.dtype) for part in (lower, ends.upper, ends.shown)))
+    upper = ends.upper.astype(x.dtype)
+    upper = np.where(upper < ends.upper, np.nextafter(upper, upper.dtype.type(np.inf)), upper)
+    return Bracket(*(jnp.asarray(part, x.dtype) for part in (lower, upper, ends.shown)))
 
 
 def _in_units(
@@ -131,8 +135,8 @@ class _Ends:
         self.shown = images.copy()
         self.limit = np.asarray(geometry.largest(jnp.asarray(images), norm)) if len(images) else self.lower
         self.failed = self.limit.astype(float)
-        self.double = _double(classifier, images, norm)
-        self.judge = self.double if self.double is not None and 1 - share < FINE else classifier
+        self.double = _double(classifier, images, norm) if 1 - share < FINE else None
+        self.judge = self.double or classifier
 
     def is_met(self, rows: np.ndarray, images: np.ndarray) -> None:
         """Takes those of some images that are adversarial, and nearer than what there was."""
@@ -152,7 +156,7 @@ class _Ends:
 
     def approach(self, seconds: float, domains: int | None) -> None:
         """Proofs just below the upper ends, or, where there are none yet, within larger and larger radii."""
-        left = np.full(len(self.images), seconds)
+        left = np.full(len(self.images), seconds if domains is None else np.inf)
         self._certify_by_crown(np.flatnonzero(~np.isfinite(self.upper)))
         while len(rows := self.wide()[left[self.wide()] > 0]):
             unknown = np.maximum(FARTHER * self.lower[rows], SMALLEST)

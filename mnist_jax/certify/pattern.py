@@ -11,7 +11,9 @@ from scipy import optimize
 
 from mnist_jax.geometry import INF
 
-LIMIT = 20.0  # seconds for a program, after which there is no solution
+ITERATIONS = (
+    20_000  # of the simplex method, after which there is no solution: not seconds, so that it is the same again
+)
 
 
 class Affine(NamedTuple):
@@ -91,7 +93,7 @@ def nearest(
 def _solved(cost: np.ndarray, rows: np.ndarray, most: np.ndarray, room: np.ndarray) -> optimize.OptimizeResult:
     """Of variables from 0 to their room, whose rows are at most so much, those of least cost."""
     bounds = np.stack([np.zeros_like(room), room], 1)
-    return optimize.linprog(cost, rows, most, bounds=bounds, options={"time_limit": LIMIT})
+    return optimize.linprog(cost, rows, most, bounds=bounds, options={"maxiter": ITERATIONS})
 
 
 def _signed(steps: Affine, signs: np.ndarray) -> Affine:

@@ -4,7 +4,8 @@ import heapq
 import itertools
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import jax
@@ -257,8 +258,7 @@ class Search:
         """Settles one whose steps all have one sign: it is a linear program."""
         state = self.states[domain.image]
         before = state.radius
-        solved = self._program(domain) if self.norm != 2 and self._size() <= ROWS else None
-        signs, multipliers, image = solved or (self._pieces(domain, [Task(domain)])[1], None, None)
+        signs, multipliers, image = self._program(domain)
         if image is not None and self._is_adversarial(domain, image):
             self._met(domain, image)
             if self.nearer is None:
@@ -320,7 +320,7 @@ class Search:
 
     # Linear programs
 
-    def _pieces(self, domain: Domain, tasks: list[Task]) -> tuple[pattern.Affine, np.ndarray]:
+    def _pieces(self, tasks: list[Task]) -> tuple[pattern.Affine, np.ndarray]:
         """What is affine where all steps have one sign: the targets; and the signs `[R]`."""
         parts, signs = [], None
         for start in range(0, len(tasks), LANES):
@@ -331,20 +331,40 @@ class Search:
         coefficients, at = (np.concatenate(each).astype(float) for each in zip(*parts, strict=True))
         return pattern.Affine(coefficients, at), signs[:, 0]
 
-    def _program(self, domain: Domain) -> tuple[np.ndarray, tuple[np.ndarray, ...], np.ndarray | None] | None:
-        """Signs, multipliers and the image, if there is one, of the linear program; None where it has no solution."""
-        affine, signs = self._pieces(domain, [Task(domain), *self._all_steps(domain)])
-        lead, steps = _parted(affine)
-        original = self.images[domain.image].reshape(-1).astype(float)
-        radius = float(self.states[domain.image].radius)
-        solved = pattern.least_lead(lead, steps, signs, original, radius, self.norm)
+    def _program(self, domain: Domain) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None, np.ndarray | None]:
+        """The signs `[R]`; multipliers, if the linear program has a solution; and the image, if there is one."""
+        with self._counted(domain):
+            affine, signs = self._pieces([Task(domain), *self._all_steps(domain)])
+            lead, steps = _parted(affine)
+            if not self._has_programs or not _finite(affine):
+                return signs, None, None
+            original = self.images[domain.image].reshape(-1).astype(float)
+            radius = float(self.states[domain.image].radius)
+            solved = pattern.least_lead(lead, steps, signs, original, radius, self.norm)
         if solved is None:
-            return None
+            return signs, None, None
         found, multipliers = solved
-        image = None if found is None else self._image(domain, found)
-        return signs, self._split(multipliers), image
+        return signs, self._split(multipliers), None if found is None else self._image(domain, found)
+
+    @property
+    def _has_programs(self) -> bool:
+        """Whether linear programs are made: there are none of the Euclidean norm, and none of this size."""
+        return self.norm != 2 and self._size() <= ROWS
+
+    @contextmanager
+    def _counted(self, domain: Domain) -> Iterator[None]:
+        """Counts the seconds inside for the domain's image."""
+        if self._has_programs:
+            self._pieces([Task(domain)])  # compiles
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.states[domain.image].seconds += time.monotonic() - began
 
     def _all_steps(self, domain: Domain) -> list[Task]:
+        if not self._has_programs:
+            return []
         sizes = [int(np.prod(shape)) for shape in self.ramps.values()]
         return [Task(domain, ramp, entry, 1, 0.0) for ramp, size in enumerate(sizes) for entry in range(size)]
 
@@ -354,18 +374,24 @@ class Search:
         return self._single(domain, np.sign(d) * np.maximum(np.abs(d) * region.INSIDE - region.ROUNDED, 0))
 
     def _single(self, domain: Domain, d: np.ndarray) -> np.ndarray:
-        """The image at a difference, rounded to single precision."""
-        original = self.images[domain.image]
-        return np.clip(original + d.reshape(original.shape), 0, 1).astype(np.float32).astype(original.dtype)
+        """The image at a difference, rounded to single precision where it differs."""
+        original, d = self.images[domain.image], d.reshape(self.images.shape[1:])
+        moved = np.clip(original + d, 0, 1).astype(np.float32).astype(original.dtype)
+        return np.where(d == 0, original, moved)
 
     def _met(self, domain: Domain, image: np.ndarray) -> None:
-        """An adversarial image was met, within the radius that the domain was made for."""
+        """Takes an adversarial image that was met, if it is within the radius and nearer than what there was."""
         state = self.states[domain.image]
-        if (distance := self._distance(domain, image)) >= state.distance:
-            return
         if self.nearer is not None:
-            image = self._nearer(domain, image)
-            distance = self._distance(domain, image)
+            image = self._single(domain, image - self.images[domain.image])
+        distance = self._distance(domain, image)
+        if distance > float(state.radius) or distance >= state.distance or not self._is_adversarial(domain, image):
+            return
+        if self.nearer is not None and self._has_programs:
+            with self._counted(domain):
+                nearer = self._nearer(domain, image)
+            if (there := self._distance(domain, nearer)) < distance:
+                image, distance = nearer, there
         state.found, state.distance = image, distance
         if self.nearer is None:
             state.waiting = []
@@ -378,12 +404,13 @@ class Search:
 
     def _nearer(self, domain: Domain, image: np.ndarray) -> np.ndarray:
         """The nearest adversarial image with the activation pattern of an adversarial one, where it is found."""
-        if self.norm == 2 or self._size() > ROWS:
-            return image
         original, state = self.images[domain.image], self.states[domain.image]
         signs = np.asarray(domains.signs_at(*self.how, image[None]))[:, 0]
         there = domain._replace(boxes=self.roots[domain.image], signs=self._split(signs))
-        lead, steps = _parted(self._pieces(there, [Task(there), *self._all_steps(there)])[0])
+        affine = self._pieces([Task(there), *self._all_steps(there)])[0]
+        if not _finite(affine):
+            return image
+        lead, steps = _parted(affine)
         below = max(AIM * driver.clearly(original.dtype), SINGLE) * float(np.abs(self.classifier(image[None])).max())
         given = (original.reshape(-1).astype(float), float(state.radius), self.norm, below)
         found = pattern.nearest(lead, steps, signs, *given)
@@ -450,6 +477,10 @@ def _costly(scores: np.ndarray, most: int) -> np.ndarray:
     """The entries with the largest scores that are not 0."""
     order = np.argsort(-scores, kind="stable")[:most]
     return order[scores[order] > 0]
+
+
+def _finite(affine: pattern.Affine) -> bool:
+    return all(np.isfinite(part).all() for part in affine)
 
 
 def _parted(affine: pattern.Affine) -> tuple[pattern.Affine, pattern.Affine]:

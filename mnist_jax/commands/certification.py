@@ -14,7 +14,7 @@ from mnist_jax import certify, data, device
 from mnist_jax.certify.driver import NORMS
 from mnist_jax.commands import job
 from mnist_jax.commands.job import Job
-from mnist_jax.errors import InputError, first_line, unknown
+from mnist_jax.errors import InputError, first_line
 from mnist_jax.geometry import check_norm
 from mnist_jax.storage.results import Certificates, Record
 
@@ -24,7 +24,7 @@ METHODS: dict[str, Callable[..., certify.CertifyResult]] = {
     if "radius" in inspect.signature(function).parameters
 }
 DEFAULT = "crown"
-DIVIDING = "branch_and_bound"  # the method that takes --seconds
+DIVIDING = "branch_and_bound"  # the method of these that takes --seconds
 
 EACH = 8  # images that each core works on between two looks at Ctrl-C
 
@@ -45,7 +45,7 @@ class Certification(Job[Certificates]):
                 radius = certify.largest_radius(self.classifier, images, labels, norm=self.norm, method=method)
             result = method(self.classifier, images, labels, radius, norm=self.norm)
         except certify.UnsupportedOperation as error:
-            raise _unsupported(self.chosen.subject.path, error) from error
+            raise unsupported(self.chosen.subject.path, error) from error
         certified, fooled, margin, shown = map(np.asarray, result)
         if "radius" not in self.given:  # where a device does not give the same bits twice
             radius = np.where(certified, radius, 0)
@@ -84,7 +84,8 @@ def _open(result: Certificates) -> np.ndarray:
     return ~(result.certified | result.fooled)
 
 
-def _unsupported(path: Path, error: certify.UnsupportedOperation) -> InputError:
+def unsupported(path: Path, error: certify.UnsupportedOperation) -> InputError:
+    """The error for the network at `path`, which computes something that no bound is known for."""
     return InputError(f"{path} can't be certified: {first_line(error)}")
 
 
@@ -98,23 +99,24 @@ def prover(path: Path, record: Record[Certificates]) -> Callable[..., certify.Ce
         try:
             return METHODS[name](*arguments, **how)
         except certify.UnsupportedOperation as error:
-            raise _unsupported(path, error) from error
+            raise unsupported(path, error) from error
 
     return prove
 
 
-def prepare(options: argparse.Namespace) -> Certification:
-    """Checks the options, loads network and images. Raises `InputError` before anything is written."""
-    if options.method not in METHODS:
-        raise unknown("method", options.method, METHODS)
+def norm_of(options: argparse.Namespace) -> float:
+    """The norm of the options, inf unless they have one. Raises `InputError` where nothing is proved in it."""
     try:
-        norm = check_norm(getattr(options, "norm", np.inf), NORMS)
+        return check_norm(getattr(options, "norm", np.inf), NORMS)
     except ValueError as error:
         raise InputError(f"--norm {options.norm:g} does not apply to {options.method} ({error})") from error
+
+
+def prepare(options: argparse.Namespace) -> Certification:
+    """Checks the options, loads network and images. Raises `InputError` before anything is written."""
+    norm = norm_of(options)
     if options.method == DIVIDING and "radius" not in options:
-        raise InputError(f"--method {DIVIDING} needs a --radius; mnist_jax.bracket looks for one, from Python")
-    if options.method != DIVIDING and "seconds" in options:
-        raise InputError(f"--seconds applies to --method {DIVIDING} only")
+        raise InputError(f"--method {DIVIDING} needs a --radius; --method bracket looks for the least of each image")
     chosen, given = job.choose(options), job.given(options, ["radius", "seconds"])
     certification = Certification(chosen=chosen, method=options.method, norm=norm, given=given)
     certification.announce()

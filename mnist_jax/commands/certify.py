@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 
 from mnist_jax.attack.engine.result import AttackResult
-from mnist_jax.commands import certification, console, job, smoothing
-from mnist_jax.commands.certification import DEFAULT, METHODS, Certification
-from mnist_jax.errors import InputError
+from mnist_jax.commands import bracketing, certification, console, job, smoothing
+from mnist_jax.commands.certification import DEFAULT, DIVIDING, Certification
+from mnist_jax.errors import InputError, unknown
 from mnist_jax.storage import checkpoint
 from mnist_jax.storage.results import Certificates, Record, check_about, load
+
+METHODS = (*certification.METHODS, bracketing.METHOD, smoothing.METHOD)
+TIMED = (DIVIDING, bracketing.METHOD)  # those that take --seconds
 
 CLOSE = 1e-5  # relative: distances are single precision
 
@@ -19,16 +22,22 @@ CLOSE = 1e-5  # relative: distances are single precision
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = console.Parser("certify", __doc__)
     parser.add_argument("--model", required=True, help=job.MODELS)
-    parser.add_argument("--method", default=DEFAULT, help=f"one of {', '.join((*METHODS, smoothing.METHOD))}")
+    parser.add_argument("--method", default=DEFAULT, help=f"one of {', '.join(METHODS)}")
     parser.add_argument("--output", type=Path, default=checkpoint.RUNS, help="folder for the results")
     results = "without --radius: results of an attack such as nearest on the same images, for the figure"
     parser.add_argument("--attack-results", type=Path, metavar="FILE", help=results)
     parser.add_data_options(dataset=None)
     job.add_options(parser, "the certificates", verb="certify", norms="1, 2 or inf (default: inf)")
-    seconds = "for each image, at most, with --method branch_and_bound (default: 60)"
+    seconds = f"for each image, at most, with --method {' or '.join(TIMED)} (default: 60)"
     parser.add_argument("--seconds", type=console.number(float, 0, above=True), default=argparse.SUPPRESS, help=seconds)
     smoothing.add_options(parser)
     options = parser.parse_args(argv)
+    if options.method not in METHODS:
+        raise unknown("method", options.method, METHODS)
+    if options.method not in TIMED and "seconds" in options:
+        parser.error(f"argument --seconds: only with --method {' or '.join(TIMED)}")
+    if options.method == bracketing.METHOD and options.attack_results:
+        parser.error("argument --attack-results: not allowed with --method bracket, which attacks the images itself")
     if options.method == smoothing.METHOD and options.attack_results:
         parser.error("argument --attack-results: not allowed with --method smoothing, which is of another classifier")
     if options.method != smoothing.METHOD and (extra := [o for o in smoothing.OPTIONS if o in options]):
@@ -103,6 +112,10 @@ def main(argv: list[str] | None = None) -> None:
     if options.method == smoothing.METHOD:
         _, summary = job.carry_out(smoothing.prepare(options), options)
         console.report(summary, smoothing.text(summary), as_json=options.json)
+        return
+    if options.method == bracketing.METHOD:
+        summary = bracketing.carry_out(bracketing.prepare(options), options)
+        console.report(summary, bracketing.text(summary), as_json=options.json)
         return
     run = certification.prepare(options)
     found = distances(options.attack_results, run) if options.attack_results else None

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from mnist_jax import data
+from mnist_jax.certify.exact import Bracket
 from mnist_jax.commands import campaign, certification, console, job, own_model
 from mnist_jax.data import SPLITS
 from mnist_jax.errors import InputError
 from mnist_jax.evaluation import accuracy
-from mnist_jax.storage import checkpoint, results, verify, verify_certificates
+from mnist_jax.storage import checkpoint, results, verify, verify_brackets, verify_certificates
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -87,6 +88,9 @@ def check(options: argparse.Namespace) -> int:
     if isinstance(record.result, results.Certificates):
         report = verify_certificates.verify(*what, certification.prover(options.verify, record))
         text = verify_certificates.text(report)
+    elif isinstance(record.result, Bracket):
+        report = verify_brackets.verify(*what)
+        text = verify_brackets.text(report)
     else:
         report = verify.verify(*what)
         text = verify.text(report)

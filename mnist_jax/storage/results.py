@@ -1,4 +1,4 @@
-"""Results of attacks, certificates, and what smoothing certifies, as files: .npz, with what made them."""
+"""Results of attacks, certificates, brackets, and what smoothing certifies, as files: .npz, with what made them."""
 
 import hashlib
 import io
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnist_jax.attack.engine.result import AttackResult
+from mnist_jax.certify.exact import Bracket
 from mnist_jax.classifier import Classifier
 from mnist_jax.data import Split, fingerprint
 from mnist_jax.errors import InputError, first_line
@@ -60,18 +61,19 @@ class Smoothed(NamedTuple):
     counts: np.ndarray
 
 
-R = TypeVar("R", bound=AttackResult | Certificates | Smoothed)
+R = TypeVar("R", bound=AttackResult | Bracket | Certificates | Smoothed)
 
-KINDS: dict[str, type[Any]] = {"certified": Certificates, "abstained": Smoothed}  # by a field that only they have
+# By a field that only they have.
+KINDS: dict[str, type[Any]] = {"certified": Certificates, "lower": Bracket, "abstained": Smoothed}
 
 
 class Record(NamedTuple, Generic[R]):
-    """The results for some images of a split, as a file keeps them: of an attack, a certification, or smoothing.
+    """The results for some images of a split, as a file keeps them: of an attack, proofs, both, or smoothing.
 
     Attributes:
       indices: `[N]`, places in the split.
       labels: `[N]`.
-      result: the `AttackResult`, `Certificates` or `Smoothed` for them, as NumPy arrays.
+      result: the `AttackResult`, `Certificates`, `Bracket` or `Smoothed` for them, as NumPy arrays.
       about: what made it, all that the results depend on: the model and the fingerprint of its weights, the dataset,
         the split and the fingerprint of its images and labels, method, norm, options, precision, platform, version.
         Where `targets` among the options are more than one, they are those of the images in the order of `indices`, and
@@ -168,6 +170,8 @@ def _check(path: Path, record: Record[Any]) -> None:
         raise InputError(f"{path} is damaged: it has an image twice")
     if isinstance(record.result, Certificates):
         fits, what = _are_certificates(record.result), "certificates or its radii"
+    elif isinstance(record.result, Bracket):
+        fits, what = _are_ends(record.result), "brackets"
     elif isinstance(record.result, Smoothed):
         fits, what = _are_votes(record.result), "votes or its radii"
     else:
@@ -186,6 +190,10 @@ def _are_votes(result: Smoothed) -> bool:
 def _are_successes(result: AttackResult) -> bool:
     counts = all(((n >= 0) & (n == np.round(n))).all() for n in (result.gradients, result.forwards))
     return counts and bool(np.isin(result.success, (0, 1)).all())
+
+
+def _are_ends(result: Bracket) -> bool:
+    return bool((np.isfinite(result.lower) & (result.lower >= 0) & (result.upper >= 0)).all())
 
 
 def _are_certificates(result: Certificates) -> bool:
