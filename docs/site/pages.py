@@ -72,7 +72,7 @@ def commands() -> str:
 
 
 def help_of(parse: Callable[[list[str]], object]) -> str:
-    os.environ["COLUMNS"] = "70"  # as wide as the column of the page
+    os.environ["COLUMNS"] = "90"  # as wide as the column of the page
     with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
         parse(["--help"])
     return said.getvalue().strip()
