@@ -21,8 +21,9 @@ check: $(VENV)/checkers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Not --quiet: with it --strict counts no warnings.
 docs: $(VENV)/documenters
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict -f docs/site/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
 	@echo build/site/index.html
 
 $(VENV)/installed: pyproject.toml requirements.txt
