@@ -1,13 +1,14 @@
 # make train   sets up what it needs, trains the CNN, prints its accuracies
 # make test    sets up what it needs, passes the tests
 # make check   format, lint and types, as CI runs them
+# make docs    sets up what it needs, makes the site of the documentation, in build/site
 # make clean   removes everything that can be made again, but not runs/
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test check clean
+.PHONY: train test check docs clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m mnist_jax.train --model CNN
@@ -20,6 +21,11 @@ check: $(VENV)/checkers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Not --quiet: with it --strict counts no warnings.
+docs: $(VENV)/documenters
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
+	@echo build/site/index.html
+
 $(VENV)/installed: pyproject.toml requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +34,10 @@ $(VENV)/installed: pyproject.toml requirements.txt
 
 $(VENV)/checkers: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,check]'
+	@touch $@
+
+$(VENV)/documenters: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@touch $@
 
 clean:

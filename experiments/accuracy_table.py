@@ -1,4 +1,4 @@
-"""The README's accuracy table: every network, by both recipes, over several seeds, beside the original project's.
+"""The table of accuracies: every network, by both recipes, over several seeds, beside the original project's.
 
     python experiments/accuracy_table.py [--recipes original best] [--networks CNN ...] [--seeds 5]
 

@@ -1,4 +1,4 @@
-"""The README's figures of attacks, on the first images of `val`, by the shipped networks.
+"""The documentation's figures of attacks, on the first images of `val`, by the shipped networks.
 
     python experiments/attack_figures.py [--recipe original] [--images 200] [--output docs/images/attack_results]
 

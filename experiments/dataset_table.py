@@ -1,4 +1,4 @@
-"""The README's table of another dataset: accuracies of the networks trained for it, and how near they are fooled.
+"""The table of another dataset: accuracies of the networks trained for it, and how near they are fooled.
 
     python experiments/dataset_table.py --dataset fashion_mnist [--data-dir FOLDER] [--recipe best] [--images 100]
 

@@ -29,10 +29,10 @@ def test_every_attack_names_its_norm_before_it_asks_the_classifier(method):
 
 
 @pytest.mark.parametrize("at_a_radius", [True, False])
-def test_the_readme_has_the_table(at_a_radius):
+def test_the_documentation_has_the_table(at_a_radius):
     table = methods.table(at_a_radius=at_a_radius)
     assert table.count("\n") > 8
-    assert f"\n\n{table}\n\n" in (Path(__file__).parents[1] / "README.md").read_text()
+    assert f"\n\n{table}\n\n" in (Path(__file__).parents[1] / "docs/attacks.md").read_text()
 
 
 @pytest.mark.parametrize("method", methods.METHODS)

@@ -569,7 +569,7 @@ def test_capsules_of_a_black_image_have_finite_gradients():
 
 def test_the_network_that_is_added_in_the_documentation_trains():
     text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
-    code = textwrap.dedent("   " + text.split("```python\n")[1].split("```")[0].strip())
+    code = textwrap.dedent("    " + text.split("```python\n")[1].split("```")[0].strip())
     exec(code, names := {"__name__": "mine"})
     network = names["LeNet"]
     assert network.of((20, 24, 3), 7).initialize(jax.random.key(0))["classifier.4.kernel"].shape == (84, 7)
