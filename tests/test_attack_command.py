@@ -16,7 +16,7 @@ from mnist_jax import data, load_classifier, plot
 from mnist_jax.commands import attack, campaign, console, evaluate, job, prompt
 from mnist_jax.errors import InputError
 from mnist_jax.networks import MLP
-from mnist_jax.storage import checkpoint
+from mnist_jax.storage import checkpoint, results
 from mnist_jax.storage.results import load, save
 from mnist_jax.unstable import KNOWN_BEFORE, QUICKLY_COMPILED, compile_quickly
 
@@ -136,7 +136,7 @@ def test_only_results_of_the_same_attack_are_gone_on_with(tmp_path, few_digits, 
         (own / name).write_bytes(content)
         refuses("other data;", *same)
         (own / name).write_bytes((few_digits / name).read_bytes())
-    monkeypatch.setattr(job, "VERSION", "next")
+    monkeypatch.setattr(results, "VERSION", "next")
     refuses("other version", *same)
     monkeypatch.undo()
     with jax.enable_x64(True):
