@@ -3,9 +3,9 @@
     python experiments/bracket_table.py [--model MLP-original] [--norm inf] [--images 50] [--seconds 60] [--resume]
 
 The images are spread evenly over `val`. They are worked off some at a time, and what is done is kept in
-runs/brackets-MODEL-lP.json, with which `--resume` goes on. The row has the medians of both ends, of how far the upper
-end is above the lower one, the share of the images where that is at most 1 % and 5 %, and the seconds for all of them,
-with compiling.
+runs/brackets-MODEL-lP.json, with which `--resume` goes on; at the end there is a figure beside it. The row has the
+medians of both ends, of how far the upper end is above the lower one, the share of the images where that is at most 1 %
+and 5 %, and the seconds for all of them, with compiling.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mnist_jax import bracket, data, load_classifier
+from mnist_jax import bracket, data, load_classifier, plot
 from mnist_jax.geometry import INF
 
 TOGETHER = 5  # images
@@ -49,6 +49,7 @@ def main() -> None:
     lower, upper = np.array(done["lower"]), np.array(done["upper"])
     right = upper > 0
     above = upper[right] / np.maximum(lower[right], 1e-12) - 1
+    path.with_suffix(".png").write_bytes(plot.brackets(lower[right], upper[right], options.norm))
     print("| network | images | lower: median | upper: median | apart: median | within 1 % | within 5 % | seconds |")
     print("|:--|--:|--:|--:|--:|--:|--:|--:|")
     shares = " | ".join(f"{(above <= limit + 1e-3).mean():.0%}" for limit in (0.01, 0.05))
