@@ -12,12 +12,14 @@ HiGHS solves it, by SciPy (`pip install scipy`).
 
 import argparse
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 from tqdm import tqdm
 
 try:
@@ -58,18 +60,32 @@ def train(split: data.Split, key: jax.Array) -> Weights:
     sizes = {"w": (196, HIDDEN), "b": (HIDDEN,), "v": (HIDDEN, 10), "c": (10,)}
     keys = jax.random.split(key, len(sizes) + 1)
     weights = {n: jax.random.normal(k, s) / s[0] ** 0.5 for (n, s), k in zip(sizes.items(), keys, strict=False)}
-    images, labels = jnp.asarray(smaller(split.images)), jnp.asarray(split.labels, jnp.int32)
-    adam = optax.adam(RATE)
+    return descended(apply, weights, smaller(split.images), split.labels, keys[-1], epochs=EPOCHS, rate=RATE)
+
+
+def descended(
+    apply: Callable[[Any, jax.Array], jax.Array],
+    weights: Any,
+    images: ArrayLike,
+    labels: ArrayLike,
+    key: jax.Array,
+    *,
+    epochs: int,
+    rate: float,
+) -> Any:
+    """The weights after some epochs of Adam on the cross-entropy of images and labels."""
+    x, y = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
+    adam = optax.adam(rate)
 
     def step(state, batch):
         weights, moments = state
-        gradient = jax.grad(lambda w: losses.cross_entropy(apply(w, images[batch]), labels[batch]).mean())(weights)
+        gradient = jax.grad(lambda w: losses.cross_entropy(apply(w, x[batch]), y[batch]).mean())(weights)
         updates, moments = adam.update(gradient, moments)
         return (optax.apply_updates(weights, updates), moments), None
 
     @jax.jit
     def run(weights):
-        orders = [jax.random.permutation(key, len(labels)) for key in jax.random.split(keys[-1], EPOCHS)]
+        orders = [jax.random.permutation(key, len(y)) for key in jax.random.split(key, epochs)]
         batches = jnp.concatenate(orders).reshape(-1, BATCH)
         return jax.lax.scan(step, (weights, adam.init(weights)), batches)[0][0]
 

@@ -16,13 +16,12 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
+from exact_minimum import descended
 
-from mnist_jax import Classifier, attack, certify, data, layers, losses
+from mnist_jax import Classifier, attack, certify, data, layers
 
-HIDDEN, EPOCHS, BATCH, RATE = 256, 10, 100, 1e-3
+HIDDEN, EPOCHS, RATE = 256, 10, 1e-3
 QUESTIONS = {
     "dense2": (15, (0.03, 0.05)),
     "dense4": (15, (0.03, 0.05)),
@@ -69,24 +68,8 @@ def train(name: str, split: data.Split) -> Classifier:
         jax.random.uniform(key, shape, minval=-1, maxval=1) / fan**0.5
         for key, shape, fan in zip(keys, shapes, fans, strict=False)
     ]
-    images, labels = jnp.asarray(data.normalize(split.images)), jnp.asarray(split.labels, jnp.int32)
-    adam = optax.adam(RATE)
-
-    def step(state, batch):
-        weights, moments = state
-        gradient = jax.grad(lambda w: losses.cross_entropy(apply(w, images[batch]), labels[batch]).mean())(weights)
-        updates, moments = adam.update(gradient, moments)
-        return (optax.apply_updates(weights, updates), moments), None
-
-    @jax.jit
-    def epoch(state, key):
-        batches = jax.random.permutation(key, len(labels)).reshape(-1, BATCH)
-        return jax.lax.scan(step, state, batches)[0]
-
-    state = weights, adam.init(weights)
-    for key in jax.random.split(keys[-1], EPOCHS):
-        state = epoch(state, key)
-    return Classifier(apply, state[0])
+    images = np.asarray(data.normalize(split.images))
+    return Classifier(apply, descended(apply, weights, images, split.labels, keys[-1], epochs=EPOCHS, rate=RATE))
 
 
 def main() -> None:

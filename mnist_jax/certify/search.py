@@ -2,6 +2,7 @@
 
 import heapq
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -223,12 +224,8 @@ class Search:
                 yield from self._finish(domain)
                 return
             before = domain.bound
-            for some in np.split(costly, range(GROUP, len(costly), GROUP)):
-                asked = [self._target(domain, entry, sign) for entry in some for sign in (1, -1)]
-                domain = self._narrowed(domain, asked, (yield asked))
-                if domain.bound == np.inf:
-                    break
-            if domain.bound == np.inf:
+            domain = yield from self._narrow(domain, costly)
+            if domain.bound > 0:
                 break
             (found,) = yield [Task(domain)]
             domain = _raised(domain, found.bound)
@@ -238,6 +235,15 @@ class Search:
             state.settled = min(state.settled, _proved(domain))
             return
         yield from self._divide(domain, _costly(found.scores, CHOICES))
+
+    def _narrow(self, domain: Domain, costly: np.ndarray) -> Generator[list[Task], list[Bounded], Domain]:
+        """The domain with better bounds of these entries; its own bound is inf, as it is empty, where they conflict."""
+        for some in np.split(costly, range(GROUP, len(costly), GROUP)):
+            asked = [self._target(domain, entry, sign) for entry in some for sign in (1, -1)]
+            domain = self._narrowed(domain, asked, (yield asked))
+            if domain.bound > 0:
+                break
+        return domain
 
     def _divide(self, domain: Domain, costly: np.ndarray) -> Settling:
         """Divides it by the sign of one of some entries: of the one where the bounds are best."""
@@ -275,18 +281,19 @@ class Search:
 
     def _place(self, entry: int) -> tuple[int, int]:
         """The number of the ramp that an entry of `Bounded.scores` belongs to, and where it is in its result."""
-        for ramp, shape in enumerate(self.ramps.values()):
-            if entry < (size := int(np.prod(shape))):
+        for ramp, size in enumerate(self._sizes()):
+            if entry < size:
                 return ramp, int(entry)
             entry -= size
         raise IndexError
 
-    def _size(self) -> int:
-        return sum(int(np.prod(shape)) for shape in self.ramps.values())
+    def _sizes(self) -> list[int]:
+        """How many entries each ramp has."""
+        return [math.prod(shape) for shape in self.ramps.values()]
 
     def _split(self, flat: np.ndarray) -> tuple[np.ndarray, ...]:
         """`[R]` as an array for each ramp."""
-        ends = np.cumsum([int(np.prod(shape)) for shape in self.ramps.values()])[:-1]
+        ends = np.cumsum(self._sizes())[:-1]
         return tuple(part.reshape(s) for part, s in zip(np.split(flat, ends), self.ramps.values(), strict=True))
 
     def _target(self, domain: Domain, entry: int, sign: int) -> Task:
@@ -296,7 +303,7 @@ class Search:
         return Task(domain, ramp, place, sign, weight if np.isfinite(weight) else 0.0)
 
     def _narrowed(self, domain: Domain, asked: list[Task], found: list[Bounded]) -> Domain:
-        """The domain with the bounds that were found; empty, with a bound of inf, where they contradict each other."""
+        """The domain with the bounds that were found, as `_narrow` says."""
         boxes = list(domain.boxes)
         for task, one in zip(asked, found, strict=True):
             at = self.asked[task.ramp]
@@ -349,7 +356,7 @@ class Search:
     @property
     def _has_programs(self) -> bool:
         """Whether linear programs are made: there are none of the Euclidean norm, and none of this size."""
-        return self.norm != 2 and self._size() <= ROWS
+        return self.norm != 2 and sum(self._sizes()) <= ROWS
 
     @contextmanager
     def _counted(self, domain: Domain) -> Iterator[None]:
@@ -365,8 +372,7 @@ class Search:
     def _all_steps(self, domain: Domain) -> list[Task]:
         if not self._has_programs:
             return []
-        sizes = [int(np.prod(shape)) for shape in self.ramps.values()]
-        return [Task(domain, ramp, entry, 1, 0.0) for ramp, size in enumerate(sizes) for entry in range(size)]
+        return [Task(domain, ramp, entry, 1, 0.0) for ramp, size in enumerate(self._sizes()) for entry in range(size)]
 
     def _image(self, domain: Domain, flat: np.ndarray) -> np.ndarray:
         """The image that a linear program found, in single precision, and not farther away for it."""
