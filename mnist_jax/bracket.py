@@ -1,5 +1,7 @@
 """How near the nearest adversarial image is: no nearer than what is proved, no farther than what was found."""
 
+from typing import Any
+
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -21,6 +23,7 @@ def bracket(
     seconds: float = 60.0,
     domains: int | None = None,
     close: float = CLOSE,
+    device: bool = True,
 ) -> Bracket:
     """Brackets the distance of the nearest adversarial image, by an attack from above and proofs from below.
 
@@ -37,6 +40,8 @@ def bracket(
       domains: instead, at most, in each search of an image (see `certify.branch_and_bound`); only then is the result
         always the same.
       close: relative, in (0, 1).
+      device: whether the ends hold for the classifier as a device computes it, which rounds, and not only in exact
+        arithmetic (see `certify.exact`). Brackets for exact arithmetic get closer where the distance is small.
 
     Raises:
       ValueError: an argument is not what it should be.
@@ -46,6 +51,5 @@ def bracket(
     norm = geometry.check_norm(norm, driver.NORMS)
     x, classes, _ = driver.checked(classifier, images, labels, 0.0)
     found = attack.nearest(classifier, x, classes, norm=norm)
-    return certify.exact(
-        classifier, x, classes, norm=norm, seconds=seconds, domains=domains, near=found.images, close=close
-    )
+    how: dict[str, Any] = {"norm": norm, "seconds": seconds, "domains": domains, "close": close, "device": device}
+    return certify.exact(classifier, x, classes, near=found.images, **how)

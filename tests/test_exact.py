@@ -10,8 +10,9 @@ from test_branch_and_bound import steep
 from test_certify import SHAPE, relu_network, weights
 
 from mnist_jax import Classifier, attack, bracket, certify
-from mnist_jax.certify import pattern
-from mnist_jax.certify.search import Search, Task
+from mnist_jax.certify import domains, pattern
+from mnist_jax.certify.domains import Domain
+from mnist_jax.certify.search import NARROWED, Search, Task, _worthwhile, lanes_for
 from mnist_jax.geometry import INF, exact_norm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
@@ -169,6 +170,67 @@ def test_multipliers_of_a_pattern_that_no_image_has_prove_it():
                 assert (((found - image) @ steps.coefficients.T + steps.at) * signs >= -1e-6).all()
     assert none >= 5
     assert some >= 5
+
+
+def test_fewer_lanes_when_memory_runs_out(monkeypatch):
+    """Bounds and linear programs are the same, with lanes halved until the memory, here of 10 lanes, suffices."""
+    classifier, images, labels, radius = steep(relu_network, 4)
+    given = (classifier, INF, images, labels.astype(np.int32), radius)
+    with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
+        search, small = Search(*given), Search(*given)
+        domain = next(state.waiting[0][-1] for state in search.states if state.waiting)
+        tasks = [search._target(domain, entry, sign) for entry in range(12) for sign in (1, -1)]
+        whole = search._bound(tasks), search._pieces(tasks)
+
+        def limited(compute):
+            def within(*given):
+                if len(given[3]) > 10:
+                    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+                return compute(*given)
+
+            return within
+
+        monkeypatch.setattr(domains, "bounded", limited(domains.bounded))
+        monkeypatch.setattr(domains, "pieces", limited(domains.pieces))
+        parts = small._bound(tasks), small._pieces(tasks)
+    assert search.lanes == lanes_for("cpu") > 10
+    assert small.lanes == 8
+    np.testing.assert_allclose(*[[found.bound for found in bounded] for bounded, _ in (whole, parts)], rtol=1e-5)
+    for one, other in zip(*[(*affine, signs) for _, (affine, signs) in (whole, parts)], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    assert lanes_for("gpu") > lanes_for("cpu")
+
+    def broken(*given):
+        raise jax.errors.JaxRuntimeError("INTERNAL")
+
+    monkeypatch.setattr(domains, "bounded", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        small._bound(tasks)
+
+
+def test_ends_for_exact_arithmetic_get_closer_where_the_distance_is_small():
+    """A linear classifier with an image so near the boundary that rounding in single precision decides."""
+    params = {"w": np.eye(4, dtype=np.float32), "b": np.zeros(4), "v": np.zeros((4, 10)), "c": np.full(10, -9.0)}
+    params["v"][0, 0], params["v"][1, 1] = 1, 1
+    params["c"][:2] = 0
+    classifier = Classifier(one_layer, {name: np.asarray(array, np.float32) for name, array in params.items()})
+    image = np.float32([0.5 + 4e-5, 0.5, 0.5, 0.5]).reshape(1, PIXELS, PIXELS)
+    least = (float(image[0, 0, 0]) - 0.5) / 2
+    device, exact = (bracket(classifier, image, [0], domains=50, device=how) for how in (True, False))
+    assert float(device.lower[0]) < 0.99 * least < 0.99 * float(device.upper[0])
+    assert 0.98 * least < float(exact.lower[0]) <= least <= float(exact.upper[0]) <= float(device.upper[0])
+    same = certify.exact(classifier, image, [0], domains=50, near=device.images, close=5e-4)
+    assert 0.999 * least < float(same.lower[0]) <= least
+    kept = certify.exact(classifier, image, [0], domains=50, near=device.images, close=5e-4, device=True)
+    assert float(kept.lower[0]) < 0.99 * least
+
+
+def test_bounds_are_improved_for_as_many_domains_as_are_expected():
+    domain = Domain(-4.0, 0, 1, (), ())
+    assert _worthwhile(domain) == _worthwhile(domain._replace(gain=0.0)) == NARROWED
+    assert _worthwhile(domain._replace(gain=np.nan)) == _worthwhile(domain._replace(gain=0.5)) == NARROWED
+    assert 0 < _worthwhile(domain._replace(gain=1.0)) < NARROWED
+    assert _worthwhile(domain._replace(gain=8.0)) == 0
 
 
 def test_lanes_are_by_themselves():

@@ -29,6 +29,8 @@ class Domain(NamedTuple):
       signs: `[*shape]` int8 for each step with a ramp; the domain is where these steps' differences have these signs,
         0 for any.
       narrowed: whether `boxes` need to hold only where the lead is not positive.
+      gain: by how much the split that made the domain raised the bound, mean of its two halves; 0 for a whole
+        region.
     """
 
     bound: float
@@ -37,6 +39,7 @@ class Domain(NamedTuple):
     boxes: tuple[Interval, ...]
     signs: tuple[np.ndarray, ...]
     narrowed: bool = False
+    gain: float = 0.0
 
 
 class Target(NamedTuple):

@@ -5,9 +5,10 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,15 @@ from mnist_jax.certify.domains import Bounded, Domain, Target
 from mnist_jax.certify.relaxations import Interval
 from mnist_jax.classifier import Classifier
 
-LANES = 64  # functions that are bounded together
+# Linear functions that are bounded together, by platform. Both numbers are chosen, not tuned.
+LANES = {"cpu": 64}
+LANES_OF_ACCELERATOR = 512
 STEPS = 12  # of the optimizer, for each
 LAST_STEPS = 400  # for a domain that can't be divided, where no linear program gives the multipliers
+# Entries whose bounds are improved in a round, for each domain that splits are expected to make of this one. Of 1, 8
+# and no limit, 8 needed half the lanes of 1 on two questions of experiments/questions.py's network `dense2`, as many as
+# without a limit; on those of `max`, which had been left open, a limit left better bounds after the same time.
+WORTH = 8
 NARROWED = 256  # entries whose bounds are improved in a round, at most: those that cost most
 GROUP = 16  # of them at a time: the others already profit
 ENOUGH = 0.85  # share of the lead's bound that is left after a round that is worth another one; above it, divide
@@ -31,6 +38,9 @@ QUEUE = 2**30  # bytes that the domains which wait may take, of all images; then
 ROWS = 4096  # entries of ramps up to which a linear program is made of all of them
 AIM = 3  # times what counts as adversarial: the lead that a linear program aims at
 SINGLE = 2e-6  # of the largest logit: at least so much, so that it outlives rounding to single precision
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,7 @@ class Search:
     ) -> None:
         self.classifier, self.norm, self.nearer = classifier, norm, nearer
         self.images, self.labels = images, labels
+        self.lanes = lanes_for(jax.default_backend())
         self.how = (domains.platform_for(classifier, images.shape[1:], images.dtype), norm, classifier)
         self.turns = itertools.count()
         self.ramps: dict[int, tuple[int, ...]] = {}  # shapes of the steps' results, by the place of their equation
@@ -152,12 +163,12 @@ class Search:
         self._bound([Task(waiting[0])])  # compiles
         tasks: deque[tuple[Job, int, Task]] = deque()
         while True:
-            while len(tasks) < LANES and (domain := self._next(seconds, most)) is not None:
+            while len(tasks) < self.lanes and (domain := self._next(seconds, most)) is not None:
                 self.states[domain.image].running += 1
                 self._advance(tasks, Job(domain, self._settle(domain)), None)
             if not tasks:
                 return
-            batch = [tasks.popleft() for _ in range(min(LANES, len(tasks)))]
+            batch = [tasks.popleft() for _ in range(min(self.lanes, len(tasks)))]
             began = time.monotonic()
             found = self._bound([task for *_, task in batch])
             took = (time.monotonic() - began) / len(batch)
@@ -219,10 +230,9 @@ class Search:
         (found,) = yield [Task(domain)]
         domain = _raised(domain, found.bound)
         while domain.bound <= 0:
-            costly = _costly(found.scores, NARROWED)
+            costly = _costly(found.scores, _worthwhile(domain))
             if not len(costly):
-                yield from self._finish(domain)
-                return
+                break
             before = domain.bound
             domain = yield from self._narrow(domain, costly)
             if domain.bound > 0:
@@ -254,11 +264,13 @@ class Search:
         halves = [[self._half(domain, entry, sign) for sign in signs] for entry in costly]
         found = iter((yield [Task(half) for two in halves for half in two]))
         halves = [[_raised(half, next(found).bound) for half in two] for two in halves]
-        for half in max(halves, key=lambda two: sum(min(half.bound, 0) for half in two)):
+        best = max(halves, key=lambda two: sum(min(half.bound, 0) for half in two))
+        gain = sum(min(half.bound, 0) - domain.bound for half in best) / 2
+        for half in best:
             if half.bound > 0:
                 state.settled = min(state.settled, _proved(half))
             else:
-                self._wait(state, half)
+                self._wait(state, half._replace(gain=gain))
 
     def _finish(self, domain: Domain) -> Settling:
         """Settles one whose steps all have one sign: it is a linear program."""
@@ -329,14 +341,13 @@ class Search:
 
     def _pieces(self, tasks: list[Task]) -> tuple[pattern.Affine, np.ndarray]:
         """What is affine where all steps have one sign: the targets; and the signs `[R]`."""
-        parts, signs = [], None
-        for start in range(0, len(tasks), LANES):
-            some = tasks[start : start + LANES]
-            a, at, signs = map(np.asarray, domains.pieces(*self.how, *self._lanes(some)[:-1]))
-            parts.append((a.reshape(LANES, -1)[: len(some)], at[: len(some)]))
-        assert signs is not None
-        coefficients, at = (np.concatenate(each).astype(float) for each in zip(*parts, strict=True))
-        return pattern.Affine(coefficients, at), signs[:, 0]
+
+        def some(tasks: list[Task]) -> list[tuple[np.ndarray, Any, np.ndarray]]:
+            a, at, signs = map(np.asarray, domains.pieces(*self.how, *self._lanes(tasks)[:-1]))
+            return list(zip(a.reshape(len(at), -1), at, signs.T, strict=True))[: len(tasks)]
+
+        a, at, signs = zip(*self._in_parts(some, tasks), strict=True)
+        return pattern.Affine(np.array(a, float), np.array(at, float)), signs[0]
 
     def _program(self, domain: Domain) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None, np.ndarray | None]:
         """The signs `[R]`; multipliers, if the linear program has a solution; and the image, if there is one."""
@@ -432,7 +443,7 @@ class Search:
 
     def _lanes(self, tasks: list[Task]) -> tuple:
         """The arguments of `domains.bounded`, but for the steps."""
-        rows = tasks + tasks[-1:] * (LANES - len(tasks))
+        rows = tasks + tasks[-1:] * (self.lanes - len(tasks))
         at = np.array([task.domain.image for task in rows])
         dtype = self.images.dtype
         radii = np.array([self.states[i].radius for i in at], dtype)
@@ -454,7 +465,23 @@ class Search:
                 into[..., row] = own
         return (self.images[at], self.labels[at], radii, others, boxes, signs, target, multipliers)
 
+    def _in_parts(self, work: Callable[[list[Task]], list[T]], tasks: list[Task]) -> list[T]:
+        """What `work` gives for tasks, at most `lanes` of them at a time; that number is halved if memory runs out."""
+        done: list[T] = []
+        while len(done) < len(tasks):
+            try:
+                done += work(tasks[len(done) : len(done) + self.lanes])
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error) or self.lanes == 1:
+                    raise
+                self.lanes //= 2
+        return done
+
     def _bound(self, tasks: list[Task]) -> list[Bounded]:
+        """Bounds the target of every task."""
+        return self._in_parts(self._bound_together, tasks)
+
+    def _bound_together(self, tasks: list[Task]) -> list[Bounded]:
         steps = max(task.steps for task in tasks)
         out = jax.tree.map(np.asarray, domains.bounded(*self.how, *self._lanes(tasks), jnp.int32(steps)))
         bounds = np.nan_to_num(out.bound.astype(float), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
@@ -477,6 +504,23 @@ def _raised(domain: Domain, bound: float) -> Domain:
 def _proved(domain: Domain) -> float:
     """What a positive bound says of the lead: where the domain is narrowed, no more than that it is positive."""
     return float(np.finfo(np.float32).tiny) if domain.narrowed else domain.bound
+
+
+def lanes_for(platform: str) -> int:
+    """How many functions a device bounds together, before its memory is known to be too small."""
+    return LANES.get(platform, LANES_OF_ACCELERATOR)
+
+
+def _worthwhile(domain: Domain) -> int:
+    """How many entries' bounds to improve in a round, before a domain is divided.
+
+    The bound rises by `gain` with a split; so many splits one below the other make it positive, and as many domains as
+    2 to the power of that. Better bounds are found once for all of these.
+    """
+    splits = -domain.bound / domain.gain if 0 < domain.gain < np.inf else np.inf
+    if not splits < np.log2(NARROWED):
+        return NARROWED
+    return min(NARROWED, int(WORTH * 2**splits) // GROUP * GROUP)
 
 
 def _costly(scores: np.ndarray, most: int) -> np.ndarray:
