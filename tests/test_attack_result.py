@@ -60,5 +60,5 @@ def test_successes_and_counts_that_are_none_are_damage(tmp_path, place, value):
     arrays = list(record.result)
     arrays[place] = np.full(3, value)
     save(tmp_path / "a.npz", record._replace(result=AttackResult(*arrays)))
-    with pytest.raises(InputError, match="its successes or its counts are none"):
+    with pytest.raises(InputError, match="its successes or its counts are invalid"):
         load(tmp_path / "a.npz")

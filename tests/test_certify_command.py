@@ -166,7 +166,7 @@ def test_only_certificates_of_the_same_kind_are_gone_on_with(largest, tmp_path, 
     capsys.readouterr()
     _, summary = certified(tmp_path, "--count", 4)
     assert summary["earlier_results"] == str(tmp_path / f"{LARGEST}-1.npz")
-    assert "which is none of this certification, will be kept as" in capsys.readouterr().err
+    assert "which is not a file of certificates, will be kept as" in capsys.readouterr().err
     (tmp_path / f"{LARGEST}.npz").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="is not a file of certificates, or damaged"):
         certified(tmp_path, "--count", 4, "--resume")
@@ -199,7 +199,7 @@ def test_names_of_results_are_never_those_of_an_attack():
         (("--count", 10_001), "more than the 10000 images of val"),
         (("--ids", "3,10000"), "--ids 10000 is not an image of val"),
         (("--seed", 1), "argument --seed: only with --method smoothing"),
-        (("--method", "branch_and_bound"), "--method branch_and_bound needs a --radius; --method bracket looks for"),
+        (("--method", "branch_and_bound"), "--method branch_and_bound needs a --radius; --method bracket brackets"),
         (("--seconds", 1), "argument --seconds: only with --method branch_and_bound or bracket"),
         (("--method", "brackets"), "unknown method 'brackets': did you mean bracket?"),
         (("--method", "bracket", "--radius", 0.1), "--radius is not for --method bracket"),
@@ -290,14 +290,14 @@ def test_other_lies_are_found(largest, tmp_path, capsys):
     images[3] += 0.01
     path = changed(largest, tmp_path, images=images, margin=margin, fooled=fooled, certified=flags)
     wrong, _ = report(path, capsys)
-    assert wrong[0] == ["certified without a margin"]
+    assert wrong[0] == ["certified without a positive margin"]
     assert wrong[1] == ["certified and fooled", "not misclassified"]
     assert "farther than its radius" in wrong[2]
-    assert "not the image itself" in wrong[3]
+    assert "not the original image" in wrong[3]
     assert set(wrong) == {0, 1, 2, 3}
     about = record.about | {"options": {"radius": 0.5}}
     wrong, _ = report(changed(largest, tmp_path, about=about), capsys)
-    assert set(map(tuple, wrong.values())) == {("at another radius than it says",)}
+    assert set(map(tuple, wrong.values())) == {("at another radius than was asked for",)}
 
 
 def test_files_that_cannot_be_verified_are_refused(largest, tmp_path):
@@ -309,9 +309,9 @@ def test_files_that_cannot_be_verified_are_refused(largest, tmp_path):
         ({"about": record.about | {"norm": 3.0}}, "is of ibp in norm 3, which is unknown here"),
         ({"labels": np.asarray(record.labels) + 1}, "other labels"),
         ({"images": np.zeros((12, 5, 5, 1))}, "another shape"),
-        ({"radius": result.radius - 1}, "its certificates or its radii are none"),
-        ({"radius": result.radius * np.nan}, "its certificates or its radii are none"),
-        ({"certified": result.certified + 2}, "its certificates or its radii are none"),
+        ({"radius": result.radius - 1}, "its certificates or its radii are invalid"),
+        ({"radius": result.radius * np.nan}, "its certificates or its radii are invalid"),
+        ({"certified": result.certified + 2}, "its certificates or its radii are invalid"),
         ({"margin": result.margin[1:]}, "not of one length"),
     ):
         with pytest.raises(InputError, match=message):
@@ -384,10 +384,10 @@ def test_lies_about_brackets_are_found(brackets, tmp_path, capsys, monkeypatch):
     wrong, said = report(changed_, capsys)
     refuted = "refuted, by an adversarial image within its lower end"
     assert wrong == {
-        5: ["lower end above the upper one", "not of the distance it says", refuted],
-        7: ["not misclassified", "not of the distance it says"],
-        9: ["not in [0, 1]", "not misclassified", "not of the distance it says"],
-        11: ["not the image itself"],
+        5: ["lower end above the upper one", "not at the stated distance", refuted],
+        7: ["not misclassified", "not at the stated distance"],
+        9: ["not in [0, 1]", "not misclassified", "not at the stated distance"],
+        11: ["not the original image"],
         13: [refuted],
     }
     assert (said["images"], said["found"], said["proved"], said["refuted"]) == (6, 3, 2, 2)
@@ -434,7 +434,7 @@ def test_damaged_files_of_brackets_are_refused(tmp_path, change):
     ends = {key: np.array([value]) for key, value in fine.items()}
     result = Bracket(**ends, images=np.zeros((1, 2, 2, 1)))
     save(tmp_path / "some.npz", Record(np.arange(1), np.arange(1), result, {"norm": 2.0}))
-    with pytest.raises(InputError, match="is damaged: its brackets are none"):
+    with pytest.raises(InputError, match="is damaged: its brackets are invalid"):
         load(tmp_path / "some.npz")
 
 

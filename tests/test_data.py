@@ -312,9 +312,9 @@ def test_names_of_classes(tmp_path):
     assert data.load("shapes", folder).class_names == ("circle", "small square", "étoile", "none of them")
     for text in (b"", b"one\n", b"one\n\ntwo\n", b"one\ntwo\none\n"):
         (folder / "classes.txt").write_bytes(text)
-        refused(f"{folder / 'classes.txt'} has an empty line, a name twice, or less than two", "shapes", folder)
+        refused(f"{folder / 'classes.txt'} has an empty line, a name twice, or fewer than two names", "shapes", folder)
     (folder / "classes.txt").write_bytes(b"one\n\xff\n")
-    refused(f"{folder / 'classes.txt'} is no text", "shapes", folder)
+    refused(f"{folder / 'classes.txt'} is not text", "shapes", folder)
     (folder / "classes.txt").write_text("circle\nsquare\n")
     refused("train-labels-idx1-ubyte has the label 2 at index ", "shapes", folder)
 

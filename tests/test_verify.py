@@ -76,7 +76,9 @@ def test_every_lie_is_found(run, results, tmp_path):
     assert set(wrong) == set(record.indices[fooled[:5]].tolist())
     said = [wrong[index] for index in record.indices[fooled[:5]].tolist()]
     assert "not in [0, 1]" in said[0]
-    assert said[1:4] == [["not of the distance it says"]] * 2 + [["a failure with a distance", "a failure that fools"]]
+    assert said[1:4] == [["not at the stated distance"]] * 2 + [
+        ["a failure with a finite distance", "a failure whose image is adversarial"]
+    ]
     assert "not in [0, 1]" in said[4]
 
 
@@ -104,7 +106,7 @@ def test_failures_that_fool_are_found(results, tmp_path, capsys):
     two = np.flatnonzero(success & (distance > 0))[:2]
     success[two], distance[two] = False, np.inf
     path = changed(results, tmp_path, success=success, distance=distance)
-    assert report(path, capsys) == {int(record.indices[i]): ["a failure that fools"] for i in two}
+    assert report(path, capsys) == {int(record.indices[i]): ["a failure whose image is adversarial"] for i in two}
 
     # Beyond the radius it may well fool, and at the radius too, as distances are rounded.
     one, length = int(record.indices[two[0]]), float(record.result.distance[two[0]])
@@ -117,7 +119,7 @@ def test_failures_that_fool_are_found(results, tmp_path, capsys):
     ):
         about = record.about | {"method": method, "options": {"radius": radius}}
         path = changed(results, tmp_path, success=success, distance=distance, about=about)
-        assert ("a failure that fools" in report(path, capsys).get(one, [])) == wrong
+        assert ("a failure whose image is adversarial" in report(path, capsys).get(one, [])) == wrong
 
 
 def test_an_image_that_fools_as_it_is_is_no_failure(results, tmp_path, capsys, mnist):
@@ -131,8 +133,8 @@ def test_an_image_that_fools_as_it_is_is_no_failure(results, tmp_path, capsys, m
     nothing["forwards"] = nothing["gradients"]
     for found, success, wrong in (
         (image, True, []),
-        (image, False, ["a failure that fools", "not needed, as the image itself fools"]),
-        (np.full_like(image, 0.5), False, ["not needed, as the image itself fools"]),
+        (image, False, ["a failure whose image is adversarial", "perturbed, although the original is adversarial"]),
+        (np.full_like(image, 0.5), False, ["perturbed, although the original is adversarial"]),
     ):
         distance = np.where([success], 0, np.inf)
         fields = nothing | {"images": found[None], "success": np.array([success]), "distance": distance}
@@ -151,7 +153,7 @@ def test_distances_of_any_norm_hold(results, tmp_path, capsys, mnist, norm):
     about = record.about | {"norm": norm}
     assert not report(changed(results, tmp_path, distance=distance, about=about), capsys)
     wrong = report(changed(results, tmp_path, distance=distance * np.float32(1.001), about=about), capsys)
-    assert set(map(tuple, wrong.values())) == {("not of the distance it says",)}
+    assert set(map(tuple, wrong.values())) == {("not at the stated distance",)}
 
 
 @pytest.mark.parametrize(

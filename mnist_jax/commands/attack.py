@@ -1,4 +1,4 @@
-"""Attack the images of a split, and keep what was found, image by image."""
+"""Attack the images of a split, and keep the adversarial images found."""
 
 import argparse
 import os
@@ -19,7 +19,7 @@ from mnist_jax.storage import checkpoint
 from mnist_jax.storage.results import Record
 from mnist_jax.unstable import compile_quickly
 
-SHOWN = 24  # images in the figure
+SHOWN = 24  # images in the figure at most
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -29,22 +29,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=checkpoint.RUNS, help="folder for the results")
     parser.add_data_options(dataset=None)
     campaign.add_options(parser, "the attack")
-    more = parser.add_argument_group("where the method has them", argument_default=argparse.SUPPRESS)
+    more = parser.add_argument_group("options that only some methods have", argument_default=argparse.SUPPRESS)
     own = "(default: the method's)"
     more.add_argument(
-        "--targets", type=job.parts, help="class to reach, or one for each image, by name or number, as in 3,5"
+        "--targets", type=job.parts, help="target class, or one for each image, by name or number, as in 3,5"
     )
     more.add_argument("--effort", type=_effort, help=f"fast, standard, thorough, or a number of gradients {own}")
     more.add_argument("--steps", type=console.number(int, 1, console.MANY), help=f"gradients of one run {own}")
-    more.add_argument("--restarts", type=console.number(int, 1, console.MANY), help=f"runs at most {own}")
-    more.add_argument("--queries", type=console.number(int, 1, console.MANY), help=f"evaluations at most {own}")
+    more.add_argument("--restarts", type=console.number(int, 1, console.MANY), help=f"largest number of runs {own}")
+    queries = f"largest number of evaluations of the network for an image {own}"
+    more.add_argument("--queries", type=console.number(int, 1, console.MANY), help=queries)
     rate = console.number(float, 0, 10, above=True)
     more.add_argument("--learning-rate", type=rate, help=f"in the method's own units {own}")
     return parser.parse_args(argv)
 
 
 def _effort(text: str) -> int | str:
-    """A number, or a name that the attack knows."""
+    """The option's type: a number of gradients, or a name, which the attack checks."""
     try:
         int(text)
     except ValueError:
@@ -53,7 +54,7 @@ def _effort(text: str) -> int | str:
 
 
 def draw(run: Campaign, record: Record[AttackResult]) -> Path | None:
-    """The figure of the first few images that were attacked with success."""
+    """Draws the first images with a success (without any, the first images), and returns the figure's path."""
     from mnist_jax import plot  # Matplotlib takes a while to import
 
     worth = np.flatnonzero((record.result.distance > 0) & record.result.success)
@@ -67,6 +68,8 @@ def draw(run: Campaign, record: Record[AttackResult]) -> Path | None:
 
 
 def text(summary: dict[str, Any]) -> str:
+    """The summary as lines for a person."""
+
     def figure(value: float | None, form: str = ".4g") -> str:
         return "-" if value is None else format(value, form)
 
@@ -98,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def open_prompt() -> tuple[Callable[..., prompt.Answer], ...]:
-    """The original's three functions, for `python -i`, which opens its prompt after them; not where input is bad."""
+    """The functions that the prompt of `python -i -m mnist_jax.attack` offers; bad input ends the process instead."""
     startup.over()
     try:
         options = parse(None)
