@@ -1,6 +1,6 @@
-"""mnist_jax: building, attacking and improving classifiers for MNIST, in JAX."""
+"""mnist_jax: train, attack, certify and defend small image classifiers in JAX."""
 
-from mnist_jax import startup  # before all that takes time  # noqa: F401
+from mnist_jax import startup  # first, as the other imports take seconds  # noqa: F401
 
 # isort: split
 from mnist_jax import attack, certify, geometry, losses
