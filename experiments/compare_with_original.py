@@ -78,7 +78,7 @@ def original_automatic(model: Model, image: torch.Tensor, label: int, p: float) 
 
 
 def run_original(method: Callable, model: Model, images: np.ndarray, labels: np.ndarray, p: float) -> dict:
-    """Distances, inf where it failed, and seconds an image."""
+    """The distances found, inf where the attack failed, and the mean seconds per image."""
     distances, began = [], time.perf_counter()
     for image, label in tqdm(list(zip(images, labels, strict=True)), desc=method.__name__, disable=None):
         x = torch.tensor(image.transpose(2, 0, 1)[None])
