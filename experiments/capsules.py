@@ -28,7 +28,7 @@ WAYS = {"lengths": CapsNet.apply, "squared norms": CapsNet.squared_norms, "votes
 
 
 def found_by(way: str, weights: Weights, images: np.ndarray, labels: np.ndarray, norm: float):
-    """The images that `nearest` finds on a classifier of `WAYS`, and distances, inf where CapsNet itself is not fooled."""
+    """The images that `nearest` finds on a classifier of `WAYS`, and distances, inf where CapsNet is not fooled."""
     found = np.asarray(attack.nearest(Classifier(WAYS[way], weights), images, labels, norm=norm).images)
     fooled = np.asarray(Classifier(CapsNet.apply, weights)(found)).argmax(1) != labels
     return found, np.where(fooled, exact_norm(found.astype(float) - images, norm), np.inf)
