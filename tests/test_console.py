@@ -159,7 +159,7 @@ def test_only_a_command_that_is_starting_is_one(monkeypatch):
 
 @pytest.fixture
 def shell(command, tmp_path):
-    """Runs a command through a shell, which closes or redirects its streams; gives the exit status, stdout, stderr."""
+    """Runs a command by a shell that closes or redirects its streams; returns exit status, stdout and stderr."""
 
     def finish(how, module, *arguments, **environment):
         prefix = ("sh", "-c", f'exec "$@" {how}', "sh")
@@ -175,7 +175,7 @@ def test_streams_that_are_closed_or_full(shell, few_digits):
     for how in ("<&- 2>&-", "2>/dev/full"):
         status, out, _ = shell(how, *evaluate)
         assert status == 0
-        assert json.loads(out)["networks"]  # nothing else is there
+        assert json.loads(out)["networks"]  # stdout has the JSON and nothing else
     status, out, err = shell(">&-", *evaluate)
     assert (status, out) == (2, "")
     assert err.splitlines()[-1] == "error: cannot write to stdout (Bad file descriptor)"
@@ -187,7 +187,7 @@ def test_streams_that_are_closed_or_full(shell, few_digits):
 
 
 def test_letters_that_a_terminal_does_not_have(shell, few_digits, tmp_path):
-    """A training, whose state libraries in C++ write, in a folder that the locale's encoding lacks."""
+    """A training in a folder whose name the locale's encoding lacks, with a state that C++ libraries write there."""
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "XDG_CACHE_HOME": str(tmp_path / "hömé")}
     arguments = ("--model", "MLP", "--epochs", "1", "--data-dir", few_digits, "--output", "rüns")
     status, out, err = shell("", "train", *arguments, **plain)

@@ -1,4 +1,4 @@
-"""What the page of `python -m mnist_jax.demo` asks and is answered, without a browser; see test_demo_page.py."""
+"""Requests of the demo's page and their answers, without a browser; test_demo_page.py tests it in one."""
 
 import base64
 import itertools

@@ -1,4 +1,4 @@
-"""python -m mnist_jax.evaluate --verify, on files of real attacks, as they are and tampered with."""
+"""python -m mnist_jax.evaluate --verify, on files of real attacks, unchanged and tampered with."""
 
 import json
 
@@ -24,7 +24,7 @@ def results(run, tmp_path_factory):
 
 
 def changed(path, folder, **fields):
-    """A copy of the results with other fields, of the record or of what was found."""
+    """A copy of the results in which some fields, of the record or of its result, are replaced."""
     record = load(path)
     found = record.result._replace(**{k: v for k, v in fields.items() if k in record.result._fields})
     save(
@@ -99,8 +99,8 @@ def report(path, capsys):
     return {one["index"]: one["what"] for one in said["wrong"]}
 
 
-def test_failures_that_fool_are_found(results, tmp_path, capsys):
-    """Robust accuracy could be raised by them."""
+def test_failures_whose_images_are_adversarial_are_found(results, tmp_path, capsys):
+    """Such failures would make robust accuracy look higher."""
     record = load(results)
     success, distance = np.array(record.result.success), np.array(record.result.distance)
     two = np.flatnonzero(success & (distance > 0))[:2]
@@ -108,13 +108,13 @@ def test_failures_that_fool_are_found(results, tmp_path, capsys):
     path = changed(results, tmp_path, success=success, distance=distance)
     assert report(path, capsys) == {int(record.indices[i]): ["a failure whose image is adversarial"] for i in two}
 
-    # Beyond the radius it may well fool, and at the radius too, as distances are rounded.
+    # An image beyond the radius may be adversarial, and so may one at the radius, as distances are rounded.
     one, length = int(record.indices[two[0]]), float(record.result.distance[two[0]])
     for method, radius, wrong in (
         ("pgd", length * 0.99, False),
         ("pgd", length * 1.00001, False),
         ("pgd", length * 1.01, True),
-        ("fixed_norm", length * 1.01, False),  # it looks at exactly that norm
+        ("fixed_norm", length * 1.01, False),  # this attack searches at exactly that norm
         ("fixed_norm", length * 1.00001, True),
     ):
         about = record.about | {"method": method, "options": {"radius": radius}}
@@ -122,8 +122,8 @@ def test_failures_that_fool_are_found(results, tmp_path, capsys):
         assert ("a failure whose image is adversarial" in report(path, capsys).get(one, [])) == wrong
 
 
-def test_an_image_that_fools_as_it_is_is_no_failure(results, tmp_path, capsys, mnist):
-    """Nor is it farther away than 0, which would raise the accuracy."""
+def test_a_misclassified_original_is_a_success_at_distance_0(results, tmp_path, capsys, mnist):
+    """A failure, or a distance above 0, would make the accuracy look higher."""
     trained = checkpoint.load(checkpoint.find("MLP-original", tmp_path)).classifier()
     predictions = np.asarray(trained(normalize(mnist.val.images[:500]))).argmax(1)
     index = int(np.flatnonzero(predictions != mnist.val.labels[:500])[0])
@@ -170,7 +170,7 @@ def test_distances_of_any_norm_hold(results, tmp_path, capsys, mnist, norm):
         ("method", (None, 1, ["pgd"])),
     ],
 )
-def test_what_a_file_says_wrongly_of_itself_is_one_line(results, tmp_path, key, values):
+def test_a_wrong_description_of_the_results_is_one_line(results, tmp_path, key, values):
     about = load(results).about
     for value in values:
         if key in ("radius", "targets"):
