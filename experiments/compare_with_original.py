@@ -2,9 +2,10 @@
 
     python experiments/compare_with_original.py --networks MLP CNN [--images 1000] [--original 10] [--npz FOLDER]
 
-Both run in this one process, on the first images of `val` that the network classifies correctly: the original's methods
-on the first --original of them, ours on --images at once, twice: the first time compiles. Networks are the shipped ones
-of recipe `original`, or, with --npz, state_dicts of theirs in FOLDER/NAME.npz. Needs PyTorch (`pip install torch`).
+Both run in one process, on the first images of `val` that the network classifies correctly: the original's attacks on
+the first --original of them, ours on the first --images together, in two calls, of which the first compiles. The
+networks are the shipped ones of recipe `original`, or with --npz the state_dicts FOLDER/NAME.npz. PyTorch is needed
+(`pip install torch`).
 
 The original's loss is the softmax confidence of the label. Its dichotomy halves [0, 4] down to 0.001, each time by up
 to 1000 steps of Adam on a perturbation that is scaled to the norm and then clipped; its automatic attack descends for

@@ -114,8 +114,8 @@ class Demo:
         """The events of a search for the nearest adversarial image.
 
         - `seen`: the `class` that the network predicts of the image, and its `confidences` in all of them;
-        - `working`: what is done next (`on`), whether for the first time (`new`: then it is compiled), and which
-          `share` of all is done;
+        - `working`: the next piece of work (`on`), whether its program has to be compiled (`new`), and the `share` of
+          the search that is done;
         - `found`: the nearest adversarial image so far, by `attack.nearest` with more and more gradients: `image` and
           `perturbation` as bytes of grey levels and of colours, its `distance`, and as in `seen`;
         - `certified`: the `radius` within which there is none, by `method`; 0, and a `reason`, where nothing is proved;
