@@ -3,9 +3,9 @@
     python experiments/benchmark_gradients.py --rounds 15
 
 The three networks are four 3x3 convolutions with two pools, two strided 4x4 convolutions, and a small ResNet with
-padding. Each is timed written with `lax.conv_general_dilated` and `lax.reduce_window`, channels last and channels first,
-both as a `Classifier` computes it (`mnist_jax/jaxprs/fast.py`) and exactly as written; written with `mnist_jax.layers`;
-and in PyTorch, where it is installed. What is timed is a loop of a few gradients of the margin by 32 images, as in an
+padding. Each is written with `lax.conv_general_dilated` and `lax.reduce_window`, channels last and channels first, and
+computed as a `Classifier` does (`mnist_jax/jaxprs/fast.py`) and exactly as written; it is also written with
+`mnist_jax.layers`, and in PyTorch, where that is installed. What is timed is a loop of a few gradients of the margin by 32 images, as in an
 attack. The contenders take turns in one process; a figure is the smallest of the rounds, in milliseconds per image. All
 gradients are compared with each other first.
 """
