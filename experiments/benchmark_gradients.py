@@ -2,12 +2,12 @@
 
     python experiments/benchmark_gradients.py --rounds 15
 
-The three networks are four 3x3 convolutions with two pools, two strided 4x4 convolutions, and a small ResNet with
-padding. Each is written with `lax.conv_general_dilated` and `lax.reduce_window`, channels last and channels first, and
-computed as a `Classifier` does (`mnist_jax/jaxprs/fast.py`) and exactly as written; it is also written with
-`mnist_jax.layers`, and in PyTorch, where that is installed. What is timed is a loop of a few gradients of the margin by 32 images, as in an
-attack. The contenders take turns in one process; a figure is the smallest of the rounds, in milliseconds per image. All
-gradients are compared with each other first.
+Three networks: four 3x3 convolutions with two pools, two strided 4x4 convolutions, and a small ResNet with padding.
+Each is written with `lax.conv_general_dilated` and `lax.reduce_window`, channels last and channels first, which a
+`Classifier` computes in its own way (`mnist_jax/jaxprs/fast.py`); the same as it is written; with `mnist_jax.layers`;
+and in PyTorch, where it is installed. Timed is the margin's gradient by 32 images, forward and backward, some of them
+in a loop, as an attack runs it. Contenders take turns in one process, and a figure is the least of its rounds, in
+milliseconds an image. Every gradient is compared with the others first.
 """
 
 import argparse
@@ -30,7 +30,7 @@ try:
 except ImportError:
     torch = None
 
-BATCH, STEPS, STEP = 32, 3, 1e-3  # images; gradient steps in the loop, and their length (added to the images)
+BATCH, STEPS, STEP = 32, 3, 1e-3
 
 
 class Style(NamedTuple):

@@ -2,10 +2,9 @@
 
     python experiments/compare_with_original.py --networks MLP CNN [--images 1000] [--original 10] [--npz FOLDER]
 
-Both run in one process, on the first images of `val` that the network classifies correctly: the original's attacks on
-the first --original of them, ours on the first --images together, in two calls, of which the first compiles. The
-networks are the shipped ones of recipe `original`, or with --npz the state_dicts FOLDER/NAME.npz. PyTorch is needed
-(`pip install torch`).
+Both run in this one process, on the first images of `val` that the network classifies correctly: the original's methods
+on the first --original of them, ours on --images at once, twice: the first time compiles. Networks are the shipped ones
+of recipe `original`, or, with --npz, state_dicts of theirs in FOLDER/NAME.npz. Needs PyTorch (`pip install torch`).
 
 The original's loss is the softmax confidence of the label. Its dichotomy halves [0, 4] down to 0.001, each time by up
 to 1000 steps of Adam on a perturbation that is scaled to the norm and then clipped; its automatic attack descends for
@@ -79,7 +78,7 @@ def original_automatic(model: Model, image: torch.Tensor, label: int, p: float) 
 
 
 def run_original(method: Callable, model: Model, images: np.ndarray, labels: np.ndarray, p: float) -> dict:
-    """The distances found, inf where the attack failed, and the mean seconds per image."""
+    """Distances, inf where it failed, and seconds an image."""
     distances, began = [], time.perf_counter()
     for image, label in tqdm(list(zip(images, labels, strict=True)), desc=method.__name__, disable=None):
         x = torch.tensor(image.transpose(2, 0, 1)[None])

@@ -3,11 +3,12 @@
     python experiments/defended_figures.py [--models CNN-best CNN5_bn-ibp-inf-0.3 ...] [--images 100] [--digit 4]
         [--output docs/images]
 
-- defended.png: robust accuracy (by `nearest`) and certified accuracy (by IBP) by radius;
-- same_digit.png: the nearest adversarial image of one digit found on each of the networks;
+- defended.png: accuracy against the radius, that which `nearest` leaves and that which is certified by IBP, or by CROWN
+  where IBP certifies next to nothing;
+- same_digit.png: the nearest adversarial image of one digit on each of the networks;
 - filters.png: the filters of their first layers.
 
-The distances and radii are saved in experiments/defended_curves.json, and not computed again if they are there.
+The distances and radii are kept in experiments/defended_curves.json; what is there is not done again.
 """
 
 import argparse
@@ -24,7 +25,7 @@ KEPT = Path(__file__).with_name("defended_curves.json")
 
 
 def curves(classifier: Classifier, norm: float, count: int) -> dict[str, list[float]]:
-    """The largest certified radii and the distances found of the first `count` images."""
+    """Certified radii and distances found, of the first so many images."""
     val = data.load().val
     images, labels = np.asarray(data.normalize(val.images[:count])), val.labels[:count]
     found = attack.nearest(classifier, images, labels, norm=norm)

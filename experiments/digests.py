@@ -1,4 +1,4 @@
-"""Prints digests of every attack's result and of an epoch by every recipe, which show whether new code alters them.
+"""A digest of every attack's result and of one epoch of every recipe: a net to work over.
 
     python experiments/digests.py > before.txt
     python experiments/digests.py --against before.txt
@@ -6,9 +6,9 @@
 Code that is only moved changes no line of the output on one machine. With --against, lines that differ from those of
 an earlier run are shown beside them, with the change of the mean distance, and the exit status is 1 if there are any.
 
-Every attack runs in each of its norms on the first images of `val`, with few steps; on an MLP also with targets and
-random starting points. A line has the digest of all arrays of the result, the share of successes and their mean
-distance; the line of a training has the digest of its weights and statistics.
+Every attack runs in every norm it has on the first images of `val`, few steps each; on an MLP also towards targets,
+from random starts. A line has the digest of all arrays of the result, the share of successes and the mean
+distance of these; that of a training the digest of its weights and statistics.
 """
 
 import argparse
@@ -32,12 +32,12 @@ from mnist_jax.storage import checkpoint
 
 NORMS = (0.0, 1.0, 2.0, 3.0, np.inf)
 RADII = {1.0: 10.0, 2.0: 1.2, 3.0: 0.6, np.inf: 0.1}
-FEWER = {"steps": 20, "searches": 3, "queries": 200, "restarts": 2}  # options that replace the attacks' defaults
-GROWTH = 1e-3  # relative growth of a mean distance above which the comparison says FARTHER
+FEWER = {"steps": 20, "searches": 3, "queries": 200, "restarts": 2}  # than the attacks' own, where they have them
+GROWTH = 1e-3  # relative, of a mean distance: more is said aloud
 
 
 def digest(tree: Any) -> str:
-    """The first twelve hexadecimal digits of the SHA-256 of all arrays of a pytree, with their types and shapes."""
+    """Twelve letters that stand for all bits of all arrays of a pytree."""
     digest = hashlib.sha256()
     for leaf in map(np.ascontiguousarray, jax.tree.leaves(tree)):
         digest.update(f"{leaf.dtype}{leaf.shape}".encode())
@@ -84,7 +84,7 @@ def trainings(names: list[str]) -> Iterator[str]:
 
 
 def compare(line: str, before: dict[str, str]) -> bool:
-    """Whether the line is the same as before; if not, prints both."""
+    """Whether the line is as it was; else says how it differs."""
     name = " ".join(line.split()[:3])
     was = before.get(name)
     if was == line:

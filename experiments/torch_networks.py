@@ -1,6 +1,6 @@
-"""The networks in PyTorch, written as its users would, for timing training against it; they return logits.
+"""The networks written in PyTorch, to time training against: as its users would write them, giving logits.
 
-The layers are called as in `mnist_jax.networks`, so that a state_dict exported by `mnist_jax.storage.pytorch` fits.
+The layers have the names they have in `mnist_jax.networks`, so that a state_dict of `mnist_jax.storage.pytorch` loads.
 """
 
 import itertools
@@ -23,7 +23,7 @@ class Network(nn.Module):
         return self.classifier(self.features(images).flatten(1))
 
     def loss(self, images: Any, labels: Any) -> Any:
-        """The original project's loss: cross-entropy of probabilities, so the softmax is applied twice."""
+        """That of the original project, which applies a softmax first."""
         return nn.functional.cross_entropy(self(images).softmax(1), labels)
 
 
