@@ -1,14 +1,14 @@
 """How accurate defended networks are under attack, and how accurate for certain.
 
     python experiments/defended.py [--models NAME-DEFENSE-NORM-RADIUS ...] [--images 1000] [--alone 100]
-        [--surrogate CNN-best] [--seconds 800] [--table]
+        [--searched 20] [--search-seconds 20] [--surrogate CNN-best] [--seconds 800] [--table]
 
 For each defended network, at the radius that it is for: its accuracy on val; the accuracy that attacks leave on the
 first so many images, one after another, each on those that the ones before it left, certified images not being
 attacked; the accuracy that PGD, Square, `nearest` and images transferred from the surrogate leave by themselves on
 fewer images, which shows masked gradients; and, where the norm is inf, the certified accuracy on all of val, by IBP and
-then by CROWN on the first images that IBP leaves open. Of the attacked images those are open that are neither broken
-nor certified.
+then by CROWN on the first images that IBP leaves open. Branch and bound searches the attacked images that are neither
+broken nor certified then, if bounds certify any image of the network at all; what it can't settle either is open.
 
 Results are kept in experiments/defended.json after every piece, and what is there is not done again: stopped at any
 time, or by itself after so many seconds, the script goes on when it is started again.
@@ -34,7 +34,9 @@ PROVED_AT_ONCE = 500  # images between two saves, of interval bounds
 THOROUGH = 200  # images on which `nearest` takes its time
 
 # What is known of each image of val, a letter each.
-BY_IBP, BY_CROWN, OPEN, STILL_OPEN, WRONG = "icoOw"  # still open: by CROWN too
+BY_IBP, BY_CROWN, BY_SEARCH, OPEN, STILL_OPEN, SEARCHED, WRONG = "icboOsw"
+# Open: not certified by IBP; still open: nor by CROWN; searched: nor by branch and bound.
+CERTIFIED, UNSETTLED = BY_IBP + BY_CROWN + BY_SEARCH, OPEN + STILL_OPEN + SEARCHED
 
 Figures = dict[str, Any]  # of a network, as the file has them
 
@@ -79,8 +81,38 @@ def certify_all(kept: Kept, name: str, classifier: Classifier, radius: float, cr
         if time.monotonic() > until:
             return
         one = certify.crown(classifier, images[[i]], val.labels[[i]], radius)
-        letters = figures["certified"]
-        figures["certified"] = letters[:i] + (BY_CROWN if bool(one.certified[0]) else STILL_OPEN) + letters[i + 1 :]
+        mark(figures, i, BY_CROWN if bool(one.certified[0]) else STILL_OPEN)
+        kept.save()
+
+
+def mark(figures: Figures, image: int, letter: str) -> None:
+    letters = figures["certified"]
+    figures["certified"] = letters[:image] + letter + letters[image + 1 :]
+
+
+def unsettled_images(figures: Figures) -> list[int]:
+    """The attacked images that are neither broken nor certified."""
+    standing = [int(i) for i, right in figures["clean"].items() if right and i not in figures["broken"]]
+    return [i for i in sorted(standing) if figures["certified"] and figures["certified"][i] in UNSETTLED]
+
+
+def search_some(
+    kept: Kept, name: str, model: Classifier, radius: float, most: int, seconds: float, until: float
+) -> None:
+    """Branch and bound of attacked images that are open: certifies them, or finds what the attacks missed."""
+    figures, val = kept.of(name), data.load().val
+    if not any(letter in CERTIFIED for letter in figures["certified"]):
+        return
+    left = [i for i in unsettled_images(figures) if figures["certified"][i] != SEARCHED]
+    left = left[: max(most - sum(map(figures["certified"].count, BY_SEARCH + SEARCHED)), 0)]
+    for i in tqdm(left, desc=f"{name}, branch and bound", disable=None):
+        if time.monotonic() > until:
+            return
+        image, label = np.asarray(data.normalize(val.images[[i]])), val.labels[[i]]
+        one = certify.branch_and_bound(model, image, label, radius, seconds=seconds)
+        if bool(one.fooled[0]):
+            figures["broken"][str(i)] = "branch_and_bound"
+        mark(figures, i, BY_SEARCH if bool(one.certified[0]) else SEARCHED)
         kept.save()
 
 
@@ -98,7 +130,7 @@ def attack_some(
         attacks = robustness.attempts(model, radius, norm=norm, surrogate=surrogate, effort=effort)
         attacks.pop("square")  # it is in AutoAttack
         known = figures["certified"][start : start + len(places)].ljust(len(places), OPEN)
-        proved = np.array([letter in (BY_IBP, BY_CROWN) for letter in known])
+        proved = np.array([letter in CERTIFIED for letter in known])
         result = robustness.robustness(model, images, labels, radius, attacks, norm=norm, certified=proved)
         by = {i: a for a, broken in result.broken.items() for i in places[broken].tolist()}
         figures["broken"] |= {str(i): attack for i, attack in by.items()}
@@ -117,9 +149,8 @@ def attack_some(
 def row(name: str, figures: Figures, clean_accuracy: float) -> str:
     clean, broken, alone = figures["clean"], figures["broken"], figures["alone"]
     certified = figures["certified"]
-    proved = sum(map(certified.count, BY_IBP + BY_CROWN))
-    standing = [int(i) for i, right in clean.items() if right and i not in broken]
-    unsettled = sum(certified[i] in OPEN + STILL_OPEN for i in standing) if certified else 0
+    proved = sum(map(certified.count, CERTIFIED))
+    unsettled = len(unsettled_images(figures))
     cells = [name, f"{clean_accuracy:.2%}"]
     cells.append(f"{(sum(clean.values()) - len(broken)) / len(clean):.1%} of {len(clean)}" if clean else "")
     cells.append(f"{proved / len(certified):.2%}" if certified else "")
@@ -146,6 +177,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="that are attacked")
     parser.add_argument("--alone", type=int, default=100, help="that each attack gets by itself")
     parser.add_argument("--crown", type=int, default=200, help="bounds by CROWN, at most, for each network")
+    parser.add_argument(
+        "--searched", type=int, default=20, help="images for branch and bound, at most, of each network"
+    )
+    parser.add_argument("--search-seconds", type=float, default=20.0, help="of branch and bound, for each image")
     parser.add_argument("--surrogate", default="CNN-best", help="whose adversarial images are transferred")
     parser.add_argument("--seconds", type=float, default=800.0)
     parser.add_argument("--table", action="store_true", help="print what is kept, and do nothing")
@@ -158,6 +193,8 @@ def main() -> None:
         if norm == np.inf:
             certify_all(kept, name, classifier, radius, options.crown, until)
         attack_some(kept, name, classifier, norm, radius, options, until)
+        if norm == np.inf:
+            search_some(kept, name, classifier, radius, options.searched, options.search_seconds, until)
     print(table(kept, options.models))
 
 

@@ -1,4 +1,4 @@
-"""python -m mnist_jax.certify, as a person runs it: results, resumption, bad input, and their recheck by --verify."""
+"""python -m mnist_jax.certify, as a person runs it: results, resumption, bad input, and what --verify says of them."""
 
 import json
 import signal
@@ -43,7 +43,7 @@ def test_results_are_what_the_summary_says_and_hold(run, tmp_path):
 
 
 def certified(folder, *arguments):
-    """Runs a certification by the command's functions, in this process; returns the record and the summary."""
+    """What the command gives: results of what was asked for, and the summary, by its functions."""
     options = command_line.parse([*map(str, (*IBP, "--output", folder, *arguments))])
     return job.carry_out(certification.prepare(options), options)
 
@@ -67,7 +67,7 @@ def largest(tmp_path_factory):
 
 
 def found_by_an_attack(largest, path, factor=1.5, **fields):
-    """A file of attack results in which each distance is the same multiple of the image's certified radius."""
+    """A file as of an attack that found all images at that many times their certified radius."""
     record = load(largest)
     count = len(record.indices)
     distance = factor * record.result.radius
@@ -150,10 +150,10 @@ def test_an_interrupted_certification_goes_on(command, tmp_path):
         np.testing.assert_array_equal(ours[: len(kept.indices)], theirs)
 
 
-def test_only_certificates_of_the_same_kind_are_resumed(largest, tmp_path, capsys):
+def test_only_certificates_of_the_same_kind_are_gone_on_with(largest, tmp_path, capsys):
     first, _ = certified(tmp_path, "--radius", 0.002, "--count", 3)
     path = tmp_path / "MLP-original-ibp-linf-radius0.002-val.npz"
-    # An image's certificate does not depend on the other images.
+    # What an image gets does not depend on those beside it.
     record, _ = certified(tmp_path, "--radius", 0.002, "--ids", "5,2", "--resume")
     np.testing.assert_array_equal(record.result.margin[1], first.result.margin[2])
     assert load(path).indices.tolist() == [0, 1, 2, 5]
@@ -216,7 +216,7 @@ def test_bad_input_is_one_line(refused, tmp_path, arguments, message):
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_a_network_without_bounds_is_one_line(refused, largest, tmp_path, monkeypatch):
+def test_what_no_bound_is_known_for_is_one_line(refused, largest, tmp_path, monkeypatch):
     def ibp(*arguments, **how):
         raise certify.UnsupportedOperation("no bounds of sort are known here (why), which is at line 3")
 
@@ -231,7 +231,7 @@ def test_a_network_without_bounds_is_one_line(refused, largest, tmp_path, monkey
 
 
 def report(path, capsys):
-    """Rechecks a file as --verify does; returns the faults of each wrong image by its index, and the whole report."""
+    """What --verify says of a file, by its function: of each wrong image what is wrong, and the rest."""
     status = evaluate.check(evaluate.parse(["--verify", str(path), "--json"]))
     said = json.loads(capsys.readouterr().out)
     assert (status == 1) == bool(said["wrong"])
@@ -239,7 +239,7 @@ def report(path, capsys):
 
 
 def changed(path, folder, **fields):
-    """A copy of the certificates in which some fields, of the record or of its result, are replaced."""
+    """A copy of the certificates with other fields, of the record or of what was proved."""
     record = load(path)
     result = record.result._replace(**{k: v for k, v in fields.items() if k in record.result._fields})
     rest = {k: v for k, v in fields.items() if k in record._fields}
@@ -319,7 +319,7 @@ def test_files_that_cannot_be_verified_are_refused(largest, tmp_path):
 
 
 def test_a_certificate_of_the_real_attack_is_not_contradicted(largest):
-    """The two curves of the figure with real results: no adversarial image is found within a certified radius."""
+    """The two halves of the figure, as they are: nothing is found within what is certified."""
     record = load(largest)
     classifier = load_classifier(checkpoint.shipped() / "MLP-original.safetensors")
     val = data.load_split("val")
@@ -397,8 +397,8 @@ def test_lies_about_brackets_are_found(brackets, tmp_path, capsys, monkeypatch):
     assert "lower ends not refuted by an attack: 0 of 2; they are not proved anew" in out
 
 
-def test_brackets_are_summarized_and_resumed(tmp_path, monkeypatch, capsys):
-    """The command with a replaced `bracket`, whose results are made up."""
+def test_brackets_are_summed_up_and_gone_on_with(tmp_path, monkeypatch, capsys):
+    """The command around what it brackets, which is made up here."""
     ends = {0: (0.0, 0.0), 1: (0.0297, 0.03), 2: (0.048, 0.05), 3: (0.03, np.inf), 4: (0.01, 0.02)}
     asked = []
 
@@ -443,7 +443,7 @@ def test_damaged_files_of_brackets_are_refused(tmp_path, change):
 SMOOTHING = (*MODEL, "--method", "smoothing", "--sigma", 0.25, "--samples", 600)
 
 
-def test_smoothing_certifies_the_smoothed_classifier_and_is_resumed(run, tmp_path, monkeypatch, capsys):
+def test_smoothing_is_of_the_smoothed_classifier_and_goes_on_where_it_stopped(run, tmp_path, monkeypatch, capsys):
     arguments = (*SMOOTHING, "--output", tmp_path, "--ids")
     summary = json.loads(said(monkeypatch, capsys, *arguments, "3,14,0", "--json"))
     path = tmp_path / "MLP-original-smoothing-l2-sigma0.25-val.npz"
@@ -460,7 +460,7 @@ def test_smoothing_certifies_the_smoothed_classifier_and_is_resumed(run, tmp_pat
         *("certified", "accuracy", "radius", "how", "cost", "results"),
     ]
     assert "of 4 images, in norm 2, of the smoothed classifier" in text
-    # An image's noise depends on its index in the split, not on the other images.
+    # An image's noise is of its place in the split, whatever else is done.
     alone = json.loads(said(monkeypatch, capsys, *SMOOTHING, "--output", tmp_path / "alone", "--ids", "7", "--json"))
     np.testing.assert_array_equal(load(path).result.counts[3], load(tmp_path / alone["results"]).result.counts[0])
     with pytest.raises(InputError, match="is of smoothing; certify once more with another --seed"):

@@ -25,7 +25,7 @@ from mnist_jax.networks.capsules import Reconstruction
 from mnist_jax.objective import Plain
 from mnist_jax.recipe import RECIPES, Recipe, constant, fading, one_cycle
 
-SEEN = []  # the labels of each batch that a training step gets, in order
+SEEN = []  # the labels of one batch after another
 
 
 def loss(logits, labels):
@@ -79,7 +79,7 @@ def run_epochs(network, recipe, train, state, epochs=1):
 
 
 def numbers(tree):
-    """The leaves of a pytree as NumPy arrays, random keys as their data."""
+    """The leaves as NumPy arrays, keys of random numbers as what they consist of."""
     leaves = jax.tree.leaves(tree)
     keys = [jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
     return [np.asarray(jax.random.key_data(leaf) if key else leaf) for leaf, key in zip(leaves, keys, strict=True)]
@@ -140,7 +140,7 @@ def test_two_epochs_are_a_loop_of_optax_steps():
     moved = max(np.abs(weights[name] - first[name]).max() for name in first)
     assert moved > 1e-3
 
-    # Loss and accuracy are reported as means over the images of the epoch so far.
+    # What is reported: means over the images of this epoch so far.
     assert [(r.step, r.steps) for r in reports] == [(4, 5), (5, 5)] * 2
     assert [int(r.state.step) for r in reports] == [4, 5, 9, 10]
     assert [int(r.state.epoch) for r in reports] == [0, 1, 1, 2]
@@ -238,7 +238,7 @@ def test_the_strength_of_the_distortion_follows_its_schedule():
     train, batch = ten_classes(some_images(16)), np.arange(16)[None]
 
     def kernel(recipe, number):
-        """A kernel after the training step of this number, always from the same initial weights."""
+        """After the step of that number."""
         state = started(Small, plain, train)
         state = state._replace(step=state.step + number)
         state, _ = training.train_steps(Small, recipe, 3, state, train, batch, jax.random.key(0))
@@ -281,7 +281,7 @@ def test_a_run_goes_on_from_its_state():
     straight, reports, _ = run_epochs(Small, AVERAGED, train, started(Small, AVERAGED, train), epochs=3)
     after_one = next(r.state for r in reports if r.state.epoch == 1)
 
-    # The state goes through plain arrays, as in a file.
+    # Through the plain numbers, as a file would hold them.
     restored = jax.tree.unflatten(jax.tree.structure(after_one), numbers(after_one))
     restored = restored._replace(key=jax.random.wrap_key_data(restored.key))
     assert_same_bits(run_epochs(Small, AVERAGED, train, restored, epochs=2)[0], straight)
@@ -327,7 +327,7 @@ def test_the_result_without_batch_statistics_is_the_average():
 def test_the_batch_statistics_of_the_result_are_those_of_its_own_weights(count):
     train = some_images(count)
     state = started(Small, AVERAGED, train)
-    # An average of weights with batch statistics that don't belong to it.
+    # An average with batch statistics that have nothing to do with it.
     average = {name: array + 1 for name, array in state.weights.items()}
     got = training.result(Small, state._replace(average=average), train)
     assert got.keys() == average.keys()

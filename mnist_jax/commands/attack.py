@@ -19,7 +19,7 @@ from mnist_jax.storage import checkpoint
 from mnist_jax.storage.results import Record
 from mnist_jax.unstable import compile_quickly
 
-SHOWN = 24  # images in the figure at most
+SHOWN = 24  # images in the figure
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

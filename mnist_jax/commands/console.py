@@ -164,19 +164,19 @@ def start() -> None:
         raise InputError(f"JAX has no device for JAX_PLATFORMS={wanted}{reason}; unset it or name another") from error
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", _programs())
-    # By default JAX keeps only programs that took a second or more to compile; most of ours take less.
+    # By default JAX keeps only what took a second to compile, and so nothing of ours.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    # A program that can't be read from the cache is compiled again: that needs no warning of several lines.
+    # A program that can't be kept or read is compiled again next time: no reason for several lines each.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
 
 
 def _programs() -> str | None:
-    """The folder of the persistent compilation cache; None, with a note, where it can't be written."""
+    """The folder for compiled programs, if there can be one."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "mnist_jax", "programs")
-    if not folder.is_absolute():  # there is no home directory, or XDG_CACHE_HOME is relative, which is to be ignored
+    if not folder.is_absolute():  # no home, and the standard wants a relative XDG_CACHE_HOME ignored
         return None
     try:
-        str(folder).encode()  # XLA takes only names in UTF-8
+        str(folder).encode()  # XLA takes no other names
         files.make_folder(folder)
     except (UnicodeEncodeError, files.NotWritten) as error:
         reason = error if isinstance(error, InputError) else f"the name {str(folder)!a} is not UTF-8"

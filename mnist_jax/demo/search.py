@@ -72,7 +72,7 @@ class Demo:
                 raise InputError(f"{path} is not of MNIST's images and classes, which the page is for")
             certificate = certify.crown if trained.network.__name__ in BY_CROWN else certify.ibp
             self.networks[path.stem] = Shown(path, trained.classifier(), certificate)
-        self._ran: set[tuple[Any, ...]] = set()  # programs that are compiled already
+        self._ran: set[tuple[Any, ...]] = set()  # programs that were compiled
 
     def question(self, given: Any) -> Question:
         """The request, an object of JSON with `KEYS`. An image is `{"index": place in val}`, or `{"pixels": the 784
@@ -107,7 +107,7 @@ class Demo:
         return np.asarray(self.split.images[index]), int(self.split.labels[index])
 
     def seen(self, asked: Question) -> Event:
-        """The event `seen`: the class that the network predicts of the unperturbed image, and the confidences."""
+        """What the network sees in the image as it is."""
         return {"event": "seen"} | _confidences(self.networks[asked.network].classifier, _unit(asked.image))
 
     def answer(self, asked: Question) -> Iterator[Event]:

@@ -100,7 +100,7 @@ def from_state_dict(arrays: dict[str, np.ndarray], network: type[Network], sourc
             array = array.transpose(2, 3, 1, 0)
         elif array.ndim == 2:
             array = _exchange_flattening(array, network, name, to_torch=False).T
-        with np.errstate(over="ignore"):  # float64 values beyond float32 become infinite
+        with np.errstate(over="ignore"):  # what float32 can't hold is infinite
             weights[name] = jnp.asarray(array.astype(np.float32))
     return weights
 
