@@ -28,11 +28,9 @@ from flax import nnx
 from jax import lax
 
 THIN = 4  # input channels: with fewer, `_by_place` computes two columns of the output at once, for a larger matrix
-FEW = 4  # images: up to so many, the backend's own convolution is about as fast, and compiles in a tenth of the time
+FEW = 4  # images: up to this number the backend's own convolution is about as fast, and compiles in a tenth of the time
 _plain: ContextVar[bool] = ContextVar("plain", default=False)  # whether layers are traced as on a GPU; see `plain`
-MOMENTUM = (
-    0.9  # share of the old value in a running statistic; PyTorch's default, there called 0.1, the new one's share
-)
+MOMENTUM = 0.9  # share of the old value in an updated running statistic; PyTorch's default, there given as 0.1
 AS_WRITTEN = "as_written"  # name of the `jax.named_scope` whose convolutions `jaxprs.fast` does not replace
 BATCH_LAST = (3, 1, 2, 0)  # permutation of axes from NHWC to CHWN, and back
 

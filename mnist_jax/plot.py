@@ -32,9 +32,7 @@ FAMILIES = ("#4477aa", "#cc6677", "#117733", "#ddaa33", "#222222", "#66bbdd", "#
 VARIANTS: Sequence[Any] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)), (0, (5, 1.2, 1, 1.2, 1, 1.2)))
 SIGNED = matplotlib.colormaps["RdBu_r"]  # colours of perturbations
 GREY = "#888888"
-LEAST_FARTHER = (
-    1e-4  # least excess over the best known distance on the log scale, relative; smaller ones are drawn here
-)
+LEAST_FARTHER = 1e-4  # relative excess over the best known distance at which the log scale draws all smaller ones
 IN_AXES: Any = {"xycoords": "axes fraction", "textcoords": "offset points"}
 
 

@@ -40,7 +40,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     queries = f"largest number of evaluations of the network for an image {own}"
     more.add_argument("--queries", type=console.number(int, 1, console.MANY), help=queries)
     rate = console.number(float, 0, 10, above=True)
-    more.add_argument("--learning-rate", type=rate, help=f"in the method's own units {own}")
+    more.add_argument("--learning-rate", type=rate, help=f"step size, in the method's own units {own}")
     return parser.parse_args(argv)
 
 

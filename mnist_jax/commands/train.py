@@ -30,7 +30,7 @@ SECONDS_BETWEEN_SAVES = 3.0  # at least; a save takes a fraction of a second, an
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = console.Parser("train", __doc__)
     parser.add_argument("--model", required=True, help=f"one of {', '.join(NETWORKS)}")
-    recipes = f"one of {', '.join(RECIPES)} (default: original), or with --defense {OF_DEFENCES[-1]} (default: best)"
+    recipes = f"one of {', '.join(RECIPES)} (default: original); with --defense also {OF_DEFENCES[-1]} (default: best)"
     parser.add_argument("--recipe", default=argparse.SUPPRESS, help=recipes)
     defense = f"one of {', '.join(DEFENSES)}, or FILE.py:NAME for an objective of your own"
     parser.add_argument("--defense", default=argparse.SUPPRESS, help=defense)
@@ -39,7 +39,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     radius = console.number(float, 0, above=True)
     largest = "largest norm of these perturbations"
     parser.add_argument("--radius", type=radius, default=argparse.SUPPRESS, help=largest)
-    own = "(default: the recipe's)"
+    own = "in place of the recipe's"
     parser.add_argument("--epochs", type=console.number(int, 1, 100_000), default=argparse.SUPPRESS, help=own)
     parser.add_argument("--batch-size", type=console.number(int, 1), default=argparse.SUPPRESS, help=own)
     rate = console.number(float, 0, 10, above=True)
@@ -47,7 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=console.number(int, 0, 2**32 - 1), default=0, help="seed of the random numbers")
     parser.add_argument("--output", type=Path, default=checkpoint.RUNS, help="folder for the results")
     parser.add_argument("--save", action=argparse.BooleanOptionalAction, default=True, help="write to --output")
-    parser.add_argument("--resume", action="store_true", help="go on with the interrupted training of this name")
+    parser.add_argument("--resume", action="store_true", help="continue the interrupted training of this name")
     parser.add_data_options()
     options = parser.parse_args(argv)
     if "defense" in options and "radius" not in options:
