@@ -101,6 +101,7 @@ def convolution(
 
 
 def _patches_times_matrix(inputs, kernel, *, strides, padding, precision):
+    """`convolution` as one product of the kernel and the patches of the inputs, with the batch as the last axis."""
     x = jnp.pad(inputs.transpose(BATCH_LAST), ((0, 0), *padding, (0, 0)))
     patches = jnp.concatenate(_window_slices(x, kernel.shape[:2], strides))
     matrix = kernel.reshape(-1, kernel.shape[-1])

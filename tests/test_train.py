@@ -297,7 +297,7 @@ def test_the_device_line_is_printed_before_the_data_is_loaded(command, tmp_path)
 def test_a_defence_by_bounds_of_a_network_that_has_none_is_refused(refused, few_digits, tmp_path):
     options = "--model", "CapsNet", "--defense", "ibp", "--radius", 0.1, "--data-dir", few_digits, "--no-save"
     line = refused("train", *options, cwd=tmp_path)
-    assert "CapsNet can't be trained by ibp, which bounds it: no bounds of gt are known here" in line
+    assert "CapsNet can't be trained by ibp, which needs bounds of it: no bounds of gt are known here" in line
 
 
 def test_a_defended_network_has_its_defence_in_its_name(run, few_digits, tmp_path):

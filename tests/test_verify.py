@@ -133,8 +133,12 @@ def test_a_misclassified_original_is_a_success_at_distance_0(results, tmp_path, 
     nothing["forwards"] = nothing["gradients"]
     for found, success, wrong in (
         (image, True, []),
-        (image, False, ["a failure whose image is adversarial", "perturbed, although the original is adversarial"]),
-        (np.full_like(image, 0.5), False, ["perturbed, although the original is adversarial"]),
+        (
+            image,
+            False,
+            ["a failure whose image is adversarial", "not at distance 0, although the original is adversarial"],
+        ),
+        (np.full_like(image, 0.5), False, ["not at distance 0, although the original is adversarial"]),
     ):
         distance = np.where([success], 0, np.inf)
         fields = nothing | {"images": found[None], "success": np.array([success]), "distance": distance}

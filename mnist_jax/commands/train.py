@@ -328,7 +328,7 @@ def main(argv: list[str] | None = None) -> None:
             raise
         except UnsupportedOperation as error:  # raised by a certified defence when its first step is compiled
             raise InputError(
-                f"{options.model} can't be trained by {options.defense}, which bounds it: {first_line(error)}"
+                f"{options.model} can't be trained by {options.defense}, which needs bounds of it: {first_line(error)}"
             ) from error
         result = finish(run, state, history)
     console.report(result, summary(result), as_json=options.json)

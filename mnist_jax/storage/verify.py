@@ -55,15 +55,15 @@ def verify(
         lengths = exact_norm(r, float(record.about["norm"]))
         error = np.where(success, np.abs(distance - lengths), 0) / np.maximum(lengths, 1e-3)
         inside = ((images >= 0) & (images <= 1)).reshape(len(images), -1).all(1)
-        clearly = fools(answers, record.labels, targets)
-        at_once = fools(logits(classifier, x), record.labels, targets)  # without any perturbation
+        clearly = clearly_adversarial(answers, record.labels, targets)
+        at_once = clearly_adversarial(logits(classifier, x), record.labels, targets)  # without any perturbation
         faults = {
             "not in [0, 1]": ~inside,
             "not misclassified": success & ~fooled,
             "not at the stated distance": success & ~(error <= CLOSE),
             "a failure with a finite distance": ~success & ~np.isinf(distance),
             "a failure whose image is adversarial": ~success & inside & clearly & _allowed(lengths, record),
-            "perturbed, although the original is adversarial": at_once & ~(success & (distance == 0)),
+            "not at distance 0, although the original is adversarial": at_once & ~(success & (distance == 0)),
         }
         if "radius" in options:
             faults["farther than the radius"] = success & ~(lengths <= options["radius"] * (1 + CLOSE) + 1e-6)
@@ -122,7 +122,7 @@ def _allowed(lengths: np.ndarray, record: Record[AttackResult]) -> np.ndarray:
     return lengths <= radius * (1 - CLOSE)
 
 
-def fools(logits: np.ndarray, labels: np.ndarray, targets: list[int] | None) -> np.ndarray:
+def clearly_adversarial(logits: np.ndarray, labels: np.ndarray, targets: list[int] | None) -> np.ndarray:
     """Which images are clearly adversarial, by more than `CLEAR`, judging by their logits `[N, C]`.
 
     Adversarial means that another class than the label has the largest logit, or with targets that the target has it.
@@ -130,8 +130,8 @@ def fools(logits: np.ndarray, labels: np.ndarray, targets: list[int] | None) -> 
     rows, one = np.arange(len(logits)), labels if targets is None else np.asarray(targets, int)
     others = logits.copy()
     others[rows, one] = -np.inf
-    lead = logits[rows, one] - others.max(1, initial=-np.inf)
-    return (-lead if targets is None else lead) > CLEAR * np.abs(logits).max(1, initial=0)
+    margin = logits[rows, one] - others.max(1, initial=-np.inf)
+    return (-margin if targets is None else margin) > CLEAR * np.abs(logits).max(1, initial=0)
 
 
 def logits(classifier: Classifier, images: np.ndarray) -> np.ndarray:

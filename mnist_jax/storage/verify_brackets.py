@@ -11,7 +11,7 @@ from mnist_jax.classifier import Classifier
 from mnist_jax.data import Split
 from mnist_jax.geometry import exact_norm
 from mnist_jax.storage.results import Record
-from mnist_jax.storage.verify import CLOSE, faulty, fools, in_words, logits, originals
+from mnist_jax.storage.verify import CLOSE, clearly_adversarial, faulty, in_words, logits, originals
 from mnist_jax.storage.verify_certificates import refutes
 
 EFFORT = "thorough"  # of the attack `nearest`; brackets are made at the standard effort, which would find the same
@@ -49,14 +49,14 @@ def verify(record: Record[Bracket], model: Path, classifier: Classifier, split: 
     with np.errstate(all="ignore"):  # a comparison with NaN is false, which makes a fault of it
         lengths = exact_norm(images - x, float(record.about["norm"]))
         error = np.where(found, np.abs(upper - lengths), 0) / np.maximum(lengths, 1e-3)
-        at_once = fools(logits(classifier, x), record.labels, None)  # without any perturbation
+        at_once = clearly_adversarial(logits(classifier, x), record.labels, None)  # without any perturbation
         faults = {
             "not in [0, 1]": ~((images >= 0) & (images <= 1)).reshape(len(images), -1).all(1),
             "lower end above the upper one": lower > upper,
             "not misclassified": found & ~misclassified,
             "not at the stated distance": found & ~(error <= CLOSE),
             "not the original image": ~found & ~(exact_norm(images - x, np.inf) <= 1e-6),
-            "perturbed, although the original is adversarial": at_once & (upper > 0),
+            "not at distance 0, although the original is adversarial": at_once & (upper > 0),
             "refuted, by an adversarial image within its lower end": refuted,
         }
     largest = float(error.max(initial=0))

@@ -12,7 +12,7 @@ from mnist_jax.classifier import Classifier
 from mnist_jax.data import Split
 from mnist_jax.geometry import exact_norm
 from mnist_jax.storage.results import Certificates, Record
-from mnist_jax.storage.verify import CLOSE, faulty, fools, in_words, logits, originals
+from mnist_jax.storage.verify import CLOSE, clearly_adversarial, faulty, in_words, logits, originals
 
 PROVED = 20  # images at most that are proved anew, as proofs take most of the time; chosen, not tuned
 # `refutes` also tries the perturbation found times this factor: what an attack finds is so near the decision boundary
@@ -126,11 +126,11 @@ def refutes(
         return refuted
     start, labels = x[rows].astype(float), record.labels[rows]
     found = np.asarray(nearest(classifier, x[rows], labels, norm=norm, effort=effort).images, float)
-    refuted[rows] = fools(logits(classifier, x[rows]), labels, None)
+    refuted[rows] = clearly_adversarial(logits(classifier, x[rows]), labels, None)
     for times in (1, FARTHER):
         images = np.clip(start + times * (found - start), 0, 1).astype(np.float32)
         within = exact_norm(images - start, norm) <= radius[rows]
-        refuted[rows] |= within & fools(logits(classifier, images), labels, None)
+        refuted[rows] |= within & clearly_adversarial(logits(classifier, images), labels, None)
     return refuted
 
 
