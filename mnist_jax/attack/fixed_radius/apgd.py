@@ -18,7 +18,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (1, 2, geometry.INF),
-    "momentum, and a step that halves itself",
+    "gradient descent with momentum, whose step size is halved when progress stops",
     "Croce & Hein 2020 and, for the 1-norm, 2021",
 )
 

@@ -17,7 +17,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (1, 2, geometry.INF),
-    "the same towards one class after another",
+    "`apgd` towards each of the likeliest other classes in turn",
     "Croce & Hein 2020",
 )
 

@@ -23,7 +23,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (1, 2, geometry.INF),
-    "`apgd`, `apgd_targeted`, `fab` and `square`, for robust accuracy",
+    "`apgd`, `apgd_targeted`, `fab` and `square` in turn, for robust accuracy",
     "Croce & Hein 2020 and 2021",
 )
 

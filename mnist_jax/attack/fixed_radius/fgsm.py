@@ -13,7 +13,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (1, 2, geometry.INF),
-    "one step as far as the radius allows",
+    "one gradient step of the radius's length",
     "Goodfellow et al. 2015",
 )
 

@@ -19,7 +19,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     None,
-    "Adam on the pixels of a perturbation that has exactly that norm and stays in the box",
+    "Adam on the pixels of a perturbation of exactly the given norm, in the box",
 )
 
 DECAYS = (0.9, 0.99)  # Adam's decay rates of the two moments: the second is below the usual 0.999, as runs are short

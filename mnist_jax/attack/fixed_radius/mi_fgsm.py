@@ -16,7 +16,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (2, geometry.INF),
-    "steps along a sum of gradients",
+    "steps of a fixed length along a running sum of gradients",
     "Dong et al. 2018",
 )
 

@@ -18,7 +18,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (1, 2, geometry.INF),
-    "steps of a fixed length, each projected onto ball and box",
+    "gradient steps of a fixed length, each projected onto ball and box",
     "Madry et al. 2018",
 )
 

@@ -18,7 +18,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (1, 2),
-    "an augmented Lagrangian, whose multiplier is found on the way",
+    "descent on an augmented Lagrangian of the distance, with an adaptive multiplier",
     "Rony et al. 2021",
 )
 

@@ -22,7 +22,7 @@ from mnist_jax.classifier import UNIT, Classifier
 
 METHOD = Method(
     None,
-    "one descent on a loss that turns from confidence to norm, by thresholds",
+    "one descent on a loss that switches from confidence to norm at two thresholds",
 )
 
 # Adam's decay rates of the two moments. The second is below the usual 0.999, because the loss switches during the

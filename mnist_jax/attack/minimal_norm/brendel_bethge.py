@@ -18,7 +18,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (1, 2, geometry.INF),
-    "along the boundary, by the step that shortens the perturbation the most",
+    "steps along the decision boundary that shorten the perturbation the most",
     "Brendel et al. 2019",
 )
 

@@ -19,7 +19,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (2,),
-    "distance and margin in one loss, whose weight is searched for",
+    "descent on the sum of distance and margin, whose weight is searched for",
     "Carlini & Wagner 2017",
 )
 

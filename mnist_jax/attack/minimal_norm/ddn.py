@@ -17,7 +17,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (2,),
-    "the direction by the gradient, the norm by success or failure",
+    "gradient steps for the direction; the norm shrinks after a success and grows after a failure",
     "Rony et al. 2019",
 )
 

@@ -18,7 +18,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     None,
-    "to the nearest of the linearized boundaries, again and again",
+    "repeated steps to the nearest linearized class boundary",
     "Moosavi-Dezfooli et al. 2016",
 )
 

@@ -25,7 +25,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     None,
-    "bisects the radius of `fixed_norm`, or of any other attack at a radius, for each image",
+    "bisects the radius of `fixed_norm`, or of any other fixed-radius attack, for each image",
 )
 
 # With `search_first`:

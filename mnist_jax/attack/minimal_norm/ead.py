@@ -18,7 +18,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (1,),
-    "Carlini & Wagner's loss with the 1-norm beside the 2-norm",
+    "Carlini & Wagner's loss plus the 1-norm of the perturbation",
     "Chen et al. 2018",
 )
 

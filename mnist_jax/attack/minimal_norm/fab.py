@@ -18,7 +18,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (1, 2, geometry.INF),
-    "along the nearest linearized boundary, and towards the image",
+    "steps to the nearest linearized boundary, biased towards the image",
     "Croce & Hein 2020",
 )
 

@@ -19,7 +19,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     None,
-    "proximal steps on the norm, and a dual variable for the loss",
+    "gradient steps on the loss, proximal steps on the norm, and a dual variable as their weight",
     "Matyasko & Chau 2021",
 )
 

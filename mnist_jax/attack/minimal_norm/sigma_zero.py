@@ -17,7 +17,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (0,),
-    "a smooth count of changed pixels, and a threshold that follows success",
+    "descent on a smooth count of changed pixels, with an adaptive threshold",
     "Cinà et al. 2025",
 )
 
