@@ -62,7 +62,7 @@ def expectation(
     arguments.counts(samples=samples)
     arguments.check_key(key, 1)
     if arguments.is_one_for_each(key):
-        raise ValueError("key must be one key")
+        raise ValueError("key must be a single key, not an array of keys")
     keys = jax.random.split(
         key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key), samples
     )

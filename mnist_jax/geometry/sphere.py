@@ -13,8 +13,8 @@ from mnist_jax.geometry.stationary import solve, stretch
 def scale_to_sphere_in_box(v: jax.Array, images: jax.Array, radius: ArrayLike, p: float) -> jax.Array:
     """Scales `v` so that, clipped to the box, it has the p-norm `radius` exactly. `v` and `images` are `[B, *shape]`.
 
-    Cheaper than `project_sphere_in_box`, and for p = 2 the same. Where no factor is large enough, the point lies on
-    the line from there to the farthest corner of the box.
+    Cheaper than `project_sphere_in_box`, and for p = 2 the same. Where no factor is large enough, the result is on
+    the line from the clipped `v` to the farthest corner of the box.
     """
     rows, x = rows_of(v), rows_of(images)
     radius = jnp.minimum(radii_of(radius, rows), largest(x, p))
@@ -61,7 +61,7 @@ def along_sphere(g: jax.Array, r: jax.Array, images: jax.Array, p: float) -> jax
     free = jnp.where((moved > 0) & (moved < 1), normal, 0)
     multiplier = (sum_of_rows(gradient * free) / jnp.maximum(sum_of_rows(free**2), jnp.finfo(a.dtype).tiny))[:, None]
     along = gradient - multiplier * normal
-    if p == 1:  # in a pixel of zero the subgradient of the norm is all of [-1, 1]
+    if p == 1:  # in a pixel of zero, the subdifferential of the norm is [-1, 1]
         enters = jnp.sign(gradient) * jnp.maximum(jnp.abs(gradient) - jnp.abs(multiplier), 0)
         along = jnp.where(rows == 0, enters, along)
     return along.reshape(g.shape)

@@ -59,6 +59,9 @@ def run(
       numbers: settings that are traced numbers: the program is not compiled again for another value.
       how: settings that are static in the compiled program; hashable.
 
+    Returns:
+      An `AttackResult`, in the units of the classifier's bounds.
+
     Raises:
       ValueError: see `problem.problem`, `arguments.radii` and `arguments.keys_of`.
     """

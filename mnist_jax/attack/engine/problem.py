@@ -31,7 +31,7 @@ LOSSES: dict[str, Loss] = {
 
 # The last bits of logits depend on the shape of the batch and on the device. An image counts as adversarial only if the
 # two logits that decide it (the label's or target's, and the largest other) differ by more than a share of their size.
-ROUNDING = 1e-5  # the share in single precision, 84 times its epsilon; in double precision, 84 times that one's
+ROUNDING = 1e-5  # the share in single precision, 84 of its epsilons; in double precision, it is as many epsilons
 UNITS_OF_HALF = 4  # the share in half precision, in its epsilons: logits are rounded once, from sums of a wider type
 # Two logits can be small because large terms cancelled, and are no less rounded for that. So the share is taken of the
 # largest logit of a class in use, counted as at most this many times the larger of the two. Chosen.
@@ -39,12 +39,12 @@ CANCELLED = 100
 CAREFUL = 1.3  # factor on that share for images that an attack keeps, so that they still count in another batch. Chosen
 
 TRIED = 16  # random rows of logits on which the sign of a caller's loss is checked
-LOOKED_AT = 4  # images on which a classifier is checked before it is first attacked
+CHECKED = 4  # images on which a classifier is checked before it is first attacked
 # Relative difference of an image's logits between two batches above which a classifier depends on the batch: larger
 # than what matrix products of low precision explain.
 DIFFERENT = 1e-3
 
-_known: "weakref.WeakSet[Classifier]" = weakref.WeakSet()  # classifiers that were already checked
+_checked: "weakref.WeakSet[Classifier]" = weakref.WeakSet()  # classifiers that were already checked
 
 
 class ClassifierWarning(UserWarning):
@@ -150,12 +150,12 @@ def problem(asked: Asked) -> Problem:
         a class, or the classifier's function does not give logits.
 
     Warns:
-      ClassifierWarning: see `_look_at`.
+      ClassifierWarning: attacks on this classifier can't be trusted, see `_warn_of_faults`.
     """
     classifier, images, labels, targets, _ = asked
     images = arguments.images_of(classifier, images)
     classes = _predictions.eval_shape(classifier, images[:1])[0].shape[1] if len(images) else None
-    _look_at(classifier, images)
+    _warn_of_faults(classifier, images)
     if labels is None:
         labels = in_chunks(_predictions, (images,), classifier)[1]
     return Problem(
@@ -172,15 +172,15 @@ def _predictions(classifier: Classifier, images: jax.Array) -> tuple[jax.Array, 
     return logits, logits.argmax(1).astype(jnp.int32)
 
 
-def _look_at(classifier: Classifier, images: jax.Array) -> None:
+def _warn_of_faults(classifier: Classifier, images: jax.Array) -> None:
     """Warns where the classifier's gradients vanish, its outputs look like probabilities, or its logits for an image
     depend on the other images in the batch. Checks each `Classifier` once, on a few images, and not under a
     transformation of the caller's, where images have no values.
     """
-    if unstable.staged((classifier, images)) or not len(images) or classifier in _known:
+    if unstable.staged((classifier, images)) or not len(images) or classifier in _checked:
         return
-    _known.add(classifier)
-    vanish, probabilities, different = map(bool, _looks(classifier, fill(np.asarray(images[:LOOKED_AT]), LOOKED_AT)))
+    _checked.add(classifier)
+    vanish, probabilities, different = map(bool, _faults(classifier, fill(np.asarray(images[:CHECKED]), CHECKED)))
     for wrong, text in (
         (vanish, "the classifier's gradients vanish or are no numbers; an attack that follows them finds nothing"),
         (probabilities, "the classifier's outputs look like probabilities; attacks want logits, which don't saturate"),
@@ -199,10 +199,10 @@ def _outside() -> int:
 
 
 @jax.jit
-def _looks(classifier: Classifier, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _faults(classifier: Classifier, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Three booleans: gradients vanish; outputs are probabilities; an image's logits depend on its batch."""
 
-    def look(images):
+    def evaluate(images):
         def total(images):
             logits = classifier(images)
             return losses.margin(logits, logits.argmax(1)).sum(), logits
@@ -211,7 +211,7 @@ def _looks(classifier: Classifier, images: jax.Array) -> tuple[jax.Array, jax.Ar
 
     # The second batch has the first image in the last place, after other images. `lax.map` runs both by the same code.
     others = jnp.concatenate([1 - images[:0:-1], images[:1]])
-    (gradient, _), (logits, again) = jax.lax.map(look, jnp.stack([images, others]))
+    (gradient, _), (logits, again) = jax.lax.map(evaluate, jnp.stack([images, others]))
     logits, again = losses.wide(logits), losses.wide(again)
     scale = jnp.abs(jax.lax.top_k(logits, 2)[0]).max()  # of the top two only: classes not in use have huge logits
     # The most that a linear margin of this gradient could change over the box. Less than rounding: gradients vanish.

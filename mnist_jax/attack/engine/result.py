@@ -18,8 +18,8 @@ class AttackResult(NamedTuple):
       images: `[B, *shape]` between the classifier's bounds: adversarial where `success`, elsewhere the last ones tried.
       distance: `[B]`, the p-norm of the difference from the original images; inf where the attack failed.
       success: `[B]`, whether the image is adversarial: the classifier gives it another class than the label (or the
-        target class, where one was given), by more than rounding can undo (see `Problem.solved`). Logits with a NaN, or
-        whose largest is infinite, count as misclassified.
+        target class, where one was given), by more than rounding can undo (see `Problem.solved`). Logits with a NaN or
+        an infinite maximum count as misclassified.
       gradients: `[B]`, how many gradients of the classifier were used for the image.
       forwards: `[B]`, how many evaluations of the classifier without a gradient were used for it.
     """
