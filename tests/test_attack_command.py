@@ -23,7 +23,7 @@ from mnist_jax.unstable import KNOWN_BEFORE, QUICKLY_COMPILED, compile_quickly
 FAST = ("--model", "MLP-original", "--method", "automatic", "--steps", 20, "--learning-rate", 0.05)
 
 
-def test_results_are_what_the_summary_says(run, tmp_path):
+def test_the_summary_agrees_with_the_results(run, tmp_path):
     status, out, err = run("attack", *FAST, "--count", 40, "--json", cwd=tmp_path)
     assert status == 0, err
     summary = json.loads(out)
@@ -203,7 +203,7 @@ def test_images_of_the_target_class_are_not_misclassified(tmp_path):
     assert f"of {300 - already - wrong} images ({wrong} more were misclassified from the start, {already} were" in line
 
 
-def test_what_is_left_of_kills_is_swept(tmp_path):
+def test_temporary_files_of_killed_runs_are_removed(tmp_path):
     for suffix in ("npz", "png"):
         (tmp_path / f".{NAME}.{suffix}.abc").touch()
     attacked(tmp_path, "--count", 1)
