@@ -45,7 +45,7 @@ class Value(NamedTuple):
     """Bounds of a value that depends on the image, `[*shape, B]`: it is within `width + error` of `center`.
 
     Attributes:
-      center, width: as in the module's docstring, as if nothing were rounded.
+      center, width: center and half-width of its interval if nothing were rounded.
       size: the magnitude: the sum of the absolute values of all terms that are added up. None where rounding is left
         out.
       off: by how much errors of constants may change the value; None where all constants are exact.
@@ -74,6 +74,7 @@ class Value(NamedTuple):
 
     @property
     def interval(self) -> Interval:
+        """The interval that contains the value, exact or as a device computes it."""
         reach = self.width + self.error
         return Interval(self.center - reach, self.center + reach)
 

@@ -18,7 +18,7 @@ from jax import lax
 from mnist_jax.jaxprs import affine, convolution
 from mnist_jax.jaxprs.program import Equation, Program
 
-# Affine primitives whose result's entries depend on the same entries of their operands. Nonlinear ones all do.
+# Affine primitives each of whose result's entries depends on the same entry of the operands, as in all nonlinear ones.
 ELEMENTWISE = {"add", "add_any", "sub", "mul", "div", "neg"}
 WORTH = 0.5  # largest share of all entries that windows may have, for a cut to save time; chosen by hand
 
