@@ -326,13 +326,13 @@ def test_the_regularizers_have_the_values_of_the_formulas():
     rng = np.random.default_rng(0)
     low = rng.normal(size=(1, 6, 5)).astype(np.float32)
     high = low + rng.random(low.shape, np.float32)
-    bounds = bounded.Bounded(jnp.zeros((5, 10)), [(jnp.asarray(low), jnp.asarray(high))], jnp.asarray(0.1))
+    bounds = bounded.IntervalBounds(jnp.zeros((5, 10)), [(jnp.asarray(low), jnp.asarray(high))], jnp.asarray(0.1))
     center, active, inactive = (low + high) / 2, low > 0, high < 0
     spread = (center - center.mean()) ** 2
     ratio = [(center * active).sum() / -(center * inactive).sum(), (spread * active).sum() / (spread * inactive).sum()]
     expected = max(0.5 - 0.1 / (high - low).mean(), 0) + sum(max(0.5 - min(r, 1 / r), 0) for r in ratio)
     np.testing.assert_allclose(bounded.regularizer(bounds), expected / 0.5, rtol=1e-5)
-    narrow = bounds._replace(bent=[(jnp.full((1, 6, 5), -0.05), jnp.full((1, 6, 5), 0.05))])
+    narrow = bounds._replace(arguments=[(jnp.full((1, 6, 5), -0.05), jnp.full((1, 6, 5), 0.05))])
     assert float(bounded.regularizer(narrow)) == 0.0  # widths as the images' own, and no argument of one sign
 
 
@@ -349,7 +349,7 @@ def test_initial_weights_keep_the_width_of_intervals():
 
     def widening(weights):
         bounds = jax.jit(partial(bounded.intervals, Deep))(weights, 0.3 + 0.4 * IMAGES, LABELS, 0.1)
-        low, high = bounds.bent[-1]
+        low, high = bounds.arguments[-1]
         return float((high - low).mean() / bounds.width)
 
     weights = bounded.initialize(Deep, jax.random.key(0))

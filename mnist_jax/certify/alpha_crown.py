@@ -67,9 +67,9 @@ def kernel(
     A pure function, for use inside any JAX transformation.
     """
     bounds = linear.walk(classifier, images, radius, norm, computation)
-    way = partial(optimized, steps)
-    bounds.forwards(partial(linear.tighten, way))
-    return linear.margin(bounds, labels, [way, partial(linear.with_slopes, "flat")])
+    method = partial(optimized, steps)
+    bounds.forwards(partial(linear.tighten, method))
+    return linear.margin(bounds, labels, [method, partial(linear.with_slopes, "flat")])
 
 
 def optimized(

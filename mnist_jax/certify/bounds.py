@@ -45,13 +45,13 @@ class Value(NamedTuple):
     """Bounds of a value that depends on the image, `[*shape, B]`: it is within `width + error` of `center`.
 
     Attributes:
-      center, width: as in the module's docstring, as if nothing were rounded.
+      center, width: center and half-width of its interval if nothing were rounded.
       size: the magnitude: the sum of the absolute values of all terms that are added up. None where rounding is left
         out.
       off: by how much errors of constants may change the value; None where all constants are exact.
       roundings, back: the largest number of roundings on any path from the last nonlinear operation to the value, and
         in the backward pass from the value to that operation.
-      bent: whether a nonlinear operation comes before it.
+      nonlinear: whether a nonlinear operation comes before it.
     """
 
     center: jax.Array
@@ -60,7 +60,7 @@ class Value(NamedTuple):
     off: jax.Array | None
     roundings: int
     back: int
-    bent: bool
+    nonlinear: bool
 
     @property
     def error(self) -> jax.Array:
@@ -74,6 +74,7 @@ class Value(NamedTuple):
 
     @property
     def interval(self) -> Interval:
+        """The interval that contains the value, exact or as a device computes it."""
         reach = self.width + self.error
         return Interval(self.center - reach, self.center + reach)
 
@@ -182,10 +183,10 @@ class Bounds:
         before = [v for v in given if v is not None]
         uses = max(self.program.uses[n] for n, d in zip(equation.operands, which, strict=True) if d)
         roundings = max(v.roundings for v in before) + forth
-        bent = any(v.bent for v in before)
+        nonlinear = any(v.nonlinear for v in before)
         returns = max(v.back for v in before) + back + uses
         for number, center, width, size, off in zip(equation.results, centers, widths, sizes, offs, strict=True):
-            self.set(number, Value(center, width, size, off, roundings, returns, bent))
+            self.set(number, Value(center, width, size, off, roundings, returns, nonlinear))
 
     def _off(self, equation, given, constants, which) -> list[jax.Array | None]:
         """By how much errors of constants may change the results; None each where all constants are exact."""

@@ -74,7 +74,7 @@ class Constants:
         exact = all(e is None for e in errors)
         if not any(jnp.issubdtype(r.dtype, jnp.inexact) for r in results):
             if not exact:
-                raise equation.refused("it makes whole numbers or truth values of rounded ones")
+                raise equation.refused("it makes integers or booleans of rounded numbers")
         elif equation.name in SUMS:
             self.errors[equation.results[0]] = self._sum(equation, operands, errors)
         elif equation.name in ELEMENTARY_FUNCTIONS:
@@ -82,7 +82,7 @@ class Constants:
         elif not exact and equation.name in MOVES:
             self.errors |= dict(zip(equation.results, self._moved(equation, operands, errors), strict=True))
         elif not (exact and equation.name in MOVES | EXACT):
-            raise equation.refused("nothing is known of its rounding, or of its treatment of rounded numbers")
+            raise equation.refused("its rounding error, or its effect on rounded operands, is not known")
 
     def _sum(self, equation: Equation, operands: list[Any], errors: list[Any]) -> jax.Array:
         sizes = [jnp.abs(jnp.asarray(x)) for x in operands]
@@ -112,7 +112,7 @@ class Constants:
             (x,), (e,) = operands, errors
             return (2 * jnp.abs(x) * e + e * e + own) * (1 + 1e-3)
         if equation.name not in MONOTONE:
-            raise equation.refused("nothing is known of it for numbers that are rounded")
+            raise equation.refused("its error for rounded operands is not known")
         (x,), (e,) = operands, errors
         e = e + 2 * ELEMENTARY * unit(result.dtype) * jnp.abs(x)
         ends = [jnp.abs(equation.bind(x + s * e)[0] - result) for s in (-1, 1)]
@@ -136,10 +136,10 @@ class Constants:
             x = jnp.abs(operands[0]).astype(jnp.result_type(operands[0], kind))
             return [((offs[0] + x * 2 * unit(kind)) * (1 + 1e-3) + TINY).astype(kind)]
         if equation.name not in affine.LINEAR:
-            raise equation.refused("nothing is known of it for numbers that are rounded")
+            raise equation.refused("its error for rounded operands is not known")
         places = affine.LINEAR[equation.name](len(operands))
         if any(e is not None for i, e in enumerate(errors) if i not in places):
-            raise equation.refused("rounded numbers choose or place others")
+            raise equation.refused("rounded numbers select or place others")
         given = [e if i in places else x for i, (x, e) in enumerate(zip(operands, offs, strict=True))]
         return affine.by_sizes(equation, added=False).bind(*given)
 

@@ -59,5 +59,5 @@ def as_is(bounds: Bounds, place: int, factors: dict[int, float], interval: Inter
 
 def first(bounds: Bounds, place: int, factors: dict[int, float], interval: Interval, wanted: jax.Array) -> Interval:
     """Better bounds, as by `linear.tighten`, of values that are affine in the image; the intervals of all others."""
-    bent = any(bounds.values[n].bent for n in factors)
-    return interval if bent else linear.tighten(Bounds.back, bounds, place, factors, interval, wanted)
+    nonlinear = any(bounds.values[n].nonlinear for n in factors)
+    return interval if nonlinear else linear.tighten(Bounds.back, bounds, place, factors, interval, wanted)

@@ -44,11 +44,11 @@ def walk(
 
 # A method that bounds linear functions from below, with the arguments and results of `Bounds.back`: the bounds, the
 # index of an equation, coefficients and constants.
-Way = Callable[[Bounds, int, dict[int, jax.Array], jax.Array], tuple[jax.Array, jax.Array]]
+Method = Callable[[Bounds, int, dict[int, jax.Array], jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def tighten(
-    way: Way, bounds: Bounds, place: int, factors: dict[int, float], interval: Interval, wanted: jax.Array
+    method: Method, bounds: Bounds, place: int, factors: dict[int, float], interval: Interval, wanted: jax.Array
 ) -> Interval:
     """Better bounds of a linear combination of values, by backward propagation of the entries where they are wanted.
 
@@ -57,7 +57,7 @@ def tighten(
     in convolutions, are propagated in blocks, and only through their receptive field.
 
     Args:
-      way: the method that bounds them.
+      method: bounds them from below.
       place: index of an equation; the values are of equations before it.
       factors: of the combination, by the number of the value.
       interval: bounds so far, `[*shape, B]`.
@@ -107,13 +107,13 @@ def tighten(
         def least(entries: jax.Array) -> list[jax.Array]:
             part, end, functions = seen(whole, entries)
             at = jnp.concatenate([own[entries], -own[entries]]) - jnp.concatenate([own_off[entries]] * 2)
-            return jnp.split(way(part, end, functions, at)[0], 2)
+            return jnp.split(method(part, end, functions, at)[0], 2)
 
         new = better(wanted[:, i], least, Interval(found.low[:, i], found.high[:, i]))
         return Interval(found.low.at[:, i].set(new.low), found.high.at[:, i].set(new.high))
 
     flat = Interval(*(z.reshape(size, batch) for z in interval))
-    if any(bounds.values[n].bent for n in factors):
+    if any(bounds.values[n].nonlinear for n in factors):
         found = jax.lax.fori_loop(0, batch, of_one, flat)
     else:
         found = better(wanted.any(1), of_all, flat)
@@ -134,10 +134,10 @@ def _blocks(entries: np.ndarray, wanted: jax.Array) -> tuple[jax.Array, jax.Arra
     return jnp.asarray(entries)[jnp.argsort(~some)], some.sum()
 
 
-def leads(bounds: Bounds, labels: jax.Array, ways: Sequence[Way]) -> tuple[jax.Array, jax.Array]:
+def leads(bounds: Bounds, labels: jax.Array, methods: Sequence[Method]) -> tuple[jax.Array, jax.Array]:
     """Lower bounds of the label's lead over each class `[C, B]`, inf for the label itself.
 
-    They are the best of those by interval arithmetic and by each of the methods `ways`. With them come differences to
+    They are the best of those by interval arithmetic and by each of `methods`. With them come differences to
     the images `[C, 1, *shape, B]` at which the bound by the first of the methods is nearly attained.
     """
     number, end = bounds.program.logits, len(bounds.program.equations)
@@ -148,16 +148,16 @@ def leads(bounds: Bounds, labels: jax.Array, ways: Sequence[Way]) -> tuple[jax.A
         function = label - jax.nn.one_hot(other, classes, dtype=center.dtype)[None, :, None]
         at = (function * center - jnp.abs(function) * off).sum((0, 1))
         found = [bounds.back(end, {number: function}, at, whole=False)]
-        found += [way(bounds, end, {number: function}, at) for way in ways]
+        found += [method(bounds, end, {number: function}, at) for method in methods]
         least = reduce(jnp.maximum, [bound for bound, _ in found])  # NaN stays
-        return jnp.where(other == labels, jnp.inf, least), found[min(1, len(ways))][1]
+        return jnp.where(other == labels, jnp.inf, least), found[min(1, len(methods))][1]
 
     return jax.lax.map(lead, jnp.arange(classes))
 
 
-def margin(bounds: Bounds, labels: jax.Array, ways: Sequence[Way]) -> tuple[jax.Array, jax.Array]:
+def margin(bounds: Bounds, labels: jax.Array, methods: Sequence[Method]) -> tuple[jax.Array, jax.Array]:
     """Lower bounds of the margin `[B]`, the least of `leads`, and the images `[B, *shape]` that belong to these."""
-    least, where = leads(bounds, labels, ways)
+    least, where = leads(bounds, labels, methods)
     worst = least.argmin(0)
     d = jax.vmap(lambda d, c: d[c], (-1, 0), -1)(where, worst)
     return least.min(0), bounds.region.at(d)

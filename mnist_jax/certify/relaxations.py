@@ -243,7 +243,7 @@ class Ramp(NamedTuple):
         low, high = jnp.minimum(d.low, 0), jnp.maximum(d.high, 0)  # these keep NaN
         wide = high > low
         chord = jnp.where(wide, high / jnp.where(wide, high - low, 1), 0.5)
-        chord = jnp.where(d.low >= 0, 1.0, jnp.where(d.high <= 0, 0.0, jnp.clip(chord, 0, 1))).astype(u_type(d))
+        chord = jnp.where(d.low >= 0, 1.0, jnp.where(d.high <= 0, 0.0, jnp.clip(chord, 0, 1))).astype(d.low.dtype)
         chord = chord + 0 * (d.low + d.high)  # NaN where a bound is not finite: there is no chord
         center = self.argument - self.base
         at_low = jnp.maximum(d.low, 0) - chord * (d.low - center)
@@ -262,10 +262,6 @@ class Ramp(NamedTuple):
         if self.fixed:
             return Lines((slope,), (chord,), low_line, high_line)
         return Lines((slope, 1 - slope), (chord, 1 - chord), low_line, high_line)
-
-
-def u_type(d: Interval) -> Any:
-    return d.low.dtype
 
 
 def product_interval(x: Interval, y: Interval) -> Interval:

@@ -20,18 +20,18 @@ TOLERANCE = 0.5  # ratios above it are not penalized by the regularizers (Shi et
 LEAST = 1e-12  # least denominator of a ratio, against division by 0
 
 
-class Bounded(NamedTuple):
+class IntervalBounds(NamedTuple):
     """Interval bounds of a network over a box around each image of a batch.
 
     Attributes:
       logits: `[B, C]`, worst-case logits relative to the label's: minus the lower bounds of the label's lead over each
         class, and 0 for the label.
-      bent: for each ReLU, lower and upper bounds of its argument minus its threshold.
+      arguments: for each ReLU, lower and upper bounds of its argument minus its threshold.
       width: mean width of the pixels' intervals.
     """
 
     logits: jax.Array
-    bent: list[tuple[jax.Array, jax.Array]]
+    arguments: list[tuple[jax.Array, jax.Array]]
     width: jax.Array
 
 
@@ -43,7 +43,7 @@ def intervals(
     radius: jax.Array,
     *,
     lines: jax.Array | None = None,
-) -> Bounded:
+) -> IntervalBounds:
     """Interval bounds of a network over the part of an Linf ball in [0, 1], in evaluation mode (Gowal et al. 2018).
 
     They ignore rounding: they serve training, and prove nothing.
@@ -62,22 +62,22 @@ def intervals(
     bounds.forwards(as_is)
     own = jnp.arange(network.classes)[:, None] == labels[None]
 
-    def worst(ways: list[linear.Way]) -> jax.Array:
-        return jnp.where(own, 0, -linear.leads(bounds, labels, ways)[0]).T
+    def worst(methods: list[linear.Method]) -> jax.Array:
+        return jnp.where(own, 0, -linear.leads(bounds, labels, methods)[0]).T
 
     logits = worst([])
     if lines is not None:
         logits = lines * worst([Bounds.back]) + (1 - lines) * logits
-    bent = [node.ramp.d for node in bounds.nodes.values() if node.ramp is not None and node.ramp.fixed]
-    return Bounded(logits, [(d.low, d.high) for d in bent], 2 * bounds.region.width.mean())
+    arguments = [node.ramp.d for node in bounds.nodes.values() if node.ramp is not None and node.ramp.fixed]
+    return IntervalBounds(logits, [(d.low, d.high) for d in arguments], 2 * bounds.region.width.mean())
 
 
-def worst_case(bounded: Bounded, labels: jax.Array) -> jax.Array:
+def worst_case(bounded: IntervalBounds, labels: jax.Array) -> jax.Array:
     """Upper bounds of the cross-entropy of each image over its box, `[B]`."""
     return cross_entropy(bounded.logits, labels)
 
 
-def regularizer(bounded: Bounded) -> jax.Array:
+def regularizer(bounded: IntervalBounds) -> jax.Array:
     """The regularizers of Shi et al., against bounds that grow through the layers and against unbalanced ReLUs.
 
     "Fast certified robust training with short warmup", 2021, equations 6 to 8. They penalize ratios below `TOLERANCE`,
@@ -85,10 +85,10 @@ def regularizer(bounded: Bounded) -> jax.Array:
     mean and in variance, between arguments that are certainly positive and those that are certainly negative.
     """
     total = jnp.zeros_like(bounded.width)
-    for low, high in bounded.bent:
+    for low, high in bounded.arguments:
         total = total + _short(bounded.width / jnp.maximum((high - low).mean(), LEAST))
         total = total + _balance(low, high)
-    return total / (TOLERANCE * max(len(bounded.bent), 1))
+    return total / (TOLERANCE * max(len(bounded.arguments), 1))
 
 
 def _balance(low: jax.Array, high: jax.Array) -> jax.Array:
@@ -129,7 +129,7 @@ def initialize(network: type[Network], key: jax.Array) -> Weights:
     return weights
 
 
-def penalty(bounded: Bounded, weights: Weights, regularization: jax.Array, sparsity: float) -> jax.Array:
+def penalty(bounded: IntervalBounds, weights: Weights, regularization: jax.Array, sparsity: float) -> jax.Array:
     """The penalty of certified training: `regularization` times `regularizer`, `sparsity` times the kernels' 1-norm."""
     size = sum((jnp.abs(w).sum() for name, w in weights.items() if name.endswith(".kernel")), jnp.zeros(()))
     return regularization * regularizer(bounded) + sparsity * size

@@ -13,7 +13,8 @@ from mnist_jax.recipe import Recipe
 
 # Added to the radius to resist to get the training radius: bounds of images that were not trained on are wider.
 BEYOND = 0.05
-LARGE = 0.2  # radii from here on count as large (MNIST is usually certified at 0.1 and at 0.3), where bounds weigh more
+# Radii from here on count as large, for which bounds get more weight; MNIST is usually certified at 0.1 and at 0.3.
+LARGE = 0.2
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def _check_precision(program: Program, equation: Equation) -> None:
         precision = equation.params["precision"]
         each = precision if isinstance(precision, tuple) else (precision,)
         if any(p not in (None, lax.Precision.HIGHEST) for p in each):
-            raise equation.refused(f"it asks for the precision {precision}, where bounds are of the highest")
+            raise equation.refused(f"it asks for precision {precision}; bounds are known for the highest only")
         kinds = {program.shapes[n].dtype for n in equation.operands}
         if kinds != {made} or equation.params["preferred_element_type"] not in (None, made):
             raise equation.refused("its operands and its result are not of one type")

@@ -18,12 +18,12 @@ from jax import lax
 from mnist_jax.jaxprs import affine, convolution
 from mnist_jax.jaxprs.program import Equation, Program
 
-# Affine primitives whose result's entries depend on the same entries of their operands. Nonlinear ones all do.
+# Affine primitives each of whose result's entries depends on the same entry of the operands, as in all nonlinear ones.
 ELEMENTWISE = {"add", "add_any", "sub", "mul", "div", "neg"}
 WORTH = 0.5  # largest share of all entries that windows may have, for a cut to save time; chosen by hand
 
 
-class Span(NamedTuple):
+class Extent(NamedTuple):
     """A window along one axis: `size` entries from `start + step * corner[axis]` on, some maybe outside of the value.
 
     Attributes:
@@ -41,7 +41,7 @@ class Span(NamedTuple):
     last: int
 
 
-Window = tuple[Span, ...]
+Window = tuple[Extent, ...]
 Windows = dict[int, Window]  # windows of values, by their numbers
 
 
@@ -89,7 +89,7 @@ def view(program: Program, place: int, numbers: Sequence[int], most: int) -> Vie
     windows = _seen(program, place, numbers, block)
     if windows is None:
         return None
-    part = sum(math.prod(span.size for span in window) for window in windows.values())
+    part = sum(math.prod(extent.size for extent in window) for window in windows.values())
     whole = sum(math.prod(program.shapes[n].shape) for n in windows)
     return _Cutting(program, windows, block).view(place, numbers) if part <= WORTH * whole else None
 
@@ -114,21 +114,21 @@ def cut(x: Any, window: Window, shape: Sequence[int], corner: jax.Array) -> Any:
     """
     if not jnp.ndim(x):
         return x
-    for axis, (span, length) in enumerate(zip(window, shape, strict=True)):
-        if x.shape[axis] != length or span == _all_of(length):
+    for axis, (extent, length) in enumerate(zip(window, shape, strict=True)):
+        if x.shape[axis] != length or extent == _all_of(length):
             continue
-        low, high = max(-span.start, 0), max(span.start + span.step * span.last + span.size - length, 0)
+        low, high = max(-extent.start, 0), max(extent.start + extent.step * extent.last + extent.size - length, 0)
         if low or high:
             x = jnp.pad(x, [(low, high) if i == axis else (0, 0) for i in range(x.ndim)], "edge")
-        x = lax.dynamic_slice_in_dim(x, span.start + low + span.step * corner[span.axis], span.size, axis)
+        x = lax.dynamic_slice_in_dim(x, extent.start + low + extent.step * corner[extent.axis], extent.size, axis)
     return x
 
 
 def inside(window: Window, shape: Sequence[int], corner: jax.Array, dtype: Any) -> jax.Array:
     """A mask of the window's size, for a block at a corner: 1 for entries inside of a value of a shape, 0 outside."""
-    mask = jnp.ones([span.size for span in window], dtype)
-    for axis, (span, length) in enumerate(zip(window, shape, strict=True)):
-        at = lax.broadcasted_iota(jnp.int32, mask.shape, axis) + span.start + span.step * corner[span.axis]
+    mask = jnp.ones([extent.size for extent in window], dtype)
+    for axis, (extent, length) in enumerate(zip(window, shape, strict=True)):
+        at = lax.broadcasted_iota(jnp.int32, mask.shape, axis) + extent.start + extent.step * corner[extent.axis]
         mask = jnp.where((at >= 0) & (at < length), mask, 0)
     return mask
 
@@ -137,7 +137,7 @@ def _seen(program: Program, place: int, numbers: Sequence[int], block: Sequence[
     """The windows of all values that a block of values depends on; None where one of them is not known."""
     shape = program.shapes[numbers[0]].shape
     last = [n - b for n, b in zip(shape, block, strict=True)]
-    own = tuple(Span(i, 1, 0, b, n) if n else _all_of(b) for i, (b, n) in enumerate(zip(block, last, strict=True)))
+    own = tuple(Extent(i, 1, 0, b, n) if n else _all_of(b) for i, (b, n) in enumerate(zip(block, last, strict=True)))
     windows = dict.fromkeys(numbers, own)
     for equation in reversed(program.equations[:place]):
         window = windows.get(equation.results[0])
@@ -156,19 +156,19 @@ def _seen(program: Program, place: int, numbers: Sequence[int], block: Sequence[
     return windows if program.image in windows else None
 
 
-def _all_of(length: int) -> Span:
-    return Span(0, 0, 0, length, 0)
+def _all_of(length: int) -> Extent:
+    return Extent(0, 0, 0, length, 0)
 
 
 def _both(one: Window, other: Window) -> Window | None:
     """The smallest window that contains both; None where they move differently."""
-    spans = []
+    extents = []
     for a, b in zip(one, other, strict=True):
         if (a.axis, a.step) != (b.axis, b.step) and (a.step or b.step):
             return None
         start, end = min(a.start, b.start), max(a.start + a.size, b.start + b.size)
-        spans.append(a._replace(start=start, size=end - start))
-    return tuple(spans)
+        extents.append(a._replace(start=start, size=end - start))
+    return tuple(extents)
 
 
 def _needed(program: Program, equation: Equation, window: Window) -> Window | None:
@@ -194,17 +194,17 @@ def _elementwise(program: Program, equation: Equation) -> bool:
     return equation.name in ELEMENTWISE or not affine.is_affine(program, equation)
 
 
-def _moved(span: Span, by: int) -> Span:
-    return span._replace(start=span.start - by)
+def _moved(extent: Extent, by: int) -> Extent:
+    return extent._replace(start=extent.start - by)
 
 
-def _stretched(span: Span, start: int, stride: int, length: int) -> Span:
-    """The entries on which a span of a result depends that has, for each entry, a window of `length` operand entries.
+def _stretched(extent: Extent, start: int, stride: int, length: int) -> Extent:
+    """The entries of an operand on which an extent of a result depends, where each entry has a sliding window.
 
-    The first of these windows begins at `start`, and they move by the stride.
+    The windows have `length` entries; the first begins at `start`, and they move by the stride.
     """
-    return span._replace(
-        step=stride * span.step, start=start + stride * span.start, size=stride * (span.size - 1) + length
+    return extent._replace(
+        step=stride * extent.step, start=start + stride * extent.start, size=stride * (extent.size - 1) + length
     )
 
 
@@ -213,10 +213,10 @@ def _under_kernel(window: Window, result: Sequence[int], shapes: Sequence[Sequen
     (batch, channel, *spatial), (_, _, *sizes), (_, made, *results) = numbers
     if any(low or high for low, high in params["padding"]) or window[made] != _all_of(result[made]):
         return None
-    spans = {batch: window[numbers.out_spec[0]], channel: _all_of(shapes[0][channel])}
+    extents = {batch: window[numbers.out_spec[0]], channel: _all_of(shapes[0][channel])}
     for axis, size, at, stride in zip(spatial, sizes, results, params["window_strides"], strict=True):
-        spans[axis] = _stretched(window[at], 0, stride, shapes[1][size])
-    return tuple(spans[axis] for axis in range(len(spans)))
+        extents[axis] = _stretched(window[at], 0, stride, shapes[1][size])
+    return tuple(extents[axis] for axis in range(len(extents)))
 
 
 class _Cutting:
@@ -239,7 +239,7 @@ class _Cutting:
         return self.made
 
     def _shape(self, window: Window, like: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(tuple(span.size for span in window), self.whole.shapes[like].dtype)
+        return jax.ShapeDtypeStruct(tuple(extent.size for extent in window), self.whole.shapes[like].dtype)
 
     def _new(self, window: Window, like: int) -> int:
         self.made.program.shapes.append(self._shape(window, like))
@@ -248,7 +248,7 @@ class _Cutting:
     def _sliced(self, number: int, window: Window, strides: Sequence[int], line: str) -> Equation:
         """An equation, without results yet, that slices a window out of the window that is kept of a value."""
         starts = tuple(b.start - a.start for a, b in zip(self.windows[number], window, strict=True))
-        limits = tuple(start + span.size for start, span in zip(starts, window, strict=True))
+        limits = tuple(start + extent.size for start, extent in zip(starts, window, strict=True))
         params = {"start_indices": starts, "limit_indices": limits, "strides": tuple(strides)}
         return Equation("slice", lax.slice_p, (number,), (), params, line)
 
