@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax._src import source_info_util
+from jax.experimental.compilation_cache import compilation_cache
 from jax.experimental.layout import Layout, with_layout_constraint
 
 # XLA's older code for fusions and fewer optimizations: compiled in two thirds of the time, and one image is attacked as
@@ -60,9 +61,16 @@ def in_scope(equation: Any, name: str) -> bool:
     return name in re.split(r"[/()]", str(equation.source_info.name_stack))
 
 
+def look_for_programs_anew() -> None:
+    """Makes JAX look at the setting of the folder for compiled programs, which it does once, at its first program."""
+    compilation_cache.reset_cache()
+
+
 def compile_quickly(*more: str) -> None:
     """For first answers sooner, with more flags perhaps; it has to come before anything is asked of JAX. Flags of the
     user's own count more."""
     own = os.environ.get("XLA_FLAGS", "").strip()  # or the name of a file with flags
+    if QUICKLY_COMPILED in own:
+        return
     if jax.__version_info__ < KNOWN_BEFORE and (not own or own.startswith("--")):
         os.environ["XLA_FLAGS"] = " ".join((QUICKLY_COMPILED, *more, own)).strip()
