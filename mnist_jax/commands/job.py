@@ -25,7 +25,7 @@ from mnist_jax.storage.results import R, Record, check_about, load, made_by, sav
 
 CHUNKS_AT_ONCE = 4  # between two looks at Ctrl-C: more of them fill their batches better
 MODELS = "a checkpoint's path, a name such as CNN or CNN-original, an ONNX file, or FILE.py:FUNCTION for your own"
-STARTING = "compiling what is new"  # beside the bar until the first images are done
+STARTING = "compiling, and the first images"  # beside the bar until these are done
 SECONDS_BETWEEN_SAVES = 3.0  # every save writes all results so far
 
 

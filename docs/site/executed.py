@@ -10,6 +10,7 @@ from pathlib import Path
 import jupytext
 import nbclient
 import nbformat
+from traitlets.config import Config
 
 from mnist_jax.unstable import compile_quickly
 
@@ -22,7 +23,8 @@ def run(text: str) -> nbformat.NotebookNode:
     compile_quickly()  # for the kernel, which inherits it
     os.environ.setdefault("IPYTHONDIR", tempfile.mkdtemp())  # the user's own settings have no part in it
     notebook = jupytext.reads(text, fmt="py:percent")
-    nbclient.NotebookClient(notebook, timeout=SECONDS, kernel_name="python3").execute()
+    settings = Config({"KernelManager": {"transport": "ipc"}})  # not by a port, for which it would warn
+    nbclient.NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", config=settings).execute()
     return notebook
 
 
