@@ -73,7 +73,7 @@ def images_of(classifier: Classifier, images: ArrayLike) -> jax.Array:
     weights = [jnp.result_type(leaf) for leaf in jax.tree.leaves(classifier.params)]
     floating = [kind for kind in weights if jnp.issubdtype(kind, jnp.floating)] or [images.dtype]
     double = jax.dtypes.canonicalize_dtype(float) == np.float64 and np.float64 in floating
-    return jnp.asarray(images, np.float64 if double else np.float32)
+    return _array(images, np.float64 if double else np.float32)
 
 
 def classes_of(name: str, given: ArrayLike, count: int, classes: int | None) -> jax.Array:
@@ -84,7 +84,7 @@ def classes_of(name: str, given: ArrayLike, count: int, classes: int | None) -> 
     if classes is not None and not _all(given, lambda c: (c >= 0) & (c < classes)):
         wrong = int(np.flatnonzero((np.asarray(given) < 0) | (np.asarray(given) >= classes))[0])
         raise ValueError(f"{name} must be classes from 0 to {classes - 1}, but number {wrong} is {given[wrong]}")
-    return jnp.asarray(given, jnp.int32)
+    return _array(given, np.int32)
 
 
 def radii(radius: ArrayLike, images: jax.Array, name: str = "radius") -> jax.Array:
@@ -96,7 +96,14 @@ def radii(radius: ArrayLike, images: jax.Array, name: str = "radius") -> jax.Arr
         raise ValueError(f"{name} must be a number, or one for each of the {len(images)} images")
     if not _all(radius, lambda x: (x >= 0) & (x <= float(jnp.finfo(images.dtype).max))):
         raise ValueError(f"{name} must be at least 0, and finite")
-    return jnp.broadcast_to(jnp.asarray(radius, images.dtype), (len(images),))
+    if isinstance(radius, jax.Array):
+        return jnp.broadcast_to(jnp.asarray(radius, images.dtype), (len(images),))
+    return _array(np.broadcast_to(radius, (len(images),)), images.dtype)
+
+
+def _array(values: jax.Array | np.ndarray, dtype: Any) -> jax.Array:
+    """The values as an array of JAX's of that type; converted by NumPy where they are NumPy's, as above."""
+    return jnp.asarray(values, dtype) if isinstance(values, jax.Array) else jax.device_put(values.astype(dtype))
 
 
 def _all(array: jax.Array | np.ndarray, holds: Callable[[np.ndarray], np.ndarray]) -> bool:

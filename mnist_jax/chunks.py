@@ -68,6 +68,8 @@ def in_chunks(program: Callable, arrays: Any, *before: Any, size: int | None = N
         return jax.tree.map(lambda a: jnp.zeros((0, *a.shape[1:]), a.dtype), jax.eval_shape(program, *before, *one))
     size = size or chunk_size(count)
     shards = _sharding(size)
+    on_host = _on_host()
+    arrays = jax.tree.map(_numpy, arrays) if on_host else arrays
 
     settings = {name: unstable.setting(name) for name in SETTINGS}
 
@@ -80,13 +82,12 @@ def in_chunks(program: Callable, arrays: Any, *before: Any, size: int | None = N
             part = part if shards is None else jax.device_put(part, shards)
             return jax.tree.map(np.asarray if on_host else jnp.asarray, program(*before, *part))
 
-    on_host = _on_host()
     first = work(0)  # before the others, since it compiles the program
     with ThreadPoolExecutor(device.cores() if shards is None and on_host else 1) as pool:
         contexts = [copy_context() for _ in range(size, count, size)]
         parts = [first, *pool.map(lambda c, start: c.run(work, start), contexts, range(size, count, size))]
     join = np.concatenate if on_host else jnp.concatenate
-    return jax.tree.map(lambda *leaves: jnp.asarray(join(leaves)[:count]), *parts)
+    return jax.tree.map(lambda *leaves: jax.device_put(join(leaves)[:count]), *parts)
 
 
 def until_done(program: Callable, arrays: Any, state: Any, *before: Any, at_once: int, most: int) -> Any:
@@ -98,7 +99,7 @@ def until_done(program: Callable, arrays: Any, state: Any, *before: Any, at_once
     if unstable.staged((before, arrays, state)):
         return program(*before, arrays, state, most)
     on_host = _on_host()
-    arrays, state = jax.tree.map(np.asarray if on_host else jnp.asarray, (arrays, state))
+    arrays, state = jax.tree.map(_numpy if on_host else jnp.asarray, (arrays, state))
     size = chunk_size(len(state.done))
 
     def some_rounds(*arguments: Any) -> Any:
@@ -115,6 +116,11 @@ def until_done(program: Callable, arrays: Any, state: Any, *before: Any, at_once
 def _on_host() -> bool:
     """Whether arrays are in the host's memory. Those in a device's memory stay there, since copying takes long."""
     return jax.default_backend() == "cpu"
+
+
+def _numpy(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """The array in NumPy, where cutting it into chunks compiles nothing; `jax.random` keys stay as they are."""
+    return array if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) else np.asarray(array)
 
 
 def _put(places: Any, ours: Any, new: jax.Array) -> Any:

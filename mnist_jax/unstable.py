@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax._src import source_info_util
+from jax.experimental.compilation_cache import compilation_cache
 from jax.experimental.layout import Layout, with_layout_constraint
 
 # XLA flags for its older code for fusions and for fewer optimizations. Programs compile in two thirds of the time, and
@@ -62,9 +63,16 @@ def in_scope(equation: Any, name: str) -> bool:
     return name in re.split(r"[/()]", str(equation.source_info.name_stack))
 
 
+def look_for_programs_anew() -> None:
+    """Makes JAX read its setting of the cache's folder again, which it does only once, at its first program."""
+    compilation_cache.reset_cache()
+
+
 def compile_quickly(*more: str) -> None:
     """Sets XLA flags that make programs compile faster, and `more` flags. Call it before any use of JAX; flags that the
     user has set take precedence."""
     own = os.environ.get("XLA_FLAGS", "").strip()  # flags, or the name of a file with flags
+    if QUICKLY_COMPILED in own:
+        return
     if jax.__version_info__ < KNOWN_BEFORE and (not own or own.startswith("--")):
         os.environ["XLA_FLAGS"] = " ".join((QUICKLY_COMPILED, *more, own)).strip()

@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from mnist_jax import data, load_classifier, plot
 from mnist_jax.commands import attack, campaign, console, evaluate, job, prompt
@@ -473,6 +474,22 @@ def test_the_prompt_compiles_quickly_unless_the_user_says_otherwise(monkeypatch)
         monkeypatch.setenv("XLA_FLAGS", before)
         compile_quickly()
         assert os.environ["XLA_FLAGS"].split() == after
+        compile_quickly()
+        assert os.environ["XLA_FLAGS"].split() == after
+
+
+def test_few_images_are_compiled_for_quickly(monkeypatch):
+    for arguments, few in ((["--ids", "3"], True), (["--count", 4], True), (["--count", 5], False), ([], False)):
+        assert attack._few(parsed(*FAST, *arguments)) == few
+
+
+def test_the_bar_says_that_it_compiles(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(job, "tqdm", lambda **how: tqdm(**how | {"disable": False}))
+    attacked(tmp_path, "--count", 2)
+    first, *_, last = (line for line in capsys.readouterr().err.split("\r") if "compiling" in line or "median" in line)
+    assert "compiling, and the first images" in first
+    assert "median" in last
+    assert "compiling" not in last
 
 
 def test_the_prompt_does_not_open_on_bad_input(tmp_path):

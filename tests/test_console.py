@@ -10,6 +10,7 @@ import pytest
 
 from mnist_jax import device, startup
 from mnist_jax.commands import console
+from mnist_jax.compiled import keep_compiled
 from mnist_jax.errors import InputError
 from mnist_jax.storage import files
 
@@ -130,18 +131,13 @@ def test_a_platform_that_is_not_there_is_one_line(monkeypatch):
         assert "\n" not in str(raised.value)
 
 
-def test_compiled_programs_are_kept_where_they_can_be(monkeypatch, tmp_path, capsys):
+def test_a_command_works_without_a_folder_for_compiled_programs(monkeypatch, tmp_path, capsys):
     (tmp_path / "file").touch()
-    for home, kept in ((tmp_path, True), (tmp_path / "file", False), (tmp_path / "h\udcf6", False)):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(home))
-        folder = console._programs()
-        assert folder == (str(home / "mnist_jax" / "programs") if kept else None)
-        assert len(capsys.readouterr().err.splitlines()) == (not kept)
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert console._programs() is None
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where nobody has a home
-    assert console._programs() is None
+    monkeypatch.setattr(console, "keep_compiled", lambda: keep_compiled(tmp_path / "file" / "programs"))
+    console.start()
+    device, note = capsys.readouterr().err.splitlines()
+    assert device.startswith("device: ")
+    assert note.startswith("note: compiled programs are not kept for the next time: ")
 
 
 def test_only_a_command_that_is_starting_is_one(monkeypatch):

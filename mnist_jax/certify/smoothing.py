@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from scipy.stats import beta, norm
 
 from mnist_jax import arguments, losses
 from mnist_jax.classifier import Classifier
@@ -85,6 +84,8 @@ def smoothing(
         few, counts = ask(0, selection), ask(1, samples)
     chosen = few.argmax(1) if len(x) else np.zeros(0, int)
     p = lower_bound(counts[np.arange(len(x)), chosen], samples, failure)
+    from scipy.stats import norm  # which takes half a second to import
+
     radius = np.where(p > 0.5, float(deviation) * norm.ppf(p) * (1 - SLACK), 0.0)
     abstained = ~(radius > 0)
     return SmoothingResult(np.where(abstained, -1, chosen), abstained, np.where(abstained, 0.0, radius), counts)
@@ -95,6 +96,8 @@ def lower_bound(successes: ArrayLike, samples: int, failure: float) -> np.ndarra
 
     It is wrong with probability `failure` at most (Clopper & Pearson 1934, the one-sided interval).
     """
+    from scipy.stats import beta
+
     k = np.asarray(successes)
     return np.where(k > 0, beta.ppf(failure, np.maximum(k, 1), samples - k + 1), 0.0)
 

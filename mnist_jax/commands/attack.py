@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from mnist_jax import startup
@@ -15,11 +14,13 @@ from mnist_jax.attack.methods import DEFAULT, METHODS
 from mnist_jax.commands import campaign, console, job, prompt
 from mnist_jax.commands.campaign import Campaign
 from mnist_jax.errors import InputError
+from mnist_jax.evaluation import predict
 from mnist_jax.storage import checkpoint
 from mnist_jax.storage.results import Record
 from mnist_jax.unstable import compile_quickly
 
 SHOWN = 24  # images in the figure
+FEW = 4  # images, see `_few`
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -62,7 +63,7 @@ def draw(run: Campaign, record: Record[AttackResult]) -> Path | None:
     originals = run.images[first] / np.float32(255)
     found, distances = (np.asarray(a)[first] for a in (record.result.images, record.result.distance))
     named = np.array(run.chosen.subject.class_names)
-    predictions = named[np.asarray(run.classifier(jnp.asarray(found))).argmax(1)]
+    predictions = named[predict(run.classifier, found, chunk=len(found)).argmax(1)]
     labels = named[record.labels[first]]
     return console.draw(run.figure, lambda: plot.attacks(originals, found, labels, predictions, distances, run.norm))
 
@@ -90,8 +91,15 @@ def text(summary: dict[str, Any]) -> str:
     )
 
 
+def _few(options: argparse.Namespace) -> bool:
+    """Whether so few images are attacked that compiling takes longer than all else."""
+    return len(getattr(options, "ids", ())) <= FEW if "ids" in options else getattr(options, "count", FEW + 1) <= FEW
+
+
 def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
+    if _few(options):
+        compile_quickly()
     console.start()
     run = campaign.prepare(options, options.method)
     record, summary = campaign.carry_out(run, options)

@@ -9,15 +9,14 @@ import os
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-import jax
 from tqdm import tqdm
 
 from mnist_jax import device, startup
+from mnist_jax.compiled import keep_compiled
 from mnist_jax.data import DATASETS
 from mnist_jax.errors import InputError
 from mnist_jax.startup import INTERRUPTED
@@ -162,27 +161,10 @@ def start() -> None:
         wanted = os.environ.get("JAX_PLATFORMS", "")
         reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
         raise InputError(f"JAX has no device for JAX_PLATFORMS={wanted}{reason}; unset it or name another") from error
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", _programs())
-    # By default JAX keeps only what took a second to compile, and so nothing of ours.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    # A program that can't be kept or read is compiled again next time: no reason for several lines each.
-    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
-
-
-def _programs() -> str | None:
-    """The folder for compiled programs, if there can be one."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "mnist_jax", "programs")
-    if not folder.is_absolute():  # no home, and the standard wants a relative XDG_CACHE_HOME ignored
-        return None
     try:
-        str(folder).encode()  # XLA takes no other names
-        files.make_folder(folder)
-    except (UnicodeEncodeError, files.NotWritten) as error:
-        reason = error if isinstance(error, InputError) else f"the name {str(folder)!a} is not UTF-8"
-        note(f"note: compiled programs are not kept for the next time: {reason}")
-        return None
-    return str(folder)
+        keep_compiled()
+    except InputError as error:
+        note(f"note: compiled programs are not kept for the next time: {error}")
 
 
 def note(line: str) -> None:

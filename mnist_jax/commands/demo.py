@@ -57,6 +57,9 @@ def main(argv: list[str] | None = None) -> None:
     shipped = sorted(checkpoint.shipped().glob("*.safetensors"))
     paths = [checkpoint.find(model, options.output) for model in options.models] if "models" in options else shipped
     demo = Demo(paths, data.load_split("val"))
+    if "models" in options:  # the others are loaded when they are asked for
+        for name in demo.paths:
+            demo.network(name)
     hosts = NAMES if options.host in NAMES else ["*"]
     settings = uvicorn.Config(
         application(demo, hosts),

@@ -28,6 +28,7 @@ from mnist_jax.storage.results import R, Record, check_about, load, made_by, sav
 
 CHUNKS_AT_ONCE = 4  # chunks between two checks for Ctrl-C: chunks together waste less of a last, partly empty batch
 MODELS = "a checkpoint's path, a name such as CNN or CNN-original, an ONNX file, or FILE.py:FUNCTION for your own"
+STARTING = "compiling, and the first images"  # shown beside the bar until the first images are done
 SECONDS_BETWEEN_SAVES = 3.0  # at least, as every save writes all results so far anew; chosen, not tuned
 
 
@@ -350,6 +351,7 @@ def _work(job: Job[R], record: Record[R] | None, aside: Path | None) -> tuple[Re
         tqdm(total=count, initial=count - left, unit="image", disable=None) as bar,
         console.Interrupt() as interrupt,
     ):
+        bar.set_postfix_str(STARTING if left else "")
         for places in _blocks(todo, job.at_once(left)):
             new = Record(job.indices[places], job.labels[places], job.on(places), about)
             record = new if record is None else _join(record, new)

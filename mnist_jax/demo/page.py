@@ -49,7 +49,7 @@ def application(demo: Demo, hosts: list[str]) -> Starlette:
     async def choices(request: Request) -> Response:
         return _json(
             {
-                "networks": list(demo.networks),
+                "networks": list(demo.paths),
                 "norms": list(NORMS),
                 "efforts": list(EFFORTS),
                 "images": len(demo.split.labels),

@@ -64,22 +64,30 @@ class Demo:
     """The networks and the images that the page offers."""
 
     def __init__(self, paths: Sequence[Path], split: data.Split) -> None:
-        """Loads the networks, of MNIST's images, and takes `split` for val. Raises `InputError`."""
-        self.networks, self.split = {}, split
-        for path in paths:
-            trained = checkpoint.load(path)
-            if trained.network.shape != split.images.shape[1:] or trained.network.classes != CLASSES:
-                raise InputError(f"{path} is not of MNIST's images and classes, which the page is for")
-            certificate = certify.crown if trained.network.__name__ in BY_CROWN else certify.ibp
-            self.networks[path.stem] = Shown(path, trained.classifier(), certificate)
+        """Offers the networks at these paths, by the names of their files, and takes `split` for val."""
+        self.paths, self.split = {path.stem: path for path in paths}, split
+        self._loaded: dict[str, Shown] = {}
+        self._loading = threading.Lock()
         self._ran: set[tuple[Any, ...]] = set()  # programs that were compiled
+
+    def network(self, name: str) -> Shown:
+        """The network of that name, loaded when it is asked for first. Raises `InputError` unless it is of MNIST's
+        images."""
+        with self._loading:
+            if name not in self._loaded:
+                trained = checkpoint.load(path := self.paths[name])
+                if trained.network.shape != self.split.images.shape[1:] or trained.network.classes != CLASSES:
+                    raise InputError(f"{path} is not of MNIST's images and classes, which the page is for")
+                certificate = certify.crown if trained.network.__name__ in BY_CROWN else certify.ibp
+                self._loaded[name] = Shown(path, trained.classifier(), certificate)
+            return self._loaded[name]
 
     def question(self, given: Any) -> Question:
         """The request, an object of JSON with `KEYS`. An image is `{"index": place in val}`, or `{"pixels": the 784
         bytes of a 28x28 image, in base64}`. Raises `InputError`, a line for the person, where it is anything else."""
         if not isinstance(given, dict) or set(given) != KEYS:
             raise InputError(f"a request has {', '.join(sorted(KEYS))}, and nothing else")
-        named: dict[str, Any] = {"network": self.networks, "norm": NORMS, "effort": EFFORTS}
+        named: dict[str, Any] = {"network": self.paths, "norm": NORMS, "effort": EFFORTS}
         for kind, names in named.items():
             if not isinstance(given[kind], str) or given[kind] not in names:
                 raise unknown(kind, given[kind], names)
@@ -108,7 +116,7 @@ class Demo:
 
     def seen(self, asked: Question) -> Event:
         """What the network sees in the image as it is."""
-        return {"event": "seen"} | _confidences(self.networks[asked.network].classifier, _unit(asked.image))
+        return {"event": "seen"} | _confidences(self.network(asked.network).classifier, _unit(asked.image))
 
     def answer(self, asked: Question) -> Iterator[Event]:
         """The events of a search for the nearest adversarial image.
@@ -125,7 +133,7 @@ class Demo:
         nearest adversarial image, at distance 0.
         """
         began = time.monotonic()
-        network, image = self.networks[asked.network], _unit(asked.image)
+        network, image = self.network(asked.network), _unit(asked.image)
         seen = self.seen(asked)
         yield seen
         label = seen["class"] if asked.place is None else self.taken(asked.place)[1]
@@ -155,7 +163,7 @@ class Demo:
 
     def _files(self, asked: Question, label: int, found: attack.AttackResult) -> dict[str, str]:
         """A figure of what was found, and the results as the command `attack` keeps them, in base64 by their names."""
-        network, norm, image = self.networks[asked.network], NORMS[asked.norm], _unit(asked.image)
+        network, norm, image = self.network(asked.network), NORMS[asked.norm], _unit(asked.image)
         name, split, index = "val", self.split, asked.place
         if index is None:
             name, split, index = "drawn", data.Split(asked.image[None], np.array([label])), 0

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import safetensors.numpy
 
@@ -139,7 +139,7 @@ def load(path: str | Path) -> Checkpoint:
         raise error if isinstance(error, InputError) else altered from error
     network = networks.by_name(architecture).of(shape, classes)
     check_shapes(path, network, arrays)
-    return Checkpoint(network, {k: jnp.asarray(v) for k, v in arrays.items()}, about)
+    return Checkpoint(network, jax.device_put(arrays), about)
 
 
 def check_shapes(path: str | Path, network: type[Network], arrays: dict[str, np.ndarray]) -> None:

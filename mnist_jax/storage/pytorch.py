@@ -9,6 +9,7 @@ order of the features that the classifier gets, as PyTorch flattens channels fir
 import io
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
@@ -101,7 +102,7 @@ def from_state_dict(arrays: dict[str, np.ndarray], network: type[Network], sourc
         elif array.ndim == 2:
             array = _exchange_flattening(array, network, name, to_torch=False).T
         with np.errstate(over="ignore"):  # what float32 can't hold is infinite
-            weights[name] = jnp.asarray(array.astype(np.float32))
+            weights[name] = jax.device_put(array.astype(np.float32))
     return weights
 
 
