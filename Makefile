@@ -1,7 +1,9 @@
-# make train   sets up what it needs, trains the CNN, prints its accuracies
-# make test    sets up what it needs, passes the tests
-# make check   format, lint and types, as CI runs them
-# make docs    sets up what it needs, makes the site of the documentation, in build/site
+# Each target installs what it needs in a virtual environment first.
+#
+# make train   trains the CNN and prints its accuracies
+# make test    runs the tests
+# make check   checks format, lint and types, as CI does
+# make docs    builds the documentation's site in build/site
 # make clean   removes everything that can be made again, but not runs/
 
 PYTHON ?= python3
@@ -21,7 +23,7 @@ check: $(VENV)/checkers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Not --quiet: with it --strict counts no warnings.
+# Without --quiet, as with it --strict counts no warnings.
 docs: $(VENV)/documenters
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
 	@echo build/site/index.html

@@ -1,7 +1,7 @@
-"""Runs the Python blocks of the README and of docs/ on two images, and reads the command lines of their shell blocks.
+"""Runs the Python blocks of the README and of docs/ on two images, and parses the command lines of their shell blocks.
 
-A section begins at a heading of the second level. Its Python blocks share a namespace, which begins with what `given`
-has, and a folder. Command lines are only parsed, by the commands' own parsers: the options that they name exist.
+A section begins at a heading of the second level. Its Python blocks run in one folder and one namespace, which at first
+has the names of `given`. Command lines are not run: parsing them by the commands' own parsers checks their options.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from mnist_jax import data
 
 TOP = Path(__file__).parents[1]
 PAGES = [TOP / "README.md", *sorted((TOP / "docs").rglob("*.md"))]
-COUNT = 2
+COUNT = 2  # images
 
 
 def given() -> dict[str, Any]:
-    """What a reader is supposed to have: some images of `val`, a small network of each kind, and weights."""
+    """The names that the blocks take as given: images of `val` with labels, a small network of each kind, weights."""
     val = data.load_split("val")
     w = np.random.default_rng(0).normal(0, 0.1, (784, 10)).astype(np.float32)
     return {
@@ -52,7 +52,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def run(section: str, name: str) -> None:
-    """Raises what a block raises."""
+    """Runs the Python blocks of a section in a temporary folder. Raises whatever a block raises."""
     names = given()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         Path("checkpoints").symlink_to(TOP / "checkpoints")
@@ -63,7 +63,10 @@ def run(section: str, name: str) -> None:
 
 
 def read(section: str) -> None:
-    """Raises `InputError` for a command line that its command refuses, `FileNotFoundError` for a missing script."""
+    """Parses the command lines of a section.
+
+    Raises `InputError` for options that a command refuses, `FileNotFoundError` for a script that does not exist.
+    """
     for line in "".join(blocks(section, "sh")).replace("\\\n", " ").splitlines():
         match shlex.split(line, comments=True):
             case ["python", "-m", module, *options] if module.startswith("mnist_jax."):

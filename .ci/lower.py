@@ -1,6 +1,6 @@
-"""Lowers training, evaluation, attacks, certificates and defences, in every norm, for GPUs and TPUs; compiles nothing.
+"""Lowers training, evaluation, attacks, certificates and defences, in every norm, for GPUs and TPUs, without compiling.
 
-What one of these can't do, an operation that it lacks or 64-bit numbers, fails here on a machine that has none of them.
+So a machine without these devices finds programs that use what one of them lacks: an operation, or 64-bit numbers.
 """
 
 import sys
@@ -25,18 +25,19 @@ from mnist_jax.recipe import RECIPES, Recipe
 PLATFORMS = ("cuda", "rocm", "tpu")
 NORMS = (0, 1, 1.5, 2, np.inf)
 BATCH = 8
-FEW: dict[str, Any] = {"steps": 3, "searches": 1, "queries": 3, "effort": 60, "radius": 0.1}
+FEW: dict[str, Any] = {"steps": 3, "searches": 1, "queries": 3, "effort": 60, "radius": 0.1}  # options of attacks
 
 IMAGES = jax.ShapeDtypeStruct((BATCH, 28, 28, 1), jnp.float32)
 LABELS = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
 
 
 def abstract(tree: Any) -> Any:
+    """The pytree with shapes and types in place of arrays."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), tree)
 
 
 def training_steps(network: type[Network], recipe: Recipe) -> tuple[Callable, tuple]:
-    """Three steps of a recipe on some images, and what they are of."""
+    """A function of three training steps by a recipe, and its abstract arguments."""
     recipe = replace(recipe, batch_size=BATCH)
     split = Split(jax.ShapeDtypeStruct((64, 28, 28, 1), jnp.uint8), jax.ShapeDtypeStruct((64,), jnp.int32))
     state = jax.eval_shape(partial(training.start, network, recipe, steps=9), jax.random.key(0))
@@ -57,6 +58,7 @@ def certifying(bound: Callable, norm: float) -> Callable:
 
 
 def programs() -> Iterator[tuple[str, Callable, tuple]]:
+    """The programs to lower: name, function, abstract arguments."""
     for name, network in NETWORKS.items():
         for recipe in RECIPES if name in ORIGINALS else RECIPES[:1]:
             yield f"training {name}-{recipe}", *training_steps(network, network.recipe(recipe))

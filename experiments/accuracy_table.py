@@ -1,9 +1,9 @@
-"""The table of accuracies: every network, by both recipes, over several seeds, beside the original project's.
+"""The table of accuracies: the original project's networks by both recipes, over several seeds, beside its own figures.
 
     python experiments/accuracy_table.py [--recipes original best] [--networks CNN ...] [--seeds 5]
 
-Each training is `python -m mnist_jax.train`, and what is already in --output is not trained again, so an interrupted
-table goes on where it stopped. On 2 cores the whole of it takes about two hours.
+Each training is a run of `python -m mnist_jax.train`. Results that are in --output are not computed again, so that an
+interrupted table can be continued. On 2 cores all of it takes about two hours.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from mnist_jax import plot
 from mnist_jax.storage import files
 
-# train, test and val accuracy in the README of the original project, in percent.
+# Accuracies in percent on train, test and val, from the README of the original project.
 ORIGINAL = {
     "MLP": (98.70, 97.05, 96.92),
     "MLP_d": (95.76, 96.15, 95.58),
@@ -28,7 +28,7 @@ ORIGINAL = {
     "CNN_bn": (99.93, 99.22, 99.20),
 }
 SPLITS = ("train", "test", "val")
-SEEDS = {"original": 5, "best": 3}
+SEEDS = {"original": 5, "best": 3}  # number of seeds of each recipe
 
 
 def path(network: str, recipe: str, seed: int, output: Path) -> Path:
@@ -36,7 +36,7 @@ def path(network: str, recipe: str, seed: int, output: Path) -> Path:
 
 
 def trained(network: str, recipe: str, seed: int, output: Path) -> dict:
-    """The result of one training: read if it is there, else made."""
+    """The result of one training, from --output if it is there, else trained now."""
     result = path(network, recipe, seed, output)
     if not result.exists():
         folder = result.parent
@@ -50,7 +50,7 @@ def trained(network: str, recipe: str, seed: int, output: Path) -> dict:
 
 
 def statistics(results: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sample standard deviation over the seeds of the three accuracies, in percent."""
+    """Mean and sample standard deviation, over the seeds, of the accuracies on the three splits, in percent."""
     percent = 100 * np.array([[result["accuracies"][split] for split in SPLITS] for result in results])
     return percent.mean(0), percent.std(0, ddof=1) if len(results) > 1 else np.zeros(3)
 

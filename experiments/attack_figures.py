@@ -1,11 +1,11 @@
-"""The documentation's figures of attacks, on the first images of `val`, by the shipped networks.
+"""Draws the documentation's figures of attacks, on the first images of `val`, for the shipped networks.
 
     python experiments/attack_figures.py [--recipe original] [--images 200] [--output docs/images/attack_results]
 
 - NETWORK-ID.png: the nearest adversarial image that the dichotomy finds for one image;
-- many.png: the same for many images at a glance;
-- automatic.png: confidence and norm along the way of the automatic attack;
-- accuracy.png: the share of images that every network still classifies correctly, by the radius.
+- many.png: the same for the first twenty images;
+- automatic.png: confidence and norm at every step of the automatic attack;
+- accuracy.png: the robust accuracy of each network as a function of the radius.
 """
 
 import argparse
@@ -21,16 +21,16 @@ from mnist_jax.networks import NETWORKS, ORIGINALS
 from mnist_jax.recipe import RECIPES
 from mnist_jax.storage import checkpoint, files
 
-ONE = 4  # the image of the single figure and of the history
+ONE = 4  # index in val of the image for the figures of a single image
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="original", choices=RECIPES)
-    parser.add_argument("--network", default="CNN", choices=NETWORKS, help="of all figures but the last")
+    parser.add_argument("--network", default="CNN", choices=NETWORKS, help="network of all figures but accuracy.png")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--norm", type=float, default=2.0)
-    parser.add_argument("--latex", action="store_true", help="typeset by LaTeX, where it is installed")
+    parser.add_argument("--latex", action="store_true", help="typeset text by LaTeX, which has to be installed")
     parser.add_argument("--output", type=Path, default=Path("docs/images/attack_results"))
     options = parser.parse_args()
     files.make_folder(options.output)

@@ -1,28 +1,29 @@
-"""Compare attacks on the same images: ours, those of PyTorch libraries, and your own.
+"""Compares attacks on the same images: those of this project, those of PyTorch libraries, and your own.
 
     python experiments/benchmark_attacks.py --networks MLP-original CNN-original --norms 2 inf --attacks ddn:100 fmn:100
         [--count 250] [--radius 0.1] [--peers PYTHON] [--counted 50] [--freeze] [--output runs/attacks]
 
 Networks are checkpoints (names or paths) and state_dicts of the original project (ARCHITECTURE.npz). Images are the
-first --count of `val` that the network classifies correctly. An attack is `NAME` or `NAME:STEPS` (of `square` queries,
-of `nearest` gradients, or an effort as in `nearest:fast`), a function of `mnist_jax.attack` or, as `mine.py:my_attack`,
-of a file;
---peers runs the attacks of the same names and steps of adv-lib, torchattacks and foolbox, where that interpreter has
-them. An attack of a fixed radius runs at --radius, or, without one, in the dichotomy (peers of these only run at a
---radius). Of ours the table counts the forwards that are no part of a gradient, of libraries all.
+first --count images of `val` that the network classifies correctly. An attack is `NAME` or `NAME:STEPS`, where NAME is
+a function of `mnist_jax.attack` or, as in `mine.py:my_attack`, of a file. STEPS is the number of steps, for `square` of
+queries, for `nearest` of gradients or an effort, as in `nearest:fast`. --peers also runs the attacks of the same names
+and steps in adv-lib, torchattacks and foolbox, as far as that interpreter has these libraries. A fixed-radius attack
+runs at --radius or, without it, in the dichotomy (those of the libraries only run with --radius). The column `forwards`
+counts, for our attacks, evaluations that are not part of a gradient; for libraries, all of them.
 
-Every attack runs twice: the first time compiles, and the second is timed. Then it runs on --counted images one by one,
-and every query is watched (a forward or a backward pass; a Jacobian of C rows counts C), for the optimality of Cinà et
-al., "AttackBench: Evaluating gradient-based attacks for adversarial examples", 2025:
+Every attack runs twice: the first time compiles, and the second is timed. Then it runs on --counted images one by one
+while every query is recorded (a forward or a backward pass; a Jacobian of C rows counts C), for the optimality of Cinà
+et al., "AttackBench: Evaluating gradient-based attacks for adversarial examples", 2025:
 
     1 - (area - best area) / (clean accuracy * d_max - best area)
 
-where the areas lie under the robust accuracy by distance up to d_max, the largest of the best known distances; of the
-attack the distance is that of the nearest adversarial image among its first 2,000 queries.
+An area is that under the robust accuracy as a function of the distance, up to d_max, the largest of the best known
+distances. The distance that an attack reaches is that of the nearest adversarial image among its first 2,000 queries.
 
-Best known distances are frozen in `experiments/best_distances`, by the fingerprint of the weights. A run with --freeze
-adds a new version where it finds nearer images; no version is ever written again. Results stay in --output, a file a
-network and norm; running again compares with them, --table, --figure and --summary only show them.
+Best known distances are stored in `experiments/best_distances`, with the fingerprint of the weights. A run with
+--freeze adds a new version if it finds nearer images; existing versions are never changed. Results are kept in
+--output, one file for each network and norm. A later run shows the earlier medians beside its own; --table, --figure
+and --summary only show what is kept.
 """
 
 import argparse
@@ -54,22 +55,22 @@ from mnist_jax.evaluation import predict
 from mnist_jax.storage import checkpoint, files, pytorch
 
 BEST = Path(__file__).with_name("best_distances")
-BUDGET = 2000  # queries an image
-SURE = 1e-5  # of the largest logit: by so much must an image be misclassified to be frozen
-FORMAT = 1  # of result files
+BUDGET = 2000  # queries for each image that count for the optimality, as in AttackBench
+SURE = 1e-5  # least margin, relative to the largest logit, by which a frozen image has to be misclassified
+FORMAT = 1  # version of the result files
 
 Attack = Callable[..., AttackResult]
 
 
 class Scene(NamedTuple):
-    """What is attacked."""
+    """One network and norm, with the images to attack."""
 
     network: str
     trained: checkpoint.Checkpoint
-    fingerprint: str  # of the weights
+    fingerprint: str  # SHA-256 of the weights
     norm: float
-    radius: float | None
-    indices: np.ndarray  # in val
+    radius: float | None  # for fixed-radius attacks; None runs them in the dichotomy
+    indices: np.ndarray  # places of the images in val
     images: np.ndarray
     labels: np.ndarray
 
@@ -80,14 +81,14 @@ class Scene(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What one attack did: distances `[N]` and `nearest [counted]`, inf where it failed; means an image; seconds."""
+    """The results of one attack."""
 
-    distances: np.ndarray
-    nearest: np.ndarray
-    gradients: float
-    forwards: float
-    seconds: float
-    compile: float
+    distances: np.ndarray  # `[N]`, inf where it failed
+    nearest: np.ndarray  # `[counted]`, the least distance among the first BUDGET queries, inf where none is adversarial
+    gradients: float  # mean for an image
+    forwards: float  # mean for an image
+    seconds: float  # for all images, in the second run
+    compile: float  # by how many seconds the first run took longer
 
 
 def parse() -> argparse.Namespace:
@@ -95,15 +96,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--networks", nargs="+", default=["MLP-original", "CNN-original"], metavar="NETWORK")
     parser.add_argument("--norms", nargs="+", type=float, default=[2.0], metavar="P")
     parser.add_argument("--attacks", nargs="+", default=[], metavar="NAME[:STEPS]")
-    parser.add_argument("--count", type=console.number(int, 1), default=250, help="images")
+    parser.add_argument("--count", type=console.number(int, 1), default=250, help="number of images")
     parser.add_argument("--counted", type=console.number(int, 0), default=50, help="images for the optimality")
-    parser.add_argument("--radius", type=console.number(float, 0), help="of the attacks of a fixed radius")
-    parser.add_argument("--peers", metavar="PYTHON", help="an interpreter that has PyTorch and its libraries")
-    parser.add_argument("--threads", type=console.number(int, 1), default=device.cores(), help="of PyTorch")
+    parser.add_argument("--radius", type=console.number(float, 0), help="radius of the fixed-radius attacks")
+    parser.add_argument("--peers", metavar="PYTHON", help="a Python interpreter that has PyTorch and attack libraries")
+    parser.add_argument("--threads", type=console.number(int, 1), default=device.cores(), help="threads of PyTorch")
     parser.add_argument("--freeze", action="store_true", help="add a version of the best known distances")
-    parser.add_argument("--table", action="store_true", help="only print what earlier runs found")
-    parser.add_argument("--figure", action="store_true", help="only draw what earlier runs found")
-    parser.add_argument("--summary", action="store_true", help="only show what they found in all norms, of --attacks")
+    parser.add_argument("--table", action="store_true", help="only print the results of earlier runs")
+    parser.add_argument("--figure", action="store_true", help="only draw the results of earlier runs")
+    parser.add_argument("--summary", action="store_true", help="only show earlier results of --attacks, for all norms")
     parser.add_argument("--output", type=Path, default=Path("runs/attacks"))
     return parser.parse_args()
 
@@ -129,13 +130,13 @@ def scene(name: str, norm: float, options: argparse.Namespace) -> Scene:
 
 
 def logits_of(classifier: Classifier, images: np.ndarray) -> np.ndarray:
-    """Logits `[N, C]`, as exact as the device can."""
+    """Logits `[N, C]`, computed in the highest precision of matrix products."""
     with jax.default_matmul_precision("highest"):
         return predict(classifier, images)
 
 
 def attack_named(spec: str, at: Scene) -> Attack:
-    """The function of classifier, images, labels that `NAME`, `NAME:STEPS` or `FILE.py:NAME[:STEPS]` means here."""
+    """The attack `NAME[:STEPS]` or `FILE.py:NAME[:STEPS]` as a function of classifier, images and labels."""
     file, name, steps = None, *spec.partition(":")[::2]
     if name.endswith(".py"):
         file, (name, _, steps) = Path(name), steps.partition(":")
@@ -172,7 +173,7 @@ def from_file(path: Path, name: str) -> Attack:
 
 
 def run_ours(spec: str, at: Scene, counted: int) -> tuple[Row, np.ndarray]:
-    """The row of one of our attacks, and the images that it found. Raises `ValueError` where it refuses the norm."""
+    """The results of one of our attacks, and the images that it found. Raises `ValueError` for a norm it can't take."""
     classifier, function = at.trained.classifier(), attack_named(spec, at)
     jax.clear_caches()
     times = []
@@ -187,7 +188,7 @@ def run_ours(spec: str, at: Scene, counted: int) -> tuple[Row, np.ndarray]:
 
 
 def judged(at: Scene, images: np.ndarray, fooled: np.ndarray) -> np.ndarray:
-    """Distances `[N]`, recomputed from the images; inf where one fools nothing, or is outside the box or the radius."""
+    """Distances `[N]`, recomputed from the images; inf where an image is not `fooled`, or outside box or radius."""
     found = distances(images, at.images, at.norm)
     allowed = fooled & ((images >= 0) & (images <= 1)).reshape(len(images), -1).all(1)
     if at.radius is not None:
@@ -196,11 +197,11 @@ def judged(at: Scene, images: np.ndarray, fooled: np.ndarray) -> np.ndarray:
 
 
 def watched(function: Attack, at: Scene, counted: int) -> np.ndarray:
-    """The nearest adversarial image among the first queries about each of the first images."""
+    """The least distance `[counted]` of an adversarial image among the first BUDGET queries, for the first images."""
     queries = Queries(BUDGET)
     classifier = Classifier(watch(at.trained.network.apply, queries), at.trained.weights)
     nearest = []
-    # The first image twice: before the first attack on it the classifier is looked at, which is no part of the attack.
+    # The first image twice: an attack checks a new classifier first, by queries that are no part of the attack.
     for i in [0, *range(counted)][: len(at.labels) + 1] if counted else []:
         one = slice(i, i + 1)
         queries.about(at.images[i], int(at.labels[i]), at.norm)
@@ -211,7 +212,7 @@ def watched(function: Attack, at: Scene, counted: int) -> np.ndarray:
 
 
 def watch(apply: Callable, queries: Queries) -> Callable:
-    """`apply`, which tells of every row that goes forward or back through it, in order, however it is transformed."""
+    """`apply`, which reports every image of a forward or backward pass to `queries`, inside any transformation."""
 
     def told(params, images):
         logits = apply(params, images)
@@ -234,7 +235,7 @@ def watch(apply: Callable, queries: Queries) -> Callable:
 
 
 def run_peers(at: Scene, options: argparse.Namespace) -> tuple[dict[str, Row], dict[str, np.ndarray]]:
-    """Rows and images of the attacks of the libraries that the interpreter of --peers has."""
+    """The results and images of the attacks of PyTorch libraries, run by the interpreter of --peers."""
     weights = pytorch.to_state_dict(at.trained.weights, at.trained.network)
     what = {
         "attacks": options.attacks,
@@ -268,7 +269,7 @@ def run_peers(at: Scene, options: argparse.Namespace) -> tuple[dict[str, Row], d
 
 
 def best_known(at: Scene) -> tuple[np.ndarray, int]:
-    """The frozen distances of these images `[N]`, inf where there are none, and their version, or 0."""
+    """The stored best known distances of these images `[N]`, inf where there are none; their version, 0 for none."""
     for path in sorted(BEST.glob(f"{at.network}-l{at.norm:g}-v*.npz"), key=version, reverse=True):
         with np.load(path) as file:
             if str(file["fingerprint"]) == at.fingerprint:
@@ -282,7 +283,7 @@ def version(path: Path) -> int:
 
 
 def freeze(at: Scene, images: dict[str, np.ndarray]) -> Path | None:
-    """Writes the next version of the best known distances, if these images are nearer than those of the last one."""
+    """Writes a new version of the best known distances and returns its path, if any of these images is nearer."""
     known, last = best_known(at)
     best, classifier = known.copy(), at.trained.classifier()
     for found in images.values():
@@ -291,10 +292,10 @@ def freeze(at: Scene, images: dict[str, np.ndarray]) -> Path | None:
         # More than rounding can undo, so that the distance holds on any machine.
         sure = logits.max(1) - own > SURE * np.abs(logits).max(1)
         best = np.minimum(best, judged(at, found, sure))
-    if not (best < known * (1 - 1e-6)).any():  # they are kept in single precision
+    if not (best < known * (1 - 1e-6)).any():  # distances are stored in single precision
         return None
     everything: dict[int, float] = dict(zip(at.indices.tolist(), best.tolist(), strict=True))
-    if last:  # of the images that this run left out, as they were
+    if last:  # distances of images that are not part of this run are copied
         with np.load(BEST / f"{at.network}-l{at.norm:g}-v{last}.npz") as file:
             everything = dict(zip(file["indices"].tolist(), file["distances"].tolist(), strict=True)) | everything
     indices = np.array(sorted(everything))
@@ -310,9 +311,10 @@ def freeze(at: Scene, images: dict[str, np.ndarray]) -> Path | None:
 
 
 def optimality(nearest: np.ndarray, best: np.ndarray) -> float:
-    """See above; the images are all classified correctly to begin with, so their clean accuracy is 1.
+    """The optimality (see the top of the file) of an attack with the distances `nearest`, given the best known ones.
 
-    The area under the robust accuracy up to d_max is the mean of the distances, clipped there.
+    All images are classified correctly, so that their clean accuracy is 1. The area under the robust accuracy up to
+    d_max is the mean of the distances, clipped at d_max.
     """
     if not len(nearest) or not np.isfinite(best).any():
         return np.nan
@@ -322,7 +324,7 @@ def optimality(nearest: np.ndarray, best: np.ndarray) -> float:
 
 
 def measures(rows: dict[str, Row], known: np.ndarray) -> dict[str, dict[str, float]]:
-    """The numbers of every row; `known` are the best distances of any row and of any version."""
+    """The numbers of the table for every attack; `known [N]` are the best distances of all attacks and versions."""
     result, best = {}, known.copy()
     for row in rows.values():
         best[: len(row.nearest)] = np.minimum(best[: len(row.nearest)], row.nearest)
@@ -352,7 +354,7 @@ def mean_of_finite(values: np.ndarray) -> float:
 
 
 def table(title: str, now: dict[str, dict[str, float]], before: dict[str, dict[str, float]]) -> str:
-    """A Markdown table, nearest first; `was` is the median of the run before, where it was another."""
+    """A Markdown table of the attacks, by increasing median; `was` is the median of the last run, if it differs."""
     names = list(next(iter(now.values())))
     lines = [f"{title}", "", "| attack | " + " | ".join(names) + " | was |", "|:--" + "|--:" * (len(names) + 1) + "|"]
     for name, row in sorted(now.items(), key=lambda item: (item[1]["median"], -item[1]["success"])):
@@ -364,12 +366,13 @@ def table(title: str, now: dict[str, dict[str, float]], before: dict[str, dict[s
 
 
 def chosen(rows: dict[str, dict[str, float]], asked: list[str]) -> dict[str, dict[str, float]]:
-    """The attacks that are asked for, ours and the libraries' of the same names and steps; if none is, all."""
+    """The attacks of --attacks, ours and the libraries' of the same names and steps; all where none are named."""
     return {name: row for name, row in rows.items() if not asked or name.rpartition("-")[0] in asked or name in asked}
 
 
 def summary(network: str, found: dict[float, dict[str, dict[str, float]]]) -> str:
-    """A Markdown table of all norms, nearest first: mean distance over the best known, or the success, and seconds."""
+    """A Markdown table of a network's attacks in all norms: seconds, and the mean distance over the best known one,
+    or the success rate where that is below 1. The nearest come first."""
 
     def cells(row: dict[str, float] | None) -> str:
         if row is None:
@@ -403,7 +406,7 @@ def save(path: Path, at: Scene, rows: dict[str, Row]) -> None:
 
 
 def earlier(path: Path, at: Scene) -> dict[str, Row]:
-    """The rows of the runs before on these images."""
+    """The results of earlier runs on these images, from the file `path`."""
     if not path.exists():
         return {}
     try:
@@ -440,7 +443,7 @@ def run(at: Scene, options: argparse.Namespace) -> tuple[dict[str, Row], dict[st
 
 
 def benchmark(name: str, norm: float, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Runs, keeps, prints and draws what the options ask for; gives the numbers of every attack."""
+    """Runs the attacks on one network in one norm; stores, prints, draws and returns their numbers, by attack."""
     at = scene(name, norm, options)
     path = options.output / f"{at.name}-{len(at.indices)}.npz"
     before = earlier(path, at)

@@ -1,13 +1,13 @@
-"""Times an attack's gradient on networks as their users write them: on a CPU, against our layers and against PyTorch.
+"""Times the gradient of an attack on a CPU for networks as users write them, for our layers, and for PyTorch.
 
     python experiments/benchmark_gradients.py --rounds 15
 
 Three networks: four 3x3 convolutions with two pools, two strided 4x4 convolutions, and a small ResNet with padding.
 Each is written with `lax.conv_general_dilated` and `lax.reduce_window`, channels last and channels first, which a
-`Classifier` computes in its own way (`mnist_jax/jaxprs/fast.py`); the same as it is written; with `mnist_jax.layers`;
-and in PyTorch, where it is installed. Timed is the margin's gradient by 32 images, forward and backward, some of them
-in a loop, as an attack runs it. Contenders take turns in one process, and a figure is the least of its rounds, in
-milliseconds an image. Every gradient is compared with the others first.
+`Classifier` computes by faster formulations (`mnist_jax/jaxprs/fast.py`); with these switched off; with
+`mnist_jax.layers`; and in PyTorch, where it is installed. What is timed is the gradient of the margin with respect to
+32 images, forward and backward, a few times in a loop, as in an attack. The variants take turns in one process; a
+figure is the least time of all rounds, in milliseconds for one image. First, all gradients are compared.
 """
 
 import argparse
@@ -30,17 +30,17 @@ try:
 except ImportError:
     torch = None
 
-BATCH, STEPS, STEP = 32, 3, 1e-3
+BATCH, STEPS, STEP = 32, 3, 1e-3  # images, gradients in the loop, and length of a step along a gradient
 
 
 class Style(NamedTuple):
-    """How a network's steps are written; images are `[B, H, W, C]` for all of them, kernels `[h, w, C, O]`."""
+    """How the operations of a network are written. All styles get images `[B, H, W, C]` and kernels `[h, w, C, O]`."""
 
-    start: Callable[[Any], Any]  # images in the style's own order of axes
+    start: Callable[[Any], Any]  # converts images to the style's order of axes
     kernel: Callable[[np.ndarray], Any]
-    conv: Callable[..., Any]  # x, kernel, stride, padding
-    pool: Callable[[Any], Any]  # maxima of 2 by 2 pixels
-    mean: Callable[[Any], Any]  # over pixels
+    conv: Callable[..., Any]  # of x, kernel, stride and padding
+    pool: Callable[[Any], Any]  # max-pooling of 2 by 2 pixels
+    mean: Callable[[Any], Any]  # mean over all pixels
     flat: Callable[[Any], Any]
     relu: Callable[[Any], Any] = jax.nn.relu
 
@@ -66,7 +66,7 @@ def residual(style: Style, w: Sequence[Any], x: Any) -> Any:
     return style.mean(x) @ w[6]
 
 
-# Shapes of the weights.
+# Each network's function, and the shapes of its weights.
 NETWORKS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
     "four 3x3": (four, ((3, 3, 1, 32), (3, 3, 32, 32), (3, 3, 32, 64), (3, 3, 64, 64), (7 * 7 * 64, 10))),
     "strided 4x4": (strided, ((4, 4, 1, 32), (4, 4, 32, 64), (7 * 7 * 64, 128), (128, 10))),
@@ -78,7 +78,7 @@ NETWORKS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
 
 
 def plain(order: str, kernels: str) -> Style:
-    """The style of somebody who knows JAX, with axes in that order."""
+    """The style of plain JAX, with the axes of images and of kernels in the given orders."""
     first = order == "NCHW"
     axes = (0, 3, 1, 2) if first else (0, 1, 2, 3)
     pixels = (2, 3) if first else (1, 2)
@@ -108,7 +108,7 @@ OURS = CHANNELS_LAST._replace(
 
 
 def ascent(network: Callable[..., Any], style: Style, weights: Sequence[np.ndarray], images: np.ndarray, fast: bool):
-    """A function without arguments: some steps up the margin, in JAX."""
+    """A function without arguments that takes STEPS steps along the gradient of the margin, in JAX."""
     params = [jnp.asarray(style.kernel(w)) for w in weights]
     classifier = Classifier(lambda params, x: network(style, params, style.start(x)), params, fast=fast)
 
@@ -163,7 +163,7 @@ def contenders(name: str) -> dict[str, Callable[[], Any]]:
     moved = {way: np.asarray(run()) - images for way, run in ways.items()}
     for way, r in moved.items():
         errors = np.abs(r - moved["as written"]).max((1, 2, 3)) / np.abs(r).max()
-        if np.median(errors) > 1e-4:  # an image that comes across a kink on the way may have others
+        if np.median(errors) > 1e-4:  # the median, as an image that crosses a kink may have another gradient
             raise SystemExit(f"{name}: the gradients of {way!r} differ by {np.median(errors):.1e} of the largest")
     return ways
 

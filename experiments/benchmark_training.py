@@ -1,15 +1,15 @@
-"""Times one epoch of training, and the other ways to write the CNN's layers that were tried.
+"""Times one epoch of training, and other formulations of the CNN's layers that were tried.
 
     python experiments/benchmark_training.py --networks MLP CNN --rounds 5 --fraction 0.2
 
-Contenders take turns, round by round, in one process: what disturbs the machine disturbs them all. A ratio is that of
-two medians over the same rounds, with this project's time as the denominator, so above 1 is slower than this project.
+The contenders take turns in one process, so that disturbances of the machine affect all of them. A ratio is a median
+over the rounds divided by this project's median over the same rounds: above 1 is slower than this project.
 
 - ours: `training.epoch` with the original hyperparameters (Adam, batch 32), the program that real training runs.
 - plain: the same networks with `lax.conv_general_dilated` and `nnx.max_pool`, as other backends than the CPU get them.
 - torch: the original project's loop, where PyTorch is installed: a shuffling DataLoader over tensors, the network in
-  train mode with a softmax at its end, cross-entropy on top, Adam. "indexed" is the same with the DataLoader replaced
-  by indexing the tensors, which takes out its cost of an item at a time.
+  train mode with a softmax at its end, cross-entropy on top, Adam. "indexed" replaces the DataLoader, which collects
+  a batch item by item, by indexing the tensors.
 
 A formulation is timed only after its logits and gradients have agreed with those of `lax.conv_general_dilated`.
 """
@@ -47,7 +47,7 @@ try:
 except ImportError:
     torch = None
 
-Block = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # images, kernel, bias -> relu(max_pool(convolution))
+Block = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # images, kernel, bias -> relu(max_pool(conv + bias))
 Logits = Callable[[Weights, jax.Array], jax.Array]
 
 FIRST_USE = """
@@ -92,6 +92,7 @@ def main() -> None:
 
 
 def machine() -> dict[str, str]:
+    """The device, the processor and the versions of packages, in words."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy") + (("torch",) if torch else ())
     return {
         "device": ", ".join(sorted({f"{d.platform} ({d.device_kind})" for d in jax.devices()})),
@@ -108,9 +109,9 @@ def processor() -> str:
 
 
 def take_turns(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round, after one call each that isn't counted.
+    """The seconds of each contender in each round, after one call of each that isn't counted.
 
-    Every round starts with the next contender, so that none always follows the same one.
+    Each round begins with another contender.
     """
     for run in contenders.values():
         jax.block_until_ready(run())
@@ -126,7 +127,7 @@ def take_turns(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[st
 
 
 def matrix_product_rate(rounds: int, size: int = 2048) -> float:
-    """GFLOP/s, the median over the rounds."""
+    """The speed of a product of two float32 matrices of this size in GFLOP/s, the median over the rounds."""
     a = jax.random.normal(jax.random.key(0), (size, size))
     product = jax.jit(lambda a: a @ a)
     seconds = take_turns({"product": lambda: product(a)}, max(rounds, 5))["product"]
@@ -134,7 +135,7 @@ def matrix_product_rate(rounds: int, size: int = 2048) -> float:
 
 
 def flop_per_image(network: type[Network]) -> int:
-    """Of one training step: forward, weight gradients, and input gradients of all layers but the first."""
+    """FLOP per image of a training step: forward, weight gradients, and input gradients of all layers but the first."""
     image = jax.ShapeDtypeStruct((1, *network.shape), jnp.float32)
     weights = jax.eval_shape(network.initialize, jax.random.key(0))
     with layers.plain():
@@ -143,7 +144,7 @@ def flop_per_image(network: type[Network]) -> int:
 
 
 def products(jaxpr: Any) -> Iterator[int]:
-    """The FLOP of every product of matrices and convolution."""
+    """The FLOP of each product of matrices and each convolution in a jaxpr."""
     for eqn in jaxpr.eqns:
         for inner in jax.core.jaxprs_in_params(eqn.params):
             yield from products(inner)
@@ -158,6 +159,7 @@ def products(jaxpr: Any) -> Iterator[int]:
 
 
 def table(header: list[str], rows: list[list[str]]) -> None:
+    """Prints a table with aligned columns."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in [header, ["-" * width for width in widths], *rows]:
         cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
@@ -165,6 +167,7 @@ def table(header: list[str], rows: list[list[str]]) -> None:
 
 
 def ratio(seconds: list[float], to: list[float]) -> float:
+    """The ratio of two medians."""
     return statistics.median(seconds) / statistics.median(to)
 
 
@@ -202,6 +205,7 @@ def epochs_table(names: list[str], train: data.Split, fraction: float, rounds: i
 
 
 def epoch(network: type[Network], train: data.Split) -> training.State:
+    """Trains one epoch by recipe `original`, from new weights."""
     recipe = network.recipe("original")
     state = training.start(network, recipe, jax.random.key(0), recipe.steps(len(train.labels)))
     for progress in training.epoch(network, recipe, train, state):
@@ -243,7 +247,7 @@ def torch_epochs(name: str, network: type[Network], train: data.Split) -> dict[s
 
 
 def start_table(names: list[str], train: data.Split) -> dict[str, Any]:
-    """What comes before the steps: compiling, and a fresh process until its first steps are done."""
+    """Times before the first training step: tracing and compiling here, and the start of a fresh process."""
     print("\nBefore the first step, in seconds. trace, compile: the program of real training and the plain one, here.")
     print("import, data, first steps: a fresh process, with no compilation cache, until the first 71 steps are done.\n")
     results, rows = {}, []
@@ -261,6 +265,7 @@ def start_table(names: list[str], train: data.Split) -> dict[str, Any]:
 
 
 def compile_seconds(network: type[Network], train: data.Split) -> list[float]:
+    """Seconds of tracing and of compiling the program of 100 training steps."""
     recipe = network.recipe("original")
     total = recipe.steps(len(train.labels))
     state = training.start(network, recipe, jax.random.key(0), total)
@@ -274,13 +279,13 @@ def compile_seconds(network: type[Network], train: data.Split) -> list[float]:
 
 # The formulations that were tried -------------------------------------------------------------------------------------
 #
-# A convolution is a function of images and kernel, with stride 1 and no padding, a pooling one of images, a block one
-# of images, kernel and bias: relu(max_pool(convolution(images) + bias)). Those of NHWC come first, then those that work
-# channels first and batch last, CHWN.
+# A convolution is a function of images and kernel, with stride 1 and no padding; a pool is a function of images; a
+# block is a function of images, kernel and bias, relu(max_pool(convolution(images) + bias)). The layout of images is
+# NHWC in functions whose names begin with nhwc, and CHWN (channels first, batch last) in the others.
 
 
 def nhwc_columns(tile: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`tile` neighbouring columns of the output at a time, as one matrix; 1 makes plain patches."""
+    """A convolution by patches that computes `tile` neighbouring columns of the output with one matrix."""
     h, w, _, outputs = kernel.shape
     matrix = tile_kernel(kernel, 1, tile)
     y = windows(x, h, w + tile - 1, tile=tile, axis=-1) @ matrix.reshape(-1, tile * outputs)
@@ -288,7 +293,11 @@ def nhwc_columns(tile: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def tile_kernel(kernel: jax.Array, rows: int, columns: int) -> jax.Array:
-    """`[h, w, C, O]` to `[h + rows - 1, w + columns - 1, C, rows * columns, O]`: the kernel, moved to each output."""
+    """Copies of a kernel `[h, w, C, O]` moved to each output of a tile of `rows` by `columns`.
+
+    Returns:
+      `[h + rows - 1, w + columns - 1, C, rows * columns, O]`.
+    """
     moved = [
         jnp.pad(kernel, ((i, rows - 1 - i), (j, columns - 1 - j), (0, 0), (0, 0)))
         for i in range(rows)
@@ -298,6 +307,7 @@ def tile_kernel(kernel: jax.Array, rows: int, columns: int) -> jax.Array:
 
 
 def quarters(x: jax.Array) -> list[jax.Array]:
+    """The four arrays of pixels that have the same place in each 2x2 window."""
     return [x[:, i::2, j::2] for i in range(2) for j in range(2)]
 
 
@@ -308,7 +318,7 @@ def plain_maximum(parts: list[jax.Array]) -> jax.Array:
 
 @jax.custom_jvp
 def winner(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The maximum, whose gradient goes to one of the two, with one comparison."""
+    """The maximum with a gradient that goes to one of the two, which takes a single comparison."""
     return jnp.maximum(a, b)
 
 
@@ -323,6 +333,7 @@ def winner_of_pairs(parts: list[jax.Array]) -> jax.Array:
 
 
 def first_maximum(parts) -> tuple[jax.Array, jax.Array]:
+    """The maximum of four arrays, and the index of the first array that has it."""
     largest = plain_maximum(parts)
     a, b, c, _ = parts
     return largest, jnp.where(a == largest, 0, jnp.where(b == largest, 1, jnp.where(c == largest, 2, 3)))
@@ -330,7 +341,7 @@ def first_maximum(parts) -> tuple[jax.Array, jax.Array]:
 
 @jax.custom_jvp
 def masked_pool(x: jax.Array) -> jax.Array:
-    """CHWN. The gradient is broadcast over each window and masked, which writes it once, without strides."""
+    """A pool of CHWN whose gradient is broadcast over each window and masked, and so written once, without strides."""
     return plain_maximum(quarters(x))
 
 
@@ -346,7 +357,7 @@ def masked_pool_jvp(primals, tangents):
 
 @jax.custom_jvp
 def masked_maximum(y: jax.Array) -> jax.Array:
-    """The maximum over a first axis of 4, with such a gradient."""
+    """The maximum over the first axis, of size 4, with a masked gradient as in `masked_pool`."""
     return plain_maximum(list(y))
 
 
@@ -359,7 +370,10 @@ def masked_maximum_jvp(primals, tangents):
 
 
 def windows(x: jax.Array, h: int, w: int, stride: int = 1, tile: int = 1, axis: int = 0) -> jax.Array:
-    """`[C, H, W, N]` to `[h * w * C, H', W', N]`: rows in steps of `stride`, columns in steps of `tile`."""
+    """The patches of h by w pixels, `[C, H, W, N]` to `[h * w * C, H', W', N]`.
+
+    They begin at every `stride`-th row and every `tile`-th column, and are concatenated along `axis`.
+    """
     height, width = (x.shape[1] - h) // stride + 1, (x.shape[2] - w) // tile + 1
     slices = [
         x[:, i : i + stride * (height - 1) + 1 : stride, j : j + tile * (width - 1) + 1 : tile]
@@ -370,15 +384,17 @@ def windows(x: jax.Array, h: int, w: int, stride: int = 1, tile: int = 1, axis: 
 
 
 def times_matrix(matrix: jax.Array, x: jax.Array) -> jax.Array:
-    """`[K, O]` by `[K, ...]`: `[O, ...]`."""
+    """The product of the transpose of `[K, O]` and `[K, ...]`: `[O, ...]`."""
     return (matrix.T @ x.reshape(len(x), -1)).reshape(-1, *x.shape[1:])
 
 
 def patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A convolution as the product of its kernel and the patches of its input."""
     return times_matrix(kernel.reshape(-1, kernel.shape[-1]), windows(x, *kernel.shape[:2]))
 
 
 def columns(tile: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`nhwc_columns` for CHWN."""
     h, w, _, outputs = kernel.shape
     matrix = tile_kernel(kernel, 1, tile).reshape(-1, tile * outputs)
     y = times_matrix(matrix, windows(x, h, w + tile - 1, tile=tile))
@@ -387,7 +403,7 @@ def columns(tile: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def rows_of_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Gathers the rows of a patch only, and adds up a product for each of its columns."""
+    """A convolution that gathers only the rows of patches, and adds up a product for each column of the kernel."""
     h, w, _, outputs = kernel.shape
     width = x.shape[2] - w + 1
     gathered = windows(x, h, 1)
@@ -396,7 +412,7 @@ def rows_of_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def multiply_and_add(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """No matrix: a sum of shifted images times numbers, for one input channel, which XLA makes one loop of."""
+    """A convolution of one input channel as a sum of shifted images times numbers, which XLA fuses into one loop."""
     h, w, _, outputs = kernel.shape
     height, width = x.shape[1] - h + 1, x.shape[2] - w + 1
     weights = kernel.reshape(h, w, outputs, 1, 1, 1)
@@ -406,7 +422,7 @@ def multiply_and_add(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def correlation(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Patches, with the input gradient as a convolution of its own: patches of the padded gradient, turned kernel."""
+    """`patches` with the input gradient computed by `patches` too, from the padded gradient and the flipped kernel."""
     return patches(x, kernel)
 
 
@@ -426,7 +442,7 @@ correlation.defvjp(correlation_forward, correlation_backward)
 
 
 def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """F(2x2, 3x3) of Lavin & Gray (2016): 16 small products for four outputs, where patches take 36."""
+    """Winograd's convolution F(2x2, 3x3), Lavin & Gray 2016: 16 multiplications for four outputs in place of 36."""
     images = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
     kernels = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
     outputs = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
@@ -456,12 +472,12 @@ def separate(convolution: Callable, pool: Callable, x: jax.Array, kernel: jax.Ar
 
 
 def bias_last(convolution: Callable, pool: Callable, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """The bias after the pool, where there is a quarter of the pixels left; the values are the same bits."""
+    """A block that adds the bias after the pool, to a quarter of the pixels, with the same bits."""
     return jax.nn.relu(pool(convolution(x, kernel)) + bias[:, None, None, None])
 
 
 def pool_tiles(slices: Callable, maximum: Callable, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """The four outputs that a window of the pool meets at a time, as one matrix: the pool needs no strides."""
+    """A block that computes the four outputs of a pool's window with one matrix, so that the pool needs no strides."""
     h, w, _, outputs = kernel.shape
     gathered = slices(x, h + 1, w + 1)
     matrix = tile_kernel(kernel, 2, 2).reshape(len(gathered), 4 * outputs)
@@ -470,7 +486,7 @@ def pool_tiles(slices: Callable, maximum: Callable, x: jax.Array, kernel: jax.Ar
 
 
 def phases(x: jax.Array) -> list[list[jax.Array]]:
-    """The pixels of even and odd rows and columns, apart. An odd size is padded."""
+    """The pixels separated by even and odd rows and columns; odd sizes are padded with zeros."""
     x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
     c, height, width, n = x.shape
     x = x.reshape(c, height // 2, 2, width // 2, 2, n)
@@ -478,7 +494,7 @@ def phases(x: jax.Array) -> list[list[jax.Array]]:
 
 
 def windows_of_phases(x: jax.Array, h: int, w: int) -> jax.Array:
-    """`windows(x, h, w, 2, 2)` out of the phases: slices without strides, whose gradients are plain sums."""
+    """`windows(x, h, w, 2, 2)` by slices of `phases` without strides, whose gradients are plain sums."""
     parts = phases(x)
     height, width = (x.shape[1] - h) // 2 + 1, (x.shape[2] - w) // 2 + 1
     slices = [
@@ -488,7 +504,7 @@ def windows_of_phases(x: jax.Array, h: int, w: int) -> jax.Array:
 
 
 def patches_by_phase(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """Patches in an order in which the four outputs of a window of the pool are an axis of their own."""
+    """A block by patches that are ordered so that the four outputs of a pool's window are an axis."""
     h, w, _, outputs = kernel.shape
     parts = phases(x)
     height, width = (x.shape[1] - h + 1) // 2, (x.shape[2] - w + 1) // 2
@@ -521,7 +537,7 @@ def nhwc_block(tile: int, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> j
 
 
 def batch_last(first: Block, second: Block | None = None) -> Logits:
-    """Transposed at the ends of the features only."""
+    """The logits by blocks in CHWN; images and features are transposed once, before the first and after the last."""
 
     def logits(weights: Weights, x: jax.Array) -> jax.Array:
         x = x.transpose(layers.BATCH_LAST)
@@ -580,8 +596,11 @@ def formulations() -> dict[str, Logits]:
 
 
 def check(logits: Logits, weights: Weights) -> float:
-    """The largest relative difference to `lax.conv_general_dilated`. Raises `AssertionError` above 1e-4."""
-    # Random images: the black ones of MNIST have ties in every window, whose gradient may go to any of the pixels.
+    """The largest relative difference of logits and gradients to those of `lax.conv_general_dilated`.
+
+    Raises `AssertionError` above 1e-4.
+    """
+    # Random images, as MNIST's black pixels have ties in the pools, whose gradient may go to any of the pixels.
     images = jax.random.uniform(jax.random.key(1), (8, *CNN.shape))
     labels = jnp.arange(8)
 
@@ -599,13 +618,13 @@ def check(logits: Logits, weights: Weights) -> float:
 
 
 def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The label's logit less the largest other one."""
+    """The label's logit minus the largest other logit, `[B]`."""
     own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     return logits.max(-1, where=own, initial=-jnp.inf) - logits.max(-1, where=~own, initial=-jnp.inf)
 
 
 def steps_of(logits: Logits, train: data.Split, steps: int, flat: bool = False) -> tuple[Callable[[], Any], int]:
-    """A program of that many training steps, without anything else that an epoch has, and their number."""
+    """A program of `steps` training steps, without the other work of an epoch, and that number."""
     batches = np.random.default_rng(0).permutation(len(train.labels))[: steps * CNN.batch_size].reshape(steps, -1)
     optimizer = CNN.optimizer(CNN.learning_rate)
     optimizer = optax.flatten(optimizer) if flat else optimizer
@@ -627,7 +646,7 @@ def steps_of(logits: Logits, train: data.Split, steps: int, flat: bool = False) 
 def attack_of(
     logits: Logits, weights: Weights, train: data.Split, batch: int, steps: int
 ) -> tuple[Callable[[], Any], int]:
-    """A program of that many steps down the margin, as an attack takes them, and their number."""
+    """A program of `steps` gradient steps that lower the margin, as in an attack, and that number."""
 
     @jax.jit
     def run(weights, images, labels):

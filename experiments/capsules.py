@@ -1,12 +1,12 @@
-"""How robust CapsNet is, looked for by its lengths, by their squared norms, and by its votes; and what it sees.
+"""Attacks CapsNet by three kinds of logits (lengths, squared norms, votes), and draws its reconstructions.
 
     python experiments/capsules.py [--model CapsNet-best] [--images 100] [--shown 8] [--output docs/images]
 
-The lengths of capsules saturate, which may hide a network's nearest adversarial images from an attack that follows
-their gradients. So `nearest` looks for them in three ways, and whatever it finds is judged by the network itself: the
-table has, in each norm, how many images each way fools, the median of the distances, and that of the nearest of all
-three. capsules.png shows digits, what the network reconstructs of them, their nearest adversarial images in the 2-norm,
-and what it reconstructs of these by the class it takes them for, and by that they are of.
+The network's logits, the lengths of its capsules, saturate, which may hide its nearest adversarial images from attacks
+by gradients. So `nearest` searches on each of three classifiers made of the same weights, and the network itself judges
+the images found. For each norm, the table has the share of images that each search fools and the median distance, and
+the same for the nearest image of all three searches. capsules.png shows digits, their reconstructions, their nearest
+adversarial images in the 2-norm, and reconstructions of these from the capsules of the class predicted and the label.
 """
 
 import argparse
@@ -28,7 +28,7 @@ WAYS = {"lengths": CapsNet.apply, "squared norms": CapsNet.squared_norms, "votes
 
 
 def found_by(way: str, weights: Weights, images: np.ndarray, labels: np.ndarray, norm: float):
-    """What `nearest` finds this way: images, and the distances, inf where the network itself is not fooled."""
+    """The images that `nearest` finds on a classifier of `WAYS`, and distances, inf where CapsNet is not fooled."""
     found = np.asarray(attack.nearest(Classifier(WAYS[way], weights), images, labels, norm=norm).images)
     fooled = np.asarray(Classifier(CapsNet.apply, weights)(found)).argmax(1) != labels
     return found, np.where(fooled, exact_norm(found.astype(float) - images, norm), np.inf)

@@ -1,12 +1,12 @@
-"""Whether an image is ever certified and fooled: attacks at the largest radius that is certified, and just below it.
+"""Attacks images at their largest certified radius and just below it: none may be certified and fooled.
 
     python experiments/certified_and_fooled.py [--networks MLP CNN] [--recipes best original] [--norms inf 2 1]
         [--method crown] [--count 1000] [--steps 50] [--no-nearest] [--seconds 800] [--total]
 
-For the first so many val images: the largest certified radius of each, `apgd` at that radius and at 0.999 of it, and
-the nearest adversarial image by `nearest`. A contradiction is an adversarial image that is no farther away, in double
-precision, than what is certified; one of them is a bug. Figures are kept in experiments/certified_and_fooled.json,
-after every few images, and what is there is not done again.
+For each of the first --count images of val: the largest certified radius, and attacks on the image by `apgd` at
+that radius and at 0.999 of it, and by `nearest`. A contradiction is an adversarial image whose distance, in double
+precision, is at most the certified radius; a single one would show a bug. Figures are saved in
+experiments/certified_and_fooled.json after every few images, and images that are counted there are not done again.
 """
 
 import argparse
@@ -25,20 +25,20 @@ from mnist_jax.networks import ORIGINALS
 from mnist_jax.storage import checkpoint, files
 
 KEPT = Path(__file__).with_name("certified_and_fooled.json")
-PIECE = 100  # images between two saves
-SLOWLY = 8  # where each takes long
-JUST_BELOW = 0.999
-COUNTS = ("images", "certified", "attacks", "contradictions")  # certified: at some radius above 0
+PIECE = 100  # number of images between two saves
+SLOWLY = 8  # the same for the CNNs, unless by IBP, as each of their images takes long
+JUST_BELOW = 0.999  # the second radius attacked, as a share of the certified one
+COUNTS = ("images", "certified", "attacks", "contradictions")  # "certified": images with a certified radius above 0
 
 
 def within(found: Any, images: np.ndarray, radius: np.ndarray, norm: float) -> np.ndarray:
-    """Which images an attack found an adversarial one for, that is not farther away than a radius `[B]`."""
+    """For which images `[B]` an attack found an adversarial image at a distance of at most a radius `[B]`."""
     distance = exact_norm(np.asarray(found.images, float) - images, norm)
     return np.asarray(found.success) & (distance <= radius.astype(float))
 
 
 def figures(classifier: Classifier, images: np.ndarray, labels: np.ndarray, norm: float, options: Any) -> list[int]:
-    """The numbers of `COUNTS` for some images."""
+    """The numbers named in `COUNTS` for some images."""
     method = getattr(certify, options.method)
     radius = certify.largest_radius(classifier, images, labels, norm=norm, method=method)
     proved = np.flatnonzero(radius > 0)
@@ -50,7 +50,7 @@ def figures(classifier: Classifier, images: np.ndarray, labels: np.ndarray, norm
 
 
 def work(key: dict[str, str], classifier: Classifier, options: argparse.Namespace, until: float) -> None:
-    """Goes on with one network and norm, a piece at a time."""
+    """Adds images to one row of the file, for one network, norm and method, until the time `until`."""
     rows, split = kept(), data.load().val
     row = next((r for r in rows if r["key"] == key), None)
     if row is None:
@@ -73,7 +73,7 @@ def kept() -> list[dict[str, Any]]:
 
 
 def total() -> str:
-    """A line for each network, norm and method, and one with their sums."""
+    """A table with a row for each network, norm and method, and one with their sums."""
     rows = kept()
     lines = [f"| network | norm | method | {' | '.join(COUNTS)} |", "|:--|--:|:--|--:|--:|--:|--:|"]
     for row in rows:
@@ -90,10 +90,12 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["best", "original"])
     parser.add_argument("--norms", nargs="+", default=["inf", "2", "1"])
     parser.add_argument("--method", choices=["ibp", "crown", "alpha_crown"], default="crown")
-    parser.add_argument("--count", type=int, default=1000, help="of images of val, from the first on")
-    parser.add_argument("--steps", type=int, default=50, help="of apgd")
-    parser.add_argument("--no-nearest", dest="nearest", action="store_false", help="where it takes long")
-    parser.add_argument("--seconds", type=float, default=800, help="begin nothing new after that")
+    parser.add_argument("--count", type=int, default=1000, help="number of images, the first of val")
+    parser.add_argument("--steps", type=int, default=50, help="steps of apgd")
+    parser.add_argument(
+        "--no-nearest", dest="nearest", action="store_false", help="leave out the attack nearest, which takes long"
+    )
+    parser.add_argument("--seconds", type=float, default=800, help="start no further images after this time")
     parser.add_argument("--total", action="store_true", help="only print what is kept")
     options = parser.parse_args()
     until = time.monotonic() + options.seconds

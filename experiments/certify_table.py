@@ -1,16 +1,17 @@
-"""How far images are certified, and how near the nearest adversarial image is that was found.
+"""Tables of the largest certified radii, and of the distances of the nearest adversarial images found.
 
     python experiments/certify_table.py [--networks MLP CNN] [--recipes best original] [--norms inf 2 1]
         [--methods ibp crown alpha_crown] [--images 100] [--npz FOLDER] [--seconds 800] [--table]
 
-For each network, norm and method: the largest certified radius of the first so many correctly classified val images,
-and their distance by `nearest`. Results are kept in experiments/certified.json after every few images, and what is
-there is not done again: stopped at any time, or by itself after so many seconds, the script goes on when it is started
-again. Times are of searches whose programs are compiled: the first images are given twice, but for CROWN on the CNNs,
-whose times have compiling in them.
+For each network, norm and method: the largest certified radius of each of the first --images images of val that are
+classified correctly; for the method `nearest`, the distance of the adversarial image that it finds. Results are saved
+in experiments/certified.json after every few images, and images that are there are not done again: stopped at any time,
+or by itself after --seconds, the script continues when it is started again. Times exclude compiling, as the first
+images are searched twice; only those of CROWN and alpha-CROWN on the CNNs include it.
 
-With --lirpa FOLDER (a checkout of auto_LiRPA 0.7.1; needs PyTorch), its bounds on the same images instead, by ten
-bisections of radii up to --high, in the names `lirpa-ibp`, `lirpa-crown-ibp`, `lirpa-crown` and `lirpa-alpha_crown`.
+With --lirpa FOLDER (a checkout of auto_LiRPA 0.7.1; needs PyTorch), the methods `lirpa-ibp`, `lirpa-crown-ibp`,
+`lirpa-crown` and `lirpa-alpha_crown` are auto_LiRPA's bounds on the same images, with ten bisections of radii up to
+--high.
 """
 
 import argparse
@@ -31,15 +32,15 @@ from mnist_jax.networks import ORIGINALS
 from mnist_jax.storage import checkpoint, files, pytorch
 
 KEPT = Path(__file__).with_name("certified.json")
-PIECE = 100  # images between two saves
-SLOWLY = 8  # where each takes seconds
-LIRPA = {
+PIECE = 100  # number of images between two saves
+SLOWLY = 8  # the same for CROWN and alpha-CROWN on the CNNs, where each image takes seconds
+LIRPA = {  # auto_LiRPA's names of its methods
     "lirpa-ibp": "IBP",
     "lirpa-crown-ibp": "CROWN-IBP",
     "lirpa-crown": "CROWN",
     "lirpa-alpha_crown": "CROWN-Optimized",
 }
-HALVINGS = 10
+HALVINGS = 10  # bisections of the radius with auto_LiRPA's bounds
 
 Search = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -65,7 +66,7 @@ def ours(method: str, classifier: Classifier, norm: float) -> Search:
 
 
 def in_pytorch(trained: Any) -> Any:
-    """The MLP or the CNN as PyTorch's own layers."""
+    """A trained MLP or CNN as a PyTorch module."""
     import torch
     from torch import nn
 
@@ -87,7 +88,7 @@ def in_pytorch(trained: Any) -> Any:
 
 
 def theirs(method: str, trained: Any, norm: float, options: argparse.Namespace) -> Search:
-    """The largest radii by auto_LiRPA, all images at once, as its users search."""
+    """The search for the largest radii by auto_LiRPA's bounds, by bisections of all images at once."""
     sys.path.insert(0, str(options.lirpa))
     import torch
     from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
@@ -121,7 +122,7 @@ def theirs(method: str, trained: Any, norm: float, options: argparse.Namespace) 
 
 
 def work(key: dict[str, Any], search: Search, images: np.ndarray, labels: np.ndarray, until: float) -> None:
-    """Goes on with one row of the table, a piece at a time."""
+    """Adds images to one row of the table until the time `until`."""
     rows = kept()
     row = next((r for r in rows if r["key"] == key), None)
     if row is None:
@@ -151,7 +152,7 @@ def kept() -> list[dict[str, Any]]:
 
 
 def table() -> str:
-    """A line for each network and norm: medians, quartiles of the best certificate, and seconds an image."""
+    """A table with a row for each network, norm and method: median and quartiles, and seconds for an image."""
     lines = ["| network | norm | method | images | median | quartiles | s/image |", "|:--|--:|:--|--:|--:|--:|--:|"]
     for row in kept():
         key, radii = row["key"], np.array(row["radii"])
@@ -166,7 +167,7 @@ def table() -> str:
 
 
 def pairs() -> str:
-    """A line for each network: by norm, the median radius that CROWN certifies, and the median distance found."""
+    """A table with a row for each network: the median radius certified by CROWN and distance found, by norm."""
     medians: dict[tuple[str, str], dict[tuple[str, str], tuple[float, int]]] = {}
     for row in kept():
         key = row["key"]
@@ -189,11 +190,16 @@ def main() -> None:
     parser.add_argument("--norms", nargs="+", default=["inf", "2", "1"])
     parser.add_argument("--methods", nargs="+", default=["crown", "nearest"])
     parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--npz", type=Path, metavar="FOLDER", help="of state_dicts to use instead of the shipped")
+    parser.add_argument(
+        "--npz",
+        type=Path,
+        metavar="FOLDER",
+        help="use the PyTorch state_dicts in this folder instead of the shipped networks",
+    )
     parser.add_argument("--lirpa", type=Path, metavar="FOLDER")
     parser.add_argument("--high", type=float, default=0.064, help="largest radius for auto_LiRPA's bisections")
-    parser.add_argument("--seconds", type=float, default=800, help="begin nothing new after that")
-    parser.add_argument("--table", action="store_true", help="only print what is kept")
+    parser.add_argument("--seconds", type=float, default=800, help="start no further images after this time")
+    parser.add_argument("--table", action="store_true", help="print the saved results, and compute nothing")
     options = parser.parse_args()
     until = time.monotonic() + options.seconds
     for name in () if options.table else options.networks:

@@ -1,14 +1,15 @@
-"""The original project's two attacks, one image at a time in PyTorch, and this project's, on the same images.
+"""Compares the original project's two attacks, one image at a time in PyTorch, with this project's on the same images.
 
     python experiments/compare_with_original.py --networks MLP CNN [--images 1000] [--original 10] [--npz FOLDER]
 
-Both run in this one process, on the first images of `val` that the network classifies correctly: the original's methods
-on the first --original of them, ours on --images at once, twice: the first time compiles. Networks are the shipped ones
-of recipe `original`, or, with --npz, state_dicts of theirs in FOLDER/NAME.npz. Needs PyTorch (`pip install torch`).
+Both run in this process, on the first images of `val` that the network classifies correctly: the original's methods on
+the first --original of them, ours on --images images at once, twice, as the first time compiles. Networks are the
+shipped ones of recipe `original` or, with --npz, state_dicts of the original project in FOLDER/NAME.npz. Needs PyTorch
+(`pip install torch`).
 
-The original's loss is the softmax confidence of the label. Its dichotomy halves [0, 4] down to 0.001, each time by up
-to 1000 steps of Adam on a perturbation that is scaled to the norm and then clipped; its automatic attack descends for
-500 steps on confidence above 0.2, confidence and norm down to 0.1, and the norm below.
+The original's loss is the softmax confidence of the label. Its dichotomy bisects the norm in [0, 4] down to 0.001, each
+time with up to 1000 steps of Adam on a perturbation that is scaled to the norm and then clipped. Its automatic attack
+makes 500 steps on the confidence where that is above 0.2, on confidence plus norm down to 0.1, and on the norm below.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def original(trained: checkpoint.Checkpoint) -> Model:
 
 
 def fixed_norm(model: Model, image: torch.Tensor, label: int, radius: float, p: float) -> torch.Tensor | None:
-    """The original's method A at one radius: the adversarial image, or None after 1000 steps."""
+    """The original project's method A at one radius: the first adversarial image, or None after 1000 steps."""
     r = torch.zeros_like(image, requires_grad=True)
     adam = torch.optim.Adam([r], lr=0.005)
     for _ in range(1000):
@@ -78,7 +79,7 @@ def original_automatic(model: Model, image: torch.Tensor, label: int, p: float) 
 
 
 def run_original(method: Callable, model: Model, images: np.ndarray, labels: np.ndarray, p: float) -> dict:
-    """Distances, inf where it failed, and seconds an image."""
+    """The distances that an attack of the original finds, inf where it fails, and the seconds for one image."""
     distances, began = [], time.perf_counter()
     for image, label in tqdm(list(zip(images, labels, strict=True)), desc=method.__name__, disable=None):
         x = torch.tensor(image.transpose(2, 0, 1)[None])
@@ -162,10 +163,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(ORIGINALS), metavar="NAME")
     parser.add_argument("--norm", type=float, default=2.0)
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--original", type=int, default=10, help="images for the original's methods, some 20 s each")
-    parser.add_argument("--npz", type=Path, metavar="FOLDER", help="of state_dicts to use instead of the shipped")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results")
+    parser.add_argument("--images", type=int, default=1000, help="number of images for our attacks")
+    parser.add_argument("--original", type=int, default=10, help="images for the original's methods, about 20 s each")
+    parser.add_argument("--npz", type=Path, metavar="FOLDER", help="use the state_dicts in this folder instead")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     options = parser.parse_args()
     split, rows = data.load().val, []
     for name in options.networks:

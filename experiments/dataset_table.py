@@ -1,9 +1,9 @@
-"""The table of another dataset: accuracies of the networks trained for it, and how near they are fooled.
+"""The table of another dataset: accuracies of networks trained for it, and median distances to adversarial images.
 
     python experiments/dataset_table.py --dataset fashion_mnist [--data-dir FOLDER] [--recipe best] [--images 100]
 
-Each network is the one that `python -m mnist_jax.train --model NAME --recipe RECIPE --dataset DATASET` left in --runs.
-Distances are medians, by `nearest`, of the first so many correctly classified images of val.
+The networks are those that `python -m mnist_jax.train --model NAME --recipe RECIPE --dataset DATASET` saved in --runs.
+Distances are found by `nearest`, on the first --images correctly classified images of val.
 """
 
 import argparse
@@ -26,7 +26,7 @@ HEADER = "| network | train | test | val | median L2 | median Linf |\n|:--|--:|-
 
 
 def medians(classifier: Classifier, val: data.Split, count: int) -> list[float]:
-    """In each norm, of the distances of the first so many correctly classified images; inf where most withstand."""
+    """For each norm, the median distance of the first `count` correctly classified images; a failed attack is inf."""
     correct = np.flatnonzero(predict(classifier, val.images).argmax(1) == val.labels)[:count]
     images, labels = np.asarray(data.normalize(val.images[correct])), val.labels[correct]
     found = [attack.nearest(classifier, images, labels, norm=norm).distance for norm in NORMS]

@@ -1,17 +1,22 @@
-"""How accurate defended networks are under attack, and how accurate for certain.
+"""Clean, robust and certified accuracies of the defended networks.
 
     python experiments/defended.py [--models NAME-DEFENSE-NORM-RADIUS ...] [--images 1000] [--alone 100]
-        [--surrogate CNN-best] [--seconds 800] [--table]
+        [--searched 20] [--search-seconds 20] [--surrogate CNN-best] [--seconds 800] [--table]
 
-For each defended network, at the radius that it is for: its accuracy on val; the accuracy that attacks leave on the
-first so many images, one after another, each on those that the ones before it left, certified images not being
-attacked; the accuracy that PGD, Square, `nearest` and images transferred from the surrogate leave by themselves on
-fewer images, which shows masked gradients; and, where the norm is inf, the certified accuracy on all of val, by IBP and
-then by CROWN on the first images that IBP leaves open. Of the attacked images those are open that are neither broken
-nor certified.
+The columns of the table, for each network at the radius that it was trained to resist:
 
-Results are kept in experiments/defended.json after every piece, and what is there is not done again: stopped at any
-time, or by itself after so many seconds, the script goes on when it is started again.
+- clean: the accuracy on val;
+- robust: the accuracy on the first --images images under several attacks, each on the images that the attacks before it
+  did not fool; certified images are not attacked;
+- certified, where the norm is inf: the accuracy on all of val that is proved by IBP, by CROWN on the first --crown
+  images that IBP leaves open, or by branch and bound;
+- open: the attacked images that are neither fooled nor certified, even by branch and bound, which takes at most
+  --searched of them for --search-seconds each, if IBP or CROWN certify any image of the network;
+- PGD, Square, transfer, `nearest`: the accuracy on the first --alone images under each of these attacks alone, transfer
+  being adversarial images of the surrogate; masking: signs of masked gradients in them.
+
+Results are saved in experiments/defended.json after every few images, and what is there is not computed again: stopped
+at any time, or by itself after --seconds, the script continues when it is started again.
 """
 
 import argparse
@@ -29,18 +34,20 @@ from mnist_jax.evaluation import accuracy, predict
 from mnist_jax.storage import checkpoint, files
 
 KEPT = Path(__file__).with_name("defended.json")
-PIECE = 50  # images attacked between two saves
-PROVED_AT_ONCE = 500  # images between two saves, of interval bounds
-THOROUGH = 200  # images on which `nearest` takes its time
+PIECE = 50  # number of images attacked between two saves
+PROVED_AT_ONCE = 500  # number of images bounded by intervals between two saves
+THOROUGH = 200  # number of first images that `nearest` attacks with effort "thorough"
 
-# What is known of each image of val, a letter each.
-BY_IBP, BY_CROWN, OPEN, STILL_OPEN, WRONG = "icoOw"  # still open: by CROWN too
+# A letter for each image of val: certified by IBP, by CROWN, or by branch and bound; not certified by IBP, nor by CROWN
+# either, nor by branch and bound either; or misclassified.
+BY_IBP, BY_CROWN, BY_SEARCH, OPEN, STILL_OPEN, SEARCHED, WRONG = "icboOsw"
+CERTIFIED, UNSETTLED = BY_IBP + BY_CROWN + BY_SEARCH, OPEN + STILL_OPEN + SEARCHED
 
-Figures = dict[str, Any]  # of a network, as the file has them
+Figures = dict[str, Any]  # results for a network, as in the file
 
 
 def subjects(names: list[str]) -> Iterator[tuple[str, Path, float, float]]:
-    """Name, file, norm and radius of the defended networks: those named, or all that are shipped."""
+    """Name, file, norm and radius of the defended networks in `names`, or of all that are shipped."""
     paths = [checkpoint.find(name) for name in names] or sorted(checkpoint.shipped().glob("*.safetensors"))
     for path in paths:
         if defense := checkpoint.Name.parse(path.stem).defense:
@@ -49,7 +56,7 @@ def subjects(names: list[str]) -> Iterator[tuple[str, Path, float, float]]:
 
 
 class Kept:
-    """The figures of all networks, in the file."""
+    """The results for all networks, which the file holds."""
 
     def __init__(self) -> None:
         self.all: dict[str, Figures] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
@@ -62,7 +69,7 @@ class Kept:
 
 
 def certify_all(kept: Kept, name: str, classifier: Classifier, radius: float, crown: int, until: float) -> None:
-    """Which images are certified: first by intervals, then some of the rest by CROWN."""
+    """Certifies the images of val by IBP, and then at most `crown` of the open ones by CROWN, until a time."""
     figures, val = kept.of(name), data.load().val
     images = np.asarray(data.normalize(val.images))
     correct = np.asarray(losses.accuracy(predict(classifier, val.images), val.labels), bool)
@@ -79,14 +86,46 @@ def certify_all(kept: Kept, name: str, classifier: Classifier, radius: float, cr
         if time.monotonic() > until:
             return
         one = certify.crown(classifier, images[[i]], val.labels[[i]], radius)
-        letters = figures["certified"]
-        figures["certified"] = letters[:i] + (BY_CROWN if bool(one.certified[0]) else STILL_OPEN) + letters[i + 1 :]
+        mark(figures, i, BY_CROWN if bool(one.certified[0]) else STILL_OPEN)
+        kept.save()
+
+
+def mark(figures: Figures, image: int, letter: str) -> None:
+    """Sets the letter of an image of val."""
+    letters = figures["certified"]
+    figures["certified"] = letters[:image] + letter + letters[image + 1 :]
+
+
+def unsettled_images(figures: Figures) -> list[int]:
+    """Indices in val of the attacked images that are neither fooled nor certified."""
+    standing = [int(i) for i, right in figures["clean"].items() if right and i not in figures["broken"]]
+    return [i for i in sorted(standing) if figures["certified"] and figures["certified"][i] in UNSETTLED]
+
+
+def search_some(
+    kept: Kept, name: str, model: Classifier, radius: float, most: int, seconds: float, until: float
+) -> None:
+    """Runs branch and bound on open images, which certifies them or finds adversarial images, until a time."""
+    figures, val = kept.of(name), data.load().val
+    if not any(letter in CERTIFIED for letter in figures["certified"]):
+        return
+    left = [i for i in unsettled_images(figures) if figures["certified"][i] != SEARCHED]
+    left = left[: max(most - sum(map(figures["certified"].count, BY_SEARCH + SEARCHED)), 0)]
+    for i in tqdm(left, desc=f"{name}, branch and bound", disable=None):
+        if time.monotonic() > until:
+            return
+        image, label = np.asarray(data.normalize(val.images[[i]])), val.labels[[i]]
+        one = certify.branch_and_bound(model, image, label, radius, seconds=seconds)
+        if bool(one.fooled[0]):
+            figures["broken"][str(i)] = "branch_and_bound"
+        mark(figures, i, BY_SEARCH if bool(one.certified[0]) else SEARCHED)
         kept.save()
 
 
 def attack_some(
     kept: Kept, name: str, model: Classifier, norm: float, radius: float, options: argparse.Namespace, until: float
 ) -> None:
+    """Attacks the first images of val, by all attacks in turn and by each alone, until a time."""
     figures, val = kept.of(name), data.load().val
     surrogate = checkpoint.load_classifier(options.surrogate)
     for start in tqdm(range(0, options.images, PIECE), desc=f"{name}, attacks", disable=None):
@@ -96,9 +135,9 @@ def attack_some(
         images, labels = np.asarray(data.normalize(val.images[places])), val.labels[places]
         effort = "thorough" if start < THOROUGH else "standard"
         attacks = robustness.attempts(model, radius, norm=norm, surrogate=surrogate, effort=effort)
-        attacks.pop("square")  # it is in AutoAttack
+        attacks.pop("square")  # AutoAttack contains it
         known = figures["certified"][start : start + len(places)].ljust(len(places), OPEN)
-        proved = np.array([letter in (BY_IBP, BY_CROWN) for letter in known])
+        proved = np.array([letter in CERTIFIED for letter in known])
         result = robustness.robustness(model, images, labels, radius, attacks, norm=norm, certified=proved)
         by = {i: a for a, broken in result.broken.items() for i in places[broken].tolist()}
         figures["broken"] |= {str(i): attack for i, attack in by.items()}
@@ -117,9 +156,8 @@ def attack_some(
 def row(name: str, figures: Figures, clean_accuracy: float) -> str:
     clean, broken, alone = figures["clean"], figures["broken"], figures["alone"]
     certified = figures["certified"]
-    proved = sum(map(certified.count, BY_IBP + BY_CROWN))
-    standing = [int(i) for i, right in clean.items() if right and i not in broken]
-    unsettled = sum(certified[i] in OPEN + STILL_OPEN for i in standing) if certified else 0
+    proved = sum(map(certified.count, CERTIFIED))
+    unsettled = len(unsettled_images(figures))
     cells = [name, f"{clean_accuracy:.2%}"]
     cells.append(f"{(sum(clean.values()) - len(broken)) / len(clean):.1%} of {len(clean)}" if clean else "")
     cells.append(f"{proved / len(certified):.2%}" if certified else "")
@@ -143,12 +181,14 @@ def table(kept: Kept, names: list[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=[], metavar="NAME")
-    parser.add_argument("--images", type=int, default=1000, help="that are attacked")
-    parser.add_argument("--alone", type=int, default=100, help="that each attack gets by itself")
-    parser.add_argument("--crown", type=int, default=200, help="bounds by CROWN, at most, for each network")
-    parser.add_argument("--surrogate", default="CNN-best", help="whose adversarial images are transferred")
+    parser.add_argument("--images", type=int, default=1000, help="number of images that are attacked")
+    parser.add_argument("--alone", type=int, default=100, help="number of images for each attack alone")
+    parser.add_argument("--crown", type=int, default=200, help="most images bounded by CROWN, for each network")
+    parser.add_argument("--searched", type=int, default=20, help="most images for branch and bound, for each network")
+    parser.add_argument("--search-seconds", type=float, default=20.0, help="time of branch and bound for an image")
+    parser.add_argument("--surrogate", default="CNN-best", help="network whose adversarial images are transferred")
     parser.add_argument("--seconds", type=float, default=800.0)
-    parser.add_argument("--table", action="store_true", help="print what is kept, and do nothing")
+    parser.add_argument("--table", action="store_true", help="print the saved results, and compute nothing")
     options = parser.parse_args()
     kept, until = Kept(), time.monotonic() + options.seconds
     for name, path, norm, radius in subjects([] if options.table else options.models):
@@ -158,6 +198,8 @@ def main() -> None:
         if norm == np.inf:
             certify_all(kept, name, classifier, radius, options.crown, until)
         attack_some(kept, name, classifier, norm, radius, options, until)
+        if norm == np.inf:
+            search_some(kept, name, classifier, radius, options.searched, options.search_seconds, until)
     print(table(kept, options.models))
 
 

@@ -1,14 +1,13 @@
-"""The figures of defended networks, on the first images of `val`.
+"""Draws the figures of defended networks, on the first images of `val`.
 
     python experiments/defended_figures.py [--models CNN-best CNN5_bn-ibp-inf-0.3 ...] [--images 100] [--digit 4]
         [--output docs/images]
 
-- defended.png: accuracy against the radius, that which `nearest` leaves and that which is certified by IBP, or by CROWN
-  where IBP certifies next to nothing;
+- defended.png: robust accuracy under the attack `nearest`, and accuracy certified by IBP, against the radius;
 - same_digit.png: the nearest adversarial image of one digit on each of the networks;
-- filters.png: the filters of their first layers.
+- filters.png: the filters of the networks' first layers.
 
-The distances and radii are kept in experiments/defended_curves.json; what is there is not done again.
+The distances and radii are saved in experiments/defended_curves.json, and those that are there are not computed again.
 """
 
 import argparse
@@ -25,7 +24,7 @@ KEPT = Path(__file__).with_name("defended_curves.json")
 
 
 def curves(classifier: Classifier, norm: float, count: int) -> dict[str, list[float]]:
-    """Certified radii and distances found, of the first so many images."""
+    """The largest radii certified by IBP, and the distances found by `nearest`, of the first `count` images of val."""
     val = data.load().val
     images, labels = np.asarray(data.normalize(val.images[:count])), val.labels[:count]
     found = attack.nearest(classifier, images, labels, norm=norm)
@@ -37,10 +36,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["CNN-best", "CNN5_bn-ibp-inf-0.3-best"], metavar="NAME")
     parser.add_argument("--norm", type=float, default=np.inf)
-    parser.add_argument("--mark", type=float, default=0.3, help="radius to mark")
-    parser.add_argument("--limit", type=float, default=0.45, help="largest radius shown")
+    parser.add_argument("--mark", type=float, default=0.3, help="radius that is marked in defended.png")
+    parser.add_argument("--limit", type=float, default=0.45, help="largest radius shown in defended.png")
     parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--digit", type=int, default=4, help="of the picture of one image, its place in val")
+    parser.add_argument("--digit", type=int, default=4, help="index in val of the image in same_digit.png")
     parser.add_argument("--output", type=Path, default=Path("docs/images"))
     options = parser.parse_args()
     kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}

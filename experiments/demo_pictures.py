@@ -1,10 +1,11 @@
-"""Pictures of the page of `python -m mnist_jax.demo`, by Chromium, and how long its answers take.
+"""Takes pictures of the page of `python -m mnist_jax.demo` with Chromium, and times its answers.
 
     python experiments/demo_pictures.py [--rounds 5] [--chromium /usr/bin/chromium] [--output docs/images]
 
-It draws a three with the mouse and attacks it until all programs are compiled, and then some rounds more: of these it
-prints the least and the largest seconds from the click to the first adversarial image of both networks, and to the end.
-demo.png is the page on a desktop, demo_phone.png on a phone. It takes the extras `demo` and `browser`.
+It draws a three with the mouse and attacks it, first to compile all programs, and then in `--rounds` rounds. Over these
+it prints the smallest and the largest number of seconds from the click until both networks have an adversarial image,
+and until the end. demo.png shows the page on a desktop, demo_phone.png on a phone. The extras `demo` and `browser` are
+needed.
 """
 
 import argparse
@@ -20,14 +21,14 @@ import numpy as np
 from playwright.sync_api import sync_playwright
 from scipy.interpolate import make_interp_spline
 
-# A three, in shares of the pad's side.
+# Points on the stroke of a three, as fractions of the pad's width and height.
 STROKE = (
     *((0.30, 0.27), (0.36, 0.21), (0.46, 0.17), (0.57, 0.19), (0.63, 0.26), (0.62, 0.35), (0.55, 0.43), (0.45, 0.48)),
     *((0.55, 0.50), (0.64, 0.57), (0.67, 0.67), (0.62, 0.77), (0.52, 0.83), (0.40, 0.82), (0.31, 0.76)),
 )
-POINTS = 60  # of the mouse's way through these
-DESKTOP, PHONE = {"width": 1240, "height": 700}, {"width": 390, "height": 844}
-PATIENCE = 300_000  # milliseconds, of compiling on a busy machine
+POINTS = 60  # positions of the mouse along a spline through STROKE
+DESKTOP, PHONE = {"width": 1240, "height": 700}, {"width": 390, "height": 844}  # sizes of the browser window in pixels
+PATIENCE = 300_000  # milliseconds to wait for anything on the page: compiling on a busy machine takes minutes
 
 
 def draw(page: Any) -> None:
@@ -42,7 +43,7 @@ def draw(page: Any) -> None:
 
 
 def attack(page: Any) -> tuple[float, float]:
-    """Seconds until both networks are fooled, and until all is done."""
+    """Attacks the drawing; returns the seconds until both networks have an adversarial image, and until the end."""
     began = time.monotonic()
     page.locator("#attack").click()
     page.locator(".after", has_text=", ").nth(1).wait_for()

@@ -1,14 +1,15 @@
-"""A digest of every attack's result and of one epoch of every recipe: a net to work over.
+"""Prints digests of every attack's results and of one epoch of training by every recipe, to detect changes of bits.
 
     python experiments/digests.py > before.txt
     python experiments/digests.py --against before.txt
 
-Code that is only moved changes no line of the output on one machine. With --against, lines that differ from those of
-an earlier run are shown beside them, with the change of the mean distance, and the exit status is 1 if there are any.
+A refactoring that changes no computation changes no line of the output on the same machine. With --against, only lines
+that differ from those of an earlier run are shown, with both versions and the change of the mean distance; the exit
+status is then 1 if there are any.
 
-Every attack runs in every norm it has on the first images of `val`, few steps each; on an MLP also towards targets,
-from random starts. A line has the digest of all arrays of the result, the share of successes and the mean
-distance of these; that of a training the digest of its weights and statistics.
+Every attack runs with few steps, in each of its norms, on the first images of `val`; on an MLP also towards targets,
+from random starts. Its line has the digest of all arrays of the result, the share of successes and the mean distance of
+these. The line of a training has the digest of its weights and statistics.
 """
 
 import argparse
@@ -32,12 +33,13 @@ from mnist_jax.storage import checkpoint
 
 NORMS = (0.0, 1.0, 2.0, 3.0, np.inf)
 RADII = {1.0: 10.0, 2.0: 1.2, 3.0: 0.6, np.inf: 0.1}
-FEWER = {"steps": 20, "searches": 3, "queries": 200, "restarts": 2}  # than the attacks' own, where they have them
-GROWTH = 1e-3  # relative, of a mean distance: more is said aloud
+# Settings of the attacks that have them, smaller than the defaults, to save time.
+FEWER = {"steps": 20, "searches": 3, "queries": 200, "restarts": 2}
+GROWTH = 1e-3  # relative increase of a mean distance above which the line is marked FARTHER
 
 
 def digest(tree: Any) -> str:
-    """Twelve letters that stand for all bits of all arrays of a pytree."""
+    """The first twelve hexadecimal digits of the SHA-256 of all arrays of a pytree."""
     digest = hashlib.sha256()
     for leaf in map(np.ascontiguousarray, jax.tree.leaves(tree)):
         digest.update(f"{leaf.dtype}{leaf.shape}".encode())
@@ -54,7 +56,7 @@ def attacks(network: str, count: int, only: list[str] | None) -> Iterator[str]:
     if network.startswith("MLP"):
         every["-targets"] = {"targets": (labels + 1) % 10, "key": jax.random.key(3)}
     for method in only or methods.METHODS:
-        jax.clear_caches()  # all programs together are more than Linux lets a process map into memory
+        jax.clear_caches()  # all compiled programs together would exceed Linux's limit of memory mappings
         known = methods.parameters(method)
         how = {name: value for name, value in FEWER.items() if name in known}
         for norm in NORMS:
@@ -84,7 +86,7 @@ def trainings(names: list[str]) -> Iterator[str]:
 
 
 def compare(line: str, before: dict[str, str]) -> bool:
-    """Whether the line is as it was; else says how it differs."""
+    """Whether the line is the same as before; if it is not, prints how it differs."""
     name = " ".join(line.split()[:3])
     was = before.get(name)
     if was == line:

@@ -1,12 +1,12 @@
-"""Kills trainings and attacks, goes on with them, and compares what they end with, bit by bit.
+"""Kills trainings and attacks, resumes them, and compares the results with those of an uninterrupted run, bit by bit.
 
     python experiments/kill_and_resume.py [--kills 30] [--seed 0] [--only train]
 
-Each trial starts the command in an empty folder, kills it (SIGKILL) at a random moment, and goes on with --resume.
-Half of the moments are a time from the start of the work to its end, drawn evenly; half are right after a change in
-the folder, a file that appears or goes, as it is then that something can be half done. What is there in the end must
-be what an uninterrupted run leaves: the same files, the same bits, nothing beside them. The table says what became of
-the trials; the exit status is 1 if anything differed.
+Each trial starts the command in an empty folder, kills it (SIGKILL) at a random moment, and resumes it by --resume.
+Half of the moments are drawn uniformly between the beginning and the end of the work; the other half are right after a
+file has appeared in the folder or disappeared, when a save may be incomplete. In the end the folder must hold the same
+files as after an uninterrupted run, with the same bits, and no others. The table counts the outcomes of the trials; the
+exit status is 1 if anything differed.
 """
 
 import argparse
@@ -24,16 +24,16 @@ import numpy as np
 
 from mnist_jax import data
 
-IMAGES = {"train": 960, "t10k": 320}  # 800 of the first are trained on
+IMAGES = {"train": 960, "t10k": 320}  # images in the two files; of the first, 800 become the split `train`
 COMMANDS = {
     "train": ["--model", "MLP_bn", "--recipe", "best", "--epochs", "40", "--batch-size", "50"],
     "attack": ["--model", "MLP-original", "--method", "ddn", "--steps", "1000"],
 }
 RESULTS = {"train": "MLP_bn-best.safetensors", "attack": "MLP-original-ddn-l2-val.npz"}
-# Saves are seconds apart, so that they cost little; here a state is to be kept as often as possible.
+# The commands save every few seconds; here they save more often, so that more kills fall into a save.
 OFTEN = "mnist_jax.commands.{0}.SECONDS_BETWEEN_SAVES = 0.1"
-BEGINS = {"train": "training ", "attack": "attacking "}
-JITTER = 0.005  # seconds at most, from a change in the folder to the kill
+BEGINS = {"train": "training ", "attack": "attacking "}  # first words of the line that says that the work begins
+JITTER = 0.005  # seconds at most between a change in the folder and the kill
 
 
 def write_images(folder: Path) -> None:
@@ -47,14 +47,14 @@ def write_images(folder: Path) -> None:
 
 
 class Command:
-    """One of the commands, on these images."""
+    """One of `COMMANDS`, on the images in a folder."""
 
     def __init__(self, name: str, images: Path) -> None:
         self.name = name
         module = {"train": "train", "attack": "job"}[name]
         program = f"import mnist_jax.commands.{name}; {OFTEN.format(module)}; "
         program += "from mnist_jax.commands import console; "
-        if name == "attack":  # a few images at a time, to have something to go on with
+        if name == "attack":  # fewer images between two saves, so that a killed attack has saved some
             program += "mnist_jax.commands.job.CHUNKS_AT_ONCE = 1; "
         program += f"console.run(mnist_jax.commands.{name}.main)"
         self.line = [sys.executable, "-c", program, *COMMANDS[name], "--data-dir", str(images)]
@@ -70,7 +70,7 @@ class Command:
         return process.wait(), text
 
     def wait_for_work(self, process: subprocess.Popen[str]) -> float:
-        """Reads until the line that says that the work begins; gives the time of it."""
+        """Reads the process's stderr up to the line that says that the work begins; returns the time."""
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith(BEGINS[self.name]):
@@ -79,12 +79,12 @@ class Command:
 
 
 def names(folder: Path) -> list[str]:
-    """All that is in the folder, by names."""
+    """The paths of all files and folders in a folder."""
     return sorted(os.path.join(at, name) for at, below, files in os.walk(folder) for name in [*below, *files])
 
 
 def kill_at_change(process: subprocess.Popen[str], folder: Path, number: int, wait: float) -> bool:
-    """Kills the process soon after so many changes in the folder; whether it still ran."""
+    """Kills the process `wait` seconds after change `number` (from 0) in the folder; returns whether it still ran."""
     before = names(folder)
     while process.poll() is None:
         now = names(folder)
@@ -97,6 +97,7 @@ def kill_at_change(process: subprocess.Popen[str], folder: Path, number: int, wa
 
 
 def kill(process: subprocess.Popen[str]) -> bool:
+    """Kills the process; returns whether it still ran."""
     ran = process.poll() is None
     process.kill()
     process.communicate()
@@ -104,7 +105,7 @@ def kill(process: subprocess.Popen[str]) -> bool:
 
 
 def changes(command: Command, folder: Path) -> tuple[float, int]:
-    """Seconds of the work of an uninterrupted run, and how often something in its folder changes."""
+    """The seconds that an uninterrupted run works, and the number of changes in its folder."""
     process = command.start(folder)
     began, count, before = command.wait_for_work(process), 0, names(folder)
     while process.poll() is None:
@@ -115,7 +116,7 @@ def changes(command: Command, folder: Path) -> tuple[float, int]:
 
 
 def trial(command: Command, folder: Path, whole: Path, chance: random.Random, seconds: float, count: int) -> str:
-    """Kills it once, goes on; gives what became of it, or nothing where it ended before it could be killed."""
+    """Kills the command once and resumes it; returns the outcome, or "" if it ended before it could be killed."""
     process = command.start(folder)
     if chance.random() < 0.5:
         command.wait_for_work(process)

@@ -1,12 +1,12 @@
-"""Attacks of PyTorch libraries on one network, for `benchmark_attacks.py`, which starts this with their interpreter.
+"""Runs attacks of PyTorch libraries on one network, for `benchmark_attacks.py`, which starts it in an own interpreter.
 
     python experiments/peers.py REQUEST.npz ANSWER.npz
 
 Needs torch, numpy, and any of adv-lib, torchattacks and foolbox. The request has `images [N, 1, 28, 28]`, `labels [N]`,
 the network's state_dict as `weights/NAME`, and `what`, a JSON object: `attacks` (names with steps, as in `ddn:100`),
-`norm`, `radius`, `threads`, `counted` (images to count queries on) and `budget`. The answer has, for every attack of
-every library that takes the norm, `NAME/images [N, 1, 28, 28]`, `NAME/success [N]`, `NAME/nearest [counted]`, and in
-`what` the counts, the seconds and what failed.
+`norm`, `radius`, `threads`, `counted` (the number of images on which queries are counted) and `budget` (the number of
+queries that count). The answer has, for every attack of every library that takes the norm, `NAME/images
+[N, 1, 28, 28]`, `NAME/success [N]` and `NAME/nearest [counted]`, and in `what` the counts, the seconds and the errors.
 """
 
 import importlib
@@ -26,9 +26,9 @@ LIBRARIES = ("adv_lib", "torchattacks", "foolbox")
 
 
 class Queries:
-    """What an attack asks of a network about one image: how often, and the nearest adversarial one among the answers.
+    """Records the queries that an attack makes about one image: their number, and the nearest adversarial image.
 
-    A forward or a backward pass of one row is a query. What comes after `budget` of them is counted, but not kept.
+    A query is the forward or the backward pass of one image. After `budget` of them, queries are only counted.
     """
 
     def __init__(self, budget: int):
@@ -38,7 +38,7 @@ class Queries:
         self.image: np.ndarray | None = None
 
     def about(self, image: np.ndarray | None, label: int = 0, norm: float = 2.0) -> None:
-        """The queries from now on are about this image; those while it is None are only counted."""
+        """Starts to record queries about this image; with None they are only counted."""
         self.image, self.label, self.norm = image, label, norm
         self.forwards = self.backwards = 0
         self.nearest = math.inf
@@ -92,7 +92,7 @@ def network(weights: dict[str, np.ndarray]) -> Callable:
 
 
 def counted(forward: Callable, queries: Queries) -> Any:
-    """The network as a module, which tells of its queries."""
+    """The network as a module that reports its forward and backward passes to `queries`."""
     import torch
 
     class Network(torch.nn.Module):
@@ -107,16 +107,17 @@ def counted(forward: Callable, queries: Queries) -> Any:
 
 
 def adv_lib(model: Any, norm: float, radius: float | None) -> dict[str, Callable]:
-    """Functions of images, labels and keyword `steps` (left out where none are asked for), by our attacks' names."""
+    """The attacks of adv-lib in this norm, by our attacks' names: functions of images, labels and perhaps `steps`."""
     for missing in ("torchvision", "torchvision.models", "torchvision.transforms", "visdom"):
-        stand_in(missing)  # which adv-lib imports for parts that no attack here uses
+        stand_in(missing)  # adv-lib imports these for parts that no attack here uses
     al = importlib.import_module("adv_lib.attacks")
 
     p = f"l{norm:g}" if math.isfinite(norm) else "linf"
     table: dict[str, Callable] = {}
     if norm == 2:
         table |= {
-            "ddn": lambda x, y, **o: al.ddn(model, x, y, levels=None, **o),  # with no grey levels it comes closer
+            # Without rounding to grey levels, which is adv-lib's default, distances are smaller.
+            "ddn": lambda x, y, **o: al.ddn(model, x, y, levels=None, **o),
             "carlini_wagner": lambda x, y, **o: al.carlini_wagner_l2(model, x, y, **renamed(o, "max_iterations")),
         }
     if norm in (2, math.inf):
@@ -184,7 +185,7 @@ def foolbox(model: Any, norm: float, radius: float | None) -> dict[str, Callable
     }
     wrapped: Any = fb.PyTorchModel(model, bounds=(0, 1), device="cpu")
 
-    papers = {"EADAttack": {"regularization": 1e-3}}  # foolbox has ten times as much
+    papers = {"EADAttack": {"regularization": 1e-3}}  # the paper's value; Foolbox's default is ten times as large
 
     def made(kind: str) -> Callable:
         of_paper = papers.get(kind, {})
@@ -198,7 +199,7 @@ def renamed(options: dict[str, int], name: str) -> dict[str, int]:
 
 
 def stand_in(name: str) -> None:
-    """An empty module of that name, where there is none."""
+    """Registers an empty module of this name, where the real one can't be imported."""
     try:
         importlib.import_module(name)
     except ImportError:
@@ -210,7 +211,7 @@ def stand_in(name: str) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Whatever the libraries print goes to stderr."""
+    """Sends what the libraries print to stderr."""
     before, sys.stdout = sys.stdout, sys.stderr
     try:
         yield
@@ -219,7 +220,7 @@ def quiet() -> Iterator[None]:
 
 
 def run(attack: Callable, model: Any, queries: Queries, x: Any, y: Any, steps: int | None, what: dict) -> tuple:
-    """The arrays and the numbers of one attack on all images together, then on some one by one."""
+    """Runs one attack on all images at once, then on some one by one; returns the arrays and the numbers."""
     import torch
 
     options = {} if steps is None else {"steps": steps}
@@ -272,7 +273,7 @@ def main() -> None:
                 print(title, flush=True)
                 try:
                     some, numbers = run(table[name], model, queries, x, y, int(steps) if steps else None, what)
-                except Exception as error:  # anything may go wrong in there, and the others go on
+                except Exception as error:  # a library may raise anything; the other attacks still run
                     answer["failed"][title] = f"{type(error).__name__}: {error}"
                     continue
                 arrays |= {f"{title}/{key}": array for key, array in some.items()}

@@ -1,6 +1,7 @@
-"""The networks written in PyTorch, to time training against: as its users would write them, giving logits.
+"""The networks of `mnist_jax.networks` in PyTorch, as its users would write them, for comparisons of training times.
 
-The layers have the names they have in `mnist_jax.networks`, so that a state_dict of `mnist_jax.storage.pytorch` loads.
+They return logits. Layers have the same names as in `mnist_jax.networks`, so that state_dicts of
+`mnist_jax.storage.pytorch` can be loaded.
 """
 
 import itertools
@@ -23,7 +24,7 @@ class Network(nn.Module):
         return self.classifier(self.features(images).flatten(1))
 
     def loss(self, images: Any, labels: Any) -> Any:
-        """That of the original project, which applies a softmax first."""
+        """The loss of the original project: a cross-entropy on softmax outputs instead of logits."""
         return nn.functional.cross_entropy(self(images).softmax(1), labels)
 
 
@@ -36,7 +37,7 @@ def network(name: str) -> nn.Module:
 
 
 def of_the_original(kind: str, variant: str) -> Network:
-    """The original project's networks, and AlexNet, which has the layers of CNN."""
+    """The networks of the original project, and AlexNet, which has the same layers as CNN with more filters."""
     dropout = [nn.Dropout(0.5)] if variant == "d" or (kind, variant) == ("AlexNet", "") else []
     norm, norm2 = ([nn.BatchNorm1d(120)] if variant == "bn" else [] for _ in range(2))
     end = [*dropout, nn.Linear(120, 10)]

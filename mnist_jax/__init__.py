@@ -1,11 +1,12 @@
-"""mnist_jax: building, attacking and improving classifiers for MNIST, in JAX."""
+"""mnist_jax: train, attack, certify and defend small image classifiers in JAX."""
 
-from mnist_jax import startup  # before all that takes time  # noqa: F401
+from mnist_jax import startup  # first, as the other imports take seconds  # noqa: F401
 
 # isort: split
 from mnist_jax import attack, certify, geometry, losses
 from mnist_jax.bracket import Bracket, bracket
 from mnist_jax.classifier import Classifier
+from mnist_jax.compiled import keep_compiled
 from mnist_jax.errors import InputError
 from mnist_jax.expectation import expectation
 from mnist_jax.interchange import from_flax, from_onnx, from_torch
@@ -31,6 +32,7 @@ __all__ = [
     "from_onnx",
     "from_torch",
     "geometry",
+    "keep_compiled",
     "load_classifier",
     "losses",
     "pytorch",

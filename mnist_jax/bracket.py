@@ -1,4 +1,4 @@
-"""How near the nearest adversarial image is: no nearer than what is proved, no farther than what was found."""
+"""Brackets: a proved lower bound and an attack's upper bound of the distance of the nearest adversarial image."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from mnist_jax.certify.exact import Bracket
 from mnist_jax.classifier import Classifier
 from mnist_jax.geometry import INF
 
-CLOSE = 0.01  # relative: how far below the upper end the lower one is aimed at
+CLOSE = 0.01  # default relative gap between the two ends at which a bracket counts as done. Chosen
 
 
 def bracket(
@@ -27,25 +27,28 @@ def bracket(
 ) -> Bracket:
     """Brackets the distance of the nearest adversarial image, by an attack from above and proofs from below.
 
-    `attack.nearest` finds one, and `certify.exact` begins with it: it proves that there is none closer than `1 - close`
-    of its distance, or finds a nearer one on the way; where the time does not suffice, the lower end is the largest
-    radius that it can prove anything for.
+    `attack.nearest` finds an adversarial image. From there `certify.exact` proves that there is none closer than
+    `1 - close` times its distance, or finds a nearer one meanwhile. Where the time does not suffice, the lower end is
+    the largest radius for which a proof was found.
 
     Args:
-      classifier: of any shape of images.
-      images: `[B, *shape]` in [0, 1].
+      classifier: see `Classifier`; for images of any shape.
+      images: `[B, *shape]` between the classifier's bounds.
       labels: `[B]`, or None for the classifier's own predictions.
       norm: p, one of 1, 2 and inf.
-      seconds: for the proofs of each image, at most, without compiling.
-      domains: instead, at most, in each search of an image (see `certify.branch_and_bound`); only then is the result
-        always the same.
-      close: relative, in (0, 1).
-      device: whether the ends hold for the classifier as a device computes it, which rounds, and not only in exact
-        arithmetic (see `certify.exact`). Brackets for exact arithmetic get closer where the distance is small.
+      seconds: the most seconds for the proofs of each image, without compilation.
+      domains: instead of `seconds`, the most domains in each search of an image (see `certify.branch_and_bound`). Only
+        with this limit is the result reproducible.
+      close: the relative gap between the ends of the bracket that is aimed at, in (0, 1).
+      device: whether the ends hold for the classifier as a device computes it, with rounding, and not only in exact
+        arithmetic (see `certify.exact`). Without, the ends get closer where the distance is small.
+
+    Returns:
+      A `Bracket`: `lower [B]`, `upper [B]` and `images [B, *shape]`, the adversarial images at the upper end.
 
     Raises:
-      ValueError: an argument is not what it should be.
-      UnsupportedOperation: the classifier computes something that no bound is known for.
+      ValueError: an argument is out of its range or has the wrong shape.
+      UnsupportedOperation: the classifier uses an operation for which no bound is known.
     """
     arguments.numbers(0, np.inf, above=True, seconds=seconds)
     norm = geometry.check_norm(norm, driver.NORMS)

@@ -1,4 +1,4 @@
-"""Any number of images, chunks of a fixed size at a time."""
+"""Runs compiled programs on any number of images, by chunks of a fixed size, on all cores or devices."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +14,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mnist_jax import device, unstable
 
-# Images in a chunk. Caches like small ones; an accelerator wants many images.
+# Images in a chunk, by backend. Chunks of 32 to 64 images of MNIST stay in a CPU's caches; an accelerator needs many
+# images to be busy (2,048 is chosen, for each device).
 CHUNK = {"cpu": 32}
 CHUNK_OF_ACCELERATOR = 2048
 
-_at_once: ContextVar[int | None] = ContextVar("at_once", default=None)  # instead, where the caller has set it
+_at_once: ContextVar[int | None] = ContextVar("at_once", default=None)  # a chunk size set by the caller, see `at_once`
 
-# What a caller may have set for its own thread only.
+# JAX's settings that a caller may have made in their own thread only. Threads that work on chunks take them over.
 SETTINGS: dict[str, Any] = {
     "jax_enable_x64": jax.enable_x64,
     "jax_default_matmul_precision": jax.default_matmul_precision,
@@ -34,12 +35,12 @@ SETTINGS: dict[str, Any] = {
 
 @contextmanager
 def at_once(images: int) -> Iterator[None]:
-    """`with at_once(images):` attacks inside send at most so many images through the network at once.
+    """`with at_once(images):` attacks inside work on chunks of at most that many images.
 
-    The usual choice suits a CPU's caches, and networks for MNIST on an accelerator; larger networks need fewer.
+    The default suits a CPU's caches, and networks for MNIST on an accelerator; larger networks need smaller chunks.
 
     Raises:
-      ValueError: it is not a whole number of at least 1.
+      ValueError: `images` is not a whole number of at least 1.
     """
     if not isinstance(images, int) or isinstance(images, bool) or images < 1:
         raise ValueError(f"images must be a whole number of at least 1, not {images!r}")
@@ -51,12 +52,13 @@ def at_once(images: int) -> Iterator[None]:
 
 
 def in_chunks(program: Callable, arrays: Any, *before: Any, size: int | None = None) -> Any:
-    """`program(*before, *arrays)`, with the arrays, pytrees of `[B, ...]`, a chunk of `size` at a time.
+    """The results of `program(*before, *arrays)`, computed in chunks of `size` images.
 
-    On a CPU as many chunks are worked on at once as there are cores: a program by itself keeps only one or two of them
-    busy. Where there are several devices, every chunk is sharded over all of them. The last chunk is filled up with
-    copies of its last entry, to a power of two at least, so that few shapes are ever compiled. Under a
-    transformation of the caller's, of any of the arguments, all is done at once.
+    `arrays` are pytrees of arrays `[B, ...]`, and so are the results; `before` is passed as it is. On a CPU, as many
+    chunks run at the same time as there are cores, since one program keeps only one or two of them busy. Where there
+    are several devices, every chunk is sharded over all of them. The last chunk is padded to the full size with copies
+    of its last entry, so that few shapes are compiled. If any argument is traced by a transformation of the caller's,
+    the program is called once, with all images.
     """
     count = len(jax.tree.leaves(arrays)[0])
     if unstable.staged((before, arrays)):
@@ -66,6 +68,8 @@ def in_chunks(program: Callable, arrays: Any, *before: Any, size: int | None = N
         return jax.tree.map(lambda a: jnp.zeros((0, *a.shape[1:]), a.dtype), jax.eval_shape(program, *before, *one))
     size = size or chunk_size(count)
     shards = _sharding(size)
+    on_host = _on_host()
+    arrays = jax.tree.map(_numpy, arrays) if on_host else arrays
 
     settings = {name: unstable.setting(name) for name in SETTINGS}
 
@@ -78,32 +82,31 @@ def in_chunks(program: Callable, arrays: Any, *before: Any, size: int | None = N
             part = part if shards is None else jax.device_put(part, shards)
             return jax.tree.map(np.asarray if on_host else jnp.asarray, program(*before, *part))
 
-    on_host = _on_host()
-    first = work(0)  # alone: it compiles the program
+    first = work(0)  # before the others, since it compiles the program
     with ThreadPoolExecutor(device.cores() if shards is None and on_host else 1) as pool:
         contexts = [copy_context() for _ in range(size, count, size)]
         parts = [first, *pool.map(lambda c, start: c.run(work, start), contexts, range(size, count, size))]
     join = np.concatenate if on_host else jnp.concatenate
-    return jax.tree.map(lambda *leaves: jnp.asarray(join(leaves)[:count]), *parts)
+    return jax.tree.map(lambda *leaves: jax.device_put(join(leaves)[:count]), *parts)
 
 
 def until_done(program: Callable, arrays: Any, state: Any, *before: Any, at_once: int, most: int) -> Any:
-    """`state = program(*before, arrays, state, rounds)`, in chunks, as long as some of its entries are not `done`.
+    """Repeats `state = program(*before, arrays, state, rounds)`, in chunks, until `state.done` holds for all images.
 
-    Those that are done leave the batch after every `at_once` rounds. Under a transformation of the caller's nobody can
-    leave: then it is called once, for the `most` rounds there can be.
+    Each call makes `at_once` rounds; then images that are done are removed from the batch. Under a transformation of
+    the caller's none can be removed: the program is called once, for `most` rounds.
     """
     if unstable.staged((before, arrays, state)):
         return program(*before, arrays, state, most)
     on_host = _on_host()
-    arrays, state = jax.tree.map(np.asarray if on_host else jnp.asarray, (arrays, state))
+    arrays, state = jax.tree.map(_numpy if on_host else jnp.asarray, (arrays, state))
     size = chunk_size(len(state.done))
 
     def some_rounds(*arguments: Any) -> Any:
         return program(*arguments, at_once)
 
     while len(active := np.flatnonzero(~np.asarray(state.done))):
-        # On a device what picks them is compiled, so they are filled up to few shapes.
+        # On a device, indexing is compiled for every shape, so the indices are padded to whole chunks.
         places = active if on_host else fill(active, -(-len(active) // size) * size)
         part = jax.tree.map(lambda a, places=places: a[places], (arrays, state))
         state = jax.tree.map(partial(_put, places), state, in_chunks(some_rounds, part, *before, size=size))
@@ -111,12 +114,17 @@ def until_done(program: Callable, arrays: Any, state: Any, *before: Any, at_once
 
 
 def _on_host() -> bool:
-    """Whether arrays lie in the memory of the host. On a device they stay there: moving them would take the time."""
+    """Whether arrays are in the host's memory. Those in a device's memory stay there, since copying takes long."""
     return jax.default_backend() == "cpu"
 
 
+def _numpy(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """The array in NumPy, where cutting it into chunks compiles nothing; `jax.random` keys stay as they are."""
+    return array if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) else np.asarray(array)
+
+
 def _put(places: Any, ours: Any, new: jax.Array) -> Any:
-    """An array with new entries at these places."""
+    """The array `ours` with the entries `new` at these places."""
     if isinstance(ours, jax.Array):
         return ours.at[places].set(new)
     ours = ours if ours.flags.writeable else ours.copy()
@@ -125,8 +133,7 @@ def _put(places: Any, ours: Any, new: jax.Array) -> Any:
 
 
 def chunk_size(count: int) -> int:
-    """How many images to work on at once, where there are `count`: a power of two for each device, or what the caller
-    has set."""
+    """The size of a chunk for `count` images: a power of two for each device, or what the caller has set."""
     devices = len(_devices())
     each = 1 << max(-(-count // devices) - 1, 0).bit_length()
     if (most := _at_once.get()) is not None:
@@ -135,13 +142,13 @@ def chunk_size(count: int) -> int:
 
 
 def _devices() -> list[jax.Device]:
-    """Those that share the work: all of this process, or the one that the caller has chosen."""
+    """The devices that share the work: all of this process, or one if the caller has chosen a default device."""
     chosen = unstable.setting("jax_default_device") is not None
     return jax.local_devices() if not chosen else jax.local_devices()[:1]
 
 
 def _sharding(size: int) -> NamedSharding | None:
-    """Equal parts of the first axis on every device; None where there is one device, or equal parts are impossible."""
+    """A sharding of the first axis over all devices; None where there is one device, or parts would not be equal."""
     devices = _devices()
     if len(devices) == 1 or size % len(devices):
         return None
@@ -149,5 +156,5 @@ def _sharding(size: int) -> NamedSharding | None:
 
 
 def fill(array: jax.Array | np.ndarray, size: int) -> jax.Array | np.ndarray:
-    """The array with copies of its last entry up to that length."""
-    return array if len(array) == size else array[np.minimum(np.arange(size), len(array) - 1)]  # as keys allow, too
+    """The array or keys, padded to the length `size` with copies of the last entry."""
+    return array if len(array) == size else array[np.minimum(np.arange(size), len(array) - 1)]

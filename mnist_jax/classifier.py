@@ -1,4 +1,4 @@
-"""Classifier: the one thing that attacks and certificates know of a network."""
+"""`Classifier`: a function from images to logits with its weights, as attacks and certificates take a network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -13,12 +13,12 @@ from mnist_jax import unstable
 from mnist_jax.jaxprs import fast
 from mnist_jax.units import Units
 
-UNIT = (0.0, 1.0)
+UNIT = (0.0, 1.0)  # default bounds of pixel values
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """Images in [0, 1] to images between the bounds, and on to what comes before the network."""
+    """The preprocessing of a classifier with bounds, for images in [0, 1]: scales these to the bounds first."""
 
     bounds: tuple[float, float]
     preprocess: Callable[[Any], Any] | None
@@ -32,22 +32,22 @@ class Scaled:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """A function from images to logits, with its weights apart.
+    """A function from images to logits, with its weights separate: a pytree.
 
     Attributes:
-      apply: `apply(params, images) -> logits`, with images float32 `[B, *shape]` in [0, 1] and logits `[B, C]`. What
-        it gives for an image must not depend on the others in the batch. It is compared by value: two classifiers
-        with equal `apply` share every program that was compiled for one of them.
+      apply: `apply(params, images) -> logits`, with images float32 `[B, *shape]` (between the bounds, or what
+        `preprocess` makes of them) and logits `[B, C]`. The logits of an image must not depend on the other images in
+        the batch. `apply` is compared by value: two classifiers with equal `apply` share all compiled programs.
       params: any pytree of arrays; its leaves are the leaves of the classifier.
-      preprocess: a function of the images that comes before `apply`, hashable and compared by value, such as
+      preprocess: a function that is applied to the images before `apply`, hashable and compared by value, such as
         `Preprocess(mean, std, channels_first=True)`; None for none.
-      bounds: the least and the largest value of a pixel. Attacks and certificates take and give images, radii and
+      bounds: the least and the largest value of a pixel. Attacks and certificates take and return images, radii and
         distances in these units.
-      fast: whether what XLA does slowly on a CPU, convolutions and pooling and their gradients, is computed there in
-        another way, the same up to rounding, wherever the classifier is compiled (`jaxprs.fast`). Else it is computed
-        as it is written. What an attack found is judged, and certificates are made, of the function as it is written.
+      fast: whether convolutions and pooling and their gradients, which XLA computes slowly on a CPU, are there replaced
+        by faster formulations that are equal up to rounding, wherever the classifier is compiled (`jaxprs.fast`).
+        Results of attacks are checked, and certificates are computed, with the function as it is written in any case.
 
-    Make one of any JAX function, of any input shape and number of classes:
+    Any JAX function makes a classifier, for any shape of images and any number of classes:
 
         Classifier(lambda params, images: images.reshape(len(images), -1) @ params["w"], {"w": w})
     """
@@ -69,15 +69,15 @@ class Classifier:
         object.__setattr__(self, "bounds", (low, high))
 
     def as_written(self) -> "Classifier":
-        """The classifier, computed as its function is written on every device."""
+        """The same classifier, with its function computed as it is written on every device (`fast` is False)."""
         return replace(self, fast=False)
 
     @property
     def in_unit_box(self) -> "Classifier":
-        """The same classifier of images in [0, 1], which stand for those between its bounds."""
+        """The same classifier for images that are scaled from its bounds to [0, 1]."""
         return self if self.bounds == UNIT else self._scaled
 
-    @cached_property  # attacks look at each classifier once
+    @cached_property  # always the same object, since attacks check every `Classifier` object once
     def _scaled(self) -> "Classifier":
         return replace(self, preprocess=Scaled(self.bounds, self.preprocess), bounds=UNIT)
 
@@ -85,7 +85,7 @@ class Classifier:
         """Logits `[B, C]` of images `[B, *shape]`.
 
         Raises:
-          ValueError: what the function gives is not that: floating, a row for each image, two classes or more.
+          ValueError: the function's result is not floating-point logits `[B, C]` of at least two classes.
         """
         seen = images if self.preprocess is None else self.preprocess(jnp.asarray(images))
         compiled = self.fast and unstable.traced((self.params, images))

@@ -1,4 +1,4 @@
-"""What the work is done on."""
+"""The devices that JAX computes on, and the number of processor cores."""
 
 import os
 
@@ -6,12 +6,12 @@ import jax
 
 
 def cores() -> int:
-    """How many processors this process may use."""
+    """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe() -> str:
-    """`cpu (2 cores)`, or the kind of the accelerator, and how many there are."""
+    """The devices in words: `cpu (2 cores)`, or the platform, number and kind of the accelerators."""
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
         return f"cpu ({cores()} cores)"

@@ -1,14 +1,15 @@
 """Convolution and pooling that are fast on every backend, and PyTorch's batch normalization.
 
-`lax.conv_general_dilated` and `lax.reduce_window` are right on a GPU or TPU. XLA's CPU backend runs them, and
-above all their gradients, several times slower than the matrix products they amount to, so on a CPU:
+`lax.conv_general_dilated` and `lax.reduce_window` are the right choice on a GPU or TPU. XLA's CPU backend runs them,
+and above all their gradients, several times slower than equivalent matrix products. So on a CPU:
 
-- a convolution gathers its patches and multiplies them by the kernel as one matrix;
-- pooling takes the maximum of strided slices; where windows overlap, of rows first and then of columns;
-- in evaluation mode the two of them are one step (`Sequential`), which halves the time of an attack; but for a few
-  images, as at a prompt, what takes time is compiling it, and there it is the backend's own convolution;
-- all of them work with the batch as the last axis. What is copied, compared or added then lies in contiguous runs of
-  one number for every image of the batch, which vectorizes whatever the number of channels. Between two such layers
+- a convolution gathers the patches of its input and multiplies them by the kernel, as one product of matrices;
+- pooling takes the maximum of strided slices; overlapping windows are pooled over rows first and then over columns;
+- in evaluation mode a convolution and the pool after it are one step (`Sequential`), which halves the time of an
+  attack. For a few images, as at a prompt, compiling that step would take longer than it saves, so they go through
+  the backend's own convolution;
+- all of these work with the batch as the last axis. Copies, comparisons and sums then run over contiguous memory that
+  holds one number for every image of the batch, which vectorizes for any number of channels. Between two such layers
   XLA cancels the transpositions.
 
 `lax.platform_dependent` makes the choice when a program is compiled for its device. Arguments, results and the shapes
@@ -26,17 +27,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-THIN = 4  # fewer inputs than that are few
-FEW = 4  # images: the backend's own convolution is about as fast for them, and compiled in a tenth of the time
-_plain: ContextVar[bool] = ContextVar("plain", default=False)  # whether to be formulated as on a GPU
-MOMENTUM = 0.9  # of running statistics: PyTorch calls it 0.1, the share of the new
-AS_WRITTEN = "as_written"  # the `jax.named_scope` of what `jaxprs.fast` leaves alone
-BATCH_LAST = (3, 1, 2, 0)  # exchanges NHWC and CHWN; its own inverse
+THIN = 4  # input channels: with fewer, `_by_place` computes two columns of the output at once, for a larger matrix
+FEW = 4  # images: up to this number the backend's own convolution is about as fast, and compiles in a tenth of the time
+_plain: ContextVar[bool] = ContextVar("plain", default=False)  # whether layers are traced as on a GPU; see `plain`
+MOMENTUM = 0.9  # share of the old value in an updated running statistic; PyTorch's default, there given as 0.1
+AS_WRITTEN = "as_written"  # name of the `jax.named_scope` whose convolutions `jaxprs.fast` does not replace
+BATCH_LAST = (3, 1, 2, 0)  # permutation of axes from NHWC to CHWN, and back
 
 
 NHWC = lax.ConvDimensionNumbers(lhs_spec=(0, 3, 1, 2), rhs_spec=(3, 2, 0, 1), out_spec=(0, 3, 1, 2))
 
-# The options of lax.conv_general_dilated that the product of matrices stands for; others take the backend's own way.
+# Values of options of lax.conv_general_dilated with which `convolution` uses its product of matrices; with any other it
+# calls lax.conv_general_dilated itself.
 PLAIN = {
     "lhs_dilation": (1, 1),
     "rhs_dilation": (1, 1),
@@ -49,7 +51,10 @@ PLAIN = {
 
 @contextmanager
 def plain() -> Iterator[None]:
-    """What is traced inside is convolutions and pooling as such: the same sums, for those who read the computation."""
+    """Within `with plain():`, the layers are traced as ordinary convolutions and pools, on every backend.
+
+    The values are the same up to rounding. It is for code that reads the traced computation, such as bounds.
+    """
     token = _plain.set(True)
     try:
         yield
@@ -60,12 +65,16 @@ def plain() -> Iterator[None]:
 def convolution(
     inputs, kernel, window_strides, padding, *, dimension_numbers=None, precision=None, **options
 ) -> jax.Array:
-    """A drop-in for `lax.conv_general_dilated` in `nnx.Conv(..., conv_general_dilated=layers.convolution)`.
+    """Convolution that is fast on a CPU, for `nnx.Conv(..., conv_general_dilated=layers.convolution)`.
 
     Args:
-      inputs: `[B, H, W, C]`.
+      inputs: images `[B, H, W, C]`.
       kernel: `[h, w, C, O]`.
-      window_strides, padding, precision, and the options: as in `lax.conv_general_dilated`.
+      window_strides: as in `lax.conv_general_dilated`, whose place it takes.
+      padding: likewise.
+      dimension_numbers: likewise; with other layouts than NHWC and HWIO it calls `lax.conv_general_dilated`.
+      precision: likewise.
+      options: likewise; with unusual ones, such as dilation, it calls `lax.conv_general_dilated`.
 
     Returns:
       `[B, H', W', O]`.
@@ -92,6 +101,7 @@ def convolution(
 
 
 def _patches_times_matrix(inputs, kernel, *, strides, padding, precision):
+    """`convolution` as one product of the kernel and the patches of the inputs, with the batch as the last axis."""
     x = jnp.pad(inputs.transpose(BATCH_LAST), ((0, 0), *padding, (0, 0)))
     patches = jnp.concatenate(_window_slices(x, kernel.shape[:2], strides))
     matrix = kernel.reshape(-1, kernel.shape[-1])
@@ -100,7 +110,17 @@ def _patches_times_matrix(inputs, kernel, *, strides, padding, precision):
 
 
 class Conv(nnx.Conv):
-    """A convolution by square kernels; `init` draws the kernel and the bias, `padding` is of zeros on each side."""
+    """A convolution with square kernels, by `convolution`.
+
+    Args:
+      inputs: number of channels.
+      outputs: number of filters.
+      size: height and width of the kernel, in pixels.
+      stride: in pixels.
+      padding: rows and columns of zeros added at each side.
+      init: draws the kernel and the bias.
+      rngs: source of the random numbers for `init`.
+    """
 
     def __init__(
         self,
@@ -127,14 +147,15 @@ class Conv(nnx.Conv):
 
 
 class Sequential(nnx.Sequential):
-    """Flax's, but in evaluation mode a `Conv` and the `max_pool` after it are one step.
+    """Flax's `Sequential`, which in evaluation mode fuses a `Conv` and the `max_pool` after it.
 
-    Training keeps them apart, and so the bits that the shipped networks were trained to.
+    In training they stay apart, because the fused step rounds differently: retraining a shipped network must give its
+    bits.
     """
 
     def __init__(self, *layers: Callable):
         super().__init__(*layers)
-        self.deterministic = False  # `eval` sets it
+        self.deterministic = False  # `nnx.Module.eval` sets it to True
 
     def __call__(self, *args, rngs=None, **kwargs):
         if not self.deterministic:
@@ -152,10 +173,10 @@ class Sequential(nnx.Sequential):
 
 
 def convolution_and_max_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """`max_pool(convolution(x, kernel) + bias)`, with stride 1, no padding, and windows of 2 by 2 pixels.
+    """`max_pool(convolution(x, kernel) + bias)` as one step: stride 1, no padding, windows of 2 by 2 pixels.
 
     Args:
-      x: `[B, H, W, C]`.
+      x: images `[B, H, W, C]`.
       kernel: `[h, w, C, O]`.
       bias: `[O]`.
 
@@ -178,23 +199,28 @@ def convolution_and_max_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array) -
 
 
 def _pool_by_place(x):
+    """`max_pool` of NHWC as the maximum over four arrays, one for each place in the 2 by 2 window."""
     height, width = x.shape[1] // 2, x.shape[2] // 2
     x = x[:, : 2 * height, : 2 * width].reshape(len(x), height, 2, width, 2, -1)
     return _largest(x.transpose(2, 4, 0, 1, 3, 5).reshape(4, len(x), height, width, -1))
 
 
 def _by_place(x, kernel, bias):
-    """A product of matrices for each place in the window of the pool: no strides are left in values or gradients."""
+    """`convolution_and_max_pool` on a CPU: a product of matrices for each of the four places in the pool's window.
+
+    So neither the values nor the gradients need strided slices for the pool.
+    """
     h, w, inputs, outputs = kernel.shape
     height, width = (x.shape[1] - h + 1) // 2, (x.shape[2] - w + 1) // 2
     rows = _rows_and_columns(x.transpose(BATCH_LAST))
-    # A kernel with few inputs makes a thin matrix; moved by one column, for two places at once, a better one.
+    # With few input channels the kernel's matrix is too small to be efficient. Two copies of the kernel, the second
+    # moved by one column, give the outputs of two places in one product.
     columns = 2 if inputs < THIN else 1
     moved = [jnp.pad(kernel, ((0, 0), (j, columns - 1 - j), (0, 0), (0, 0))) for j in range(columns)]
     matrix = jnp.stack(moved, 3).reshape(-1, columns * outputs)
 
     def at(i, j):
-        """What the pixel at this place of the kernel meets, for all windows."""
+        """The pixels at row i and column j of the patch, for all windows: `[C, height, width, B]`."""
         return rows[i % 2][j % 2][:, i // 2 : i // 2 + height, j // 2 : j // 2 + width]
 
     places = []
@@ -203,28 +229,28 @@ def _by_place(x, kernel, bias):
             patches = jnp.concatenate([at(down + i, right + j) for i in range(h) for j in range(w + columns - 1)])
             y = matrix.T @ patches.reshape(len(patches), -1)
             places.append(y.reshape(columns, outputs, height, width, -1))
-    # The bias after the maximum: the same bits for a quarter of the work.
+    # Adding the bias after the maximum gives the same bits for a quarter of the additions.
     return (_largest(jnp.concatenate(places)) + bias[:, None, None, None]).transpose(BATCH_LAST)
 
 
 def _rows_and_columns(x):
-    """The pixels `[C, H, W, B]` of even and odd rows, and of even and odd columns, apart. An odd size is filled up."""
+    """Pixels `[C, H, W, B]` separated by even and odd rows (first index) and columns; odd sizes are padded by zeros."""
     x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
     x = x.reshape(x.shape[0], x.shape[1] // 2, 2, x.shape[2] // 2, 2, x.shape[3])
-    # A barrier: XLA would take them apart anew for every patch that reads them.
+    # Without the barrier XLA would separate them anew for every patch that reads them.
     return lax.optimization_barrier([[x[:, :, i, :, j] for j in range(2)] for i in range(2)])
 
 
 @jax.custom_jvp
 def _largest(x):
-    """The maximum over a first axis of four."""
+    """The maximum over the first axis, whose size is 4."""
     a, b, c, d = x
     return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
 
 
 @_largest.defjvp
 def _largest_jvp(primals, tangents):
-    # The gradient goes to the first of the largest: one mask, without strides, and no division for ties.
+    # The gradient goes to the first of the largest entries only: a single mask, and no division for ties.
     (x,), (t,) = primals, tangents
     largest = _largest(x)
     first = jnp.where(x[0] == largest, 0, jnp.where(x[1] == largest, 1, jnp.where(x[2] == largest, 2, 3)))
@@ -235,8 +261,8 @@ def _largest_jvp(primals, tangents):
 def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
     """Maximum over windows of `window` by `window` pixels that do not overlap, `[B, H, W, C]` to `[B, H', W', C]`.
 
-    What is left over at the right and at the bottom is dropped. Where several pixels of a window are equal, the
-    gradient goes to one of them.
+    Pixels at the right and at the bottom that fill no window are dropped. Where several pixels of a window are the
+    largest, the gradient goes to one of them.
     """
     shape = (window, window)
 
@@ -253,14 +279,17 @@ def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
 def max_pool_around(x: jax.Array, window: int = 3) -> jax.Array:
     """Maximum over the window of `window` by `window` pixels around each pixel, `[B, H, W, C]` to the same shape.
 
-    The window is odd; what it has outside of the image does not count. Where several of its pixels are equal, the
-    gradient goes to one of them.
+    Pixels of the window outside of the image do not count. Where several of its pixels are the largest, the gradient
+    goes to one of them.
+
+    Raises:
+      ValueError: `window` is even.
     """
     if window % 2 == 0:
         raise ValueError(f"a window around a pixel is odd, not {window}")
 
     def slices(x):
-        # Rows first, then columns: the maximum of 2 * window arrays instead of window * window.
+        # Pooling rows first and then columns takes the maximum of 2 * window arrays instead of window * window.
         x = x.transpose(BATCH_LAST)
         for shape in ((window, 1), (1, window)):
             pads = [(0, 0), *((w // 2, w // 2) for w in shape), (0, 0)]
@@ -275,7 +304,7 @@ def max_pool_around(x: jax.Array, window: int = 3) -> jax.Array:
 
 
 def _window_slices(x, window, strides):
-    """For every place in the window, the pixels that it meets: a list of `[C, H', W', B]` from `[C, H, W, B]`."""
+    """For each place in the window, the pixels `[C, H', W', B]` of `x` `[C, H, W, B]` at that place, of all windows."""
     height, width = ((size - w) // s + 1 for size, w, s in zip(x.shape[1:3], window, strides, strict=True))
     (down, right) = strides
     return [
@@ -292,7 +321,7 @@ def _maximum(a, b):
 
 @_maximum.defjvp
 def _maximum_jvp(primals, tangents):
-    # jnp.maximum halves the gradient of a tie, at the cost of two comparisons and a division a pixel.
+    # jnp.maximum would divide the gradient of a tie, at the cost of two more comparisons and a division for each pixel.
     a, b = primals
     return jnp.maximum(a, b), jnp.where(a >= b, *tangents)
 
@@ -311,7 +340,7 @@ class BatchNorm(nnx.BatchNorm):
         mean, var = self.mean[...], self.var[...]
         y = super().__call__(x, use_running_average, mask=mask)
         if not (self.use_running_average if use_running_average is None else use_running_average):
-            # Once more, as Flax lets no gradient through those that it keeps; XLA computes them once.
+            # Computed again, as Flax stops the running statistics' gradients; XLA computes the common part only once.
             n, axes = x.size // x.shape[-1], tuple(range(x.ndim - 1))
             center = x.mean(axes)
             spread = jnp.square(x - jnp.expand_dims(center, axes)).mean(axes)

@@ -1,4 +1,4 @@
-"""Objectives: what training minimizes."""
+"""Objectives: the functions that training minimizes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class Outcome(NamedTuple):
-    """What an objective gives for a batch.
+    """The result of an objective for a batch.
 
     Attributes:
-      losses: `[B]`; a step follows the gradient of their mean and the penalty.
-      penalty: a number, of the weights for instance.
-      logits: `[B, C]`, by which the accuracy is reported.
-      statistics: the running batch statistics, moved on; empty where the network has none.
+      losses: `[B]`; a training step follows the gradient of their mean plus the penalty.
+      penalty: a number, for instance a norm of the weights.
+      logits: `[B, C]`, from which the reported accuracy is computed.
+      statistics: the running batch statistics after this batch; empty where the network has none.
     """
 
     losses: jax.Array
@@ -29,10 +29,10 @@ class Outcome(NamedTuple):
 
 
 class Objective(Protocol):
-    """What training minimizes: a pure function that runs inside the jitted step, hashable, as programs are made for it.
+    """An objective: a pure function that training minimizes, called inside the jitted step.
 
-    It is a function, or a frozen dataclass whose fields say how. One that is a class may have `initialize(network,
-    key) -> weights`, for a start of its own.
+    It is hashable, as programs are compiled for it: a function, or a frozen dataclass whose fields are its settings. A
+    dataclass may have a method `initialize(network, key) -> weights`, which replaces the network's initialization.
     """
 
     def __call__(
@@ -44,27 +44,28 @@ class Objective(Protocol):
         key: jax.Array,
         progress: jax.Array,
     ) -> Outcome:
-        """What to minimize, by the weights that are parameters.
+        """The losses and the penalty of a batch, which are minimized over those weights that are parameters.
 
         Args:
-          network: whose functions take `weights`.
+          network: the network; its functions take `weights`.
+          weights: parameters and running batch statistics, by name.
           images: `[B, *shape]` in [0, 1].
           labels: `[B]`.
-          key: of this step.
-          progress: of the training, from 0 to 1: for radii and weights that change on the way.
+          key: the random key of this step.
+          progress: share of the training that is done, from 0 to 1, for radii and weights that depend on it.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Plain:
-    """The loss of the images as they are.
+    """The objective of plain training: the loss of unperturbed images.
 
     Attributes:
       loss: a function of logits `[B, C]` and labels `[B]`, from losses.py.
-      masks: how many dropout masks an image is seen through at once, the loss being that of the mean of their logits.
-        Evaluation, which drops nothing out, stands for that mean; the more masks, the less training differs from it
-        (compare Ma et al., "Dropout with expectation-linear regularization", 2017).
+      masks: number of dropout masks for each image; the loss is that of the mean of their logits. Evaluation, without
+        dropout, approximates that mean; the more masks, the less training differs from it (compare Ma et al., "Dropout
+        with expectation-linear regularization", 2017).
     """
 
     loss: Callable[[ArrayLike, ArrayLike], jax.Array]

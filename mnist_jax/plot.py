@@ -1,4 +1,4 @@
-"""Figures, from results only. Each function gives the bytes of a PNG."""
+"""Figures of results. Each public function returns the content of a PNG file."""
 
 import io
 import shutil
@@ -25,18 +25,24 @@ STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
 }
-LATEX: Any = {"text.usetex": True, "font.family": "serif"}
-COLORS = {"train": "#4477aa", "test": "#cc6677"}
+LATEX: Any = {"text.usetex": True, "font.family": "serif"}  # added to STYLE where LaTeX typesets
+COLORS = {"train": "#4477aa", "test": "#cc6677"}  # of two curves in contrast
+# A colour for each family of networks or attacks, and a line style for each variant within it; see `_styles`.
 FAMILIES = ("#4477aa", "#cc6677", "#117733", "#ddaa33", "#222222", "#66bbdd", "#882255")
 VARIANTS: Sequence[Any] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)), (0, (5, 1.2, 1, 1.2, 1, 1.2)))
-SIGNED = matplotlib.colormaps["RdBu_r"]
+SIGNED = matplotlib.colormaps["RdBu_r"]  # colours of perturbations
 GREY = "#888888"
-LEAST_FARTHER = 1e-4  # relative: what is less is drawn there
+LEAST_FARTHER = 1e-4  # relative excess over the best known distance at which the log scale draws all smaller ones
 IN_AXES: Any = {"xycoords": "axes fraction", "textcoords": "offset points"}
 
 
 def history(epochs: Sequence[dict[str, Any]], title: str) -> bytes:
-    """Loss and error by epoch, on the training batches and on `test`, from a training's history."""
+    """Loss and accuracy by epoch, on the training batches and on the split `test`.
+
+    Args:
+      epochs: a record for each epoch: `epoch`, `train_loss`, `test_loss`, `train_accuracy`, `test_accuracy`.
+      title: of the figure.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 2.9), layout="constrained")
         loss, accuracy = figure.subplots(1, 2)
@@ -57,10 +63,11 @@ def history(epochs: Sequence[dict[str, Any]], title: str) -> bytes:
 
 
 def errors(rows: Sequence[dict[str, Any]]) -> bytes:
-    """Val error of each network under several recipes, a line a network, smaller to the left.
+    """Val error of networks by several recipes: a line for each network, on a log scale.
 
-    A row is `{"network": name, "errors": {label: (mean, standard deviation)}}`, in percent, with the same labels in
-    every row.
+    Args:
+      rows: for each network `{"network": name, "errors": {recipe: (mean, standard deviation)}}`, in percent, with the
+        same recipes in every row, three at most.
     """
     markers = dict(zip(rows[0]["errors"], (("o", "#bbbbbb"), ("s", "#4477aa"), ("D", "#cc6677")), strict=False))
     with matplotlib.rc_context(STYLE):
@@ -73,7 +80,7 @@ def errors(rows: Sequence[dict[str, Any]]) -> bytes:
                 marker, color = markers[label]
                 style = {"fmt": marker, "color": color, "markersize": 7, "zorder": 2, "elinewidth": 1.5}
                 axes.errorbar(mean, y, xerr=spread or None, label=label if y == 0 else None, **style)
-                # The smallest and the first, above their bars; those between would run into each other.
+                # Only the smallest mean and the first recipe's get a number; more numbers would overlap.
                 if mean == min(means) or label == next(iter(markers)):
                     axes.annotate(
                         f"{mean:.2f}", (mean, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=7
@@ -103,9 +110,11 @@ def attack(
     """An image, the perturbation with its p-norm, and the adversarial image, side by side.
 
     Args:
-      image, adversarial: `[H, W]`, `[H, W, 1]` or `[H, W, 3]` in [0, 1]. Of a pixel's perturbations, one a colour, the
-        largest is drawn.
-      before, after: the class that the network predicts of each, and its confidence in that, in [0, 1].
+      image: `[H, W]`, `[H, W, 1]` or `[H, W, 3]` in [0, 1]. Of a pixel with several channels, the perturbation of
+        largest size is drawn.
+      adversarial: of the same shape.
+      before: the class that the network predicts of the image, and its confidence in it, in [0, 1].
+      after: likewise of the adversarial image.
       norm: p.
       latex: typeset with LaTeX, where it is installed.
     """
@@ -121,7 +130,7 @@ def attack(
         figure = Figure(figsize=(7.2, min(2.34 * image.shape[0] / image.shape[1], 6) + 0.86), layout="compressed")
         for axes, panel, (first, second) in zip(figure.subplots(1, 3), panels, titles, strict=True):
             _show(axes, panel)
-            # Not as one text: a formula would move the line above it.
+            # Two texts, as a formula in the second line would move the first one.
             for text, height in ((first, 21), (second, 6)):
                 axes.annotate(text, (0.5, 1), (0, height), ha="center", fontsize=min(10, 300 / letters), **IN_AXES)
         _scale(figure, limit)
@@ -136,24 +145,27 @@ def attacks(
     distances: Sequence[float] | np.ndarray,
     norm: float,
 ) -> bytes:
-    """Many attacks at a glance: image, adversarial image and perturbation of each, the classes and the distance above.
+    """Attacks on N images: each image, adversarial image and perturbation, with the classes and the distance above.
 
     Args:
-      images, adversarials: `[N, H, W]`, `[N, H, W, 1]` or `[N, H, W, 3]` in [0, 1].
-      labels, predictions: `[N]`, the class of the image, and what the network predicts of the adversarial one.
-      distances: `[N]`, p-norms of the perturbations; 0 where no attack was needed, inf where it failed: those are pale.
+      images: `[N, H, W]`, `[N, H, W, 1]` or `[N, H, W, 3]` in [0, 1].
+      adversarials: of the same shape.
+      labels: `[N]`, the class of each image.
+      predictions: `[N]`, the class that the network predicts of each adversarial image.
+      distances: `[N]`, p-norms of the perturbations; 0 where the image is adversarial already, inf where the attack
+        failed, which is drawn pale.
       norm: p.
     """
     distances = np.asarray(distances, np.float64)
     perturbations = np.subtract(adversarials, images, dtype=np.float64)
     largest = np.abs(perturbations).max(tuple(range(1, perturbations.ndim)))
     changed = largest[np.isfinite(distances) & (largest > 0)]
-    # Not the largest of all, by which a single image makes all others pale.
+    # The scale of colours is the median image's: with the largest, a single image would make all others pale.
     limit = float(np.median(changed)) if changed.size else 1.0
     classes = [f"{_text(label)} → {_text(prediction)}" for label, prediction in zip(labels, predictions, strict=True)]
     titles = list(zip(classes, [_number(d, 3) if np.isfinite(d) else "failed" for d in distances], strict=True))
     longest = max((len(left) + len(right) + 2 for left, right in titles), default=1)
-    columns = max(1, min(5, len(images), 115 // longest))  # of these letters, 115 fit beside each other
+    columns = max(1, min(5, len(images), 115 // longest))  # 115 letters of a title fit beside each other
     rows = max(1, -(-len(images) // columns))
     height, width = images.shape[1:3]
     cell = min(7.2 / columns, 3.6)
@@ -183,9 +195,14 @@ def automatic(
     thresholds: Sequence[float],
     kept: int | None = None,
 ) -> bytes:
-    """The course of the original's method B on one image: the confidence in its label and the perturbation's p-norm.
+    """The course of the attack `automatic` on one image: confidence in the label and norm of the perturbation by step.
 
-    Both are `[steps]`; `thresholds` are the confidences at which the loss changes, `kept` is the step of the result.
+    Args:
+      confidence: `[steps]`, in [0, 1].
+      norm_history: `[steps]`, p-norms.
+      p: of the norm.
+      thresholds: the confidences at which the loss changes.
+      kept: the step whose image is the result, or None.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 3.6), layout="constrained")
@@ -217,13 +234,14 @@ def automatic(
 
 
 def accuracy_by_radius(curves: Mapping[str, np.ndarray], norm: float, *, radii: Sequence[float] | None = None) -> bytes:
-    """Of each network, the share of images with no adversarial image found within a radius, against the radius.
+    """Robust accuracy by radius of several networks: the share of images without an adversarial image found within it.
 
     Args:
-      curves: `{network: distances [N]}` of all images of a split: 0 where it is misclassified from the start, inf where
-        the attack failed. What is before the first `-` of a name, or else `_`, has a colour, the rest a line style.
+      curves: `{network: distances [N]}`, to the nearest adversarial images found: 0 where the image is misclassified,
+        inf where the attack failed. Networks whose names agree before the first `-` (before the first `_` where no
+        name has a `-`) have the same colour, and names that agree after it the same line style.
       norm: p of the distances.
-      radii: some to mark on the curves, such as those of a table.
+      radii: radii to mark on the curves, such as those of a table.
     """
     marked = np.asarray([] if radii is None else radii, np.float64)
     finite = [distances[np.isfinite(distances)] for distances in curves.values()]
@@ -232,7 +250,7 @@ def accuracy_by_radius(curves: Mapping[str, np.ndarray], norm: float, *, radii: 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 3.4), layout="constrained")
         axes = figure.subplots()
-        # In the legend as they lie in the figure, the most robust network first.
+        # The legend lists the most robust network first, as the curves lie in the figure.
         for name in sorted(curves, key=lambda name: -np.minimum(curves[name], limit).mean()):
             x = _steps(limit, curves[name])
             axes.step(x, _farther(curves[name], x), where="post", label=name, **styles[name])
@@ -244,16 +262,16 @@ def accuracy_by_radius(curves: Mapping[str, np.ndarray], norm: float, *, radii: 
 
 
 def certified_by_radius(radii: np.ndarray, norm: float, distances: np.ndarray | None = None) -> bytes:
-    """The share of images that are certified at a radius, against the radius; and of those that an attack leaves.
+    """Certified accuracy by radius and, where an attack's distances are given, robust accuracy by radius.
 
-    Between the two is what is open: no adversarial image within the radius was found, nor was it proved that there is
-    none.
+    The images between the two curves are open: no adversarial image within the radius was found, nor was it proved that
+    there is none.
 
     Args:
       radii: `[N]`, the largest certified radius of each image, 0 where there is none.
       norm: p of radii and distances.
-      distances: `[N]`, from each image to its nearest adversarial image that was found: 0 where it is misclassified
-        from the start, inf where the attack failed.
+      distances: `[N]`, to the nearest adversarial images found: 0 where the image is misclassified, inf where the
+        attack failed.
     """
     radii = np.asarray(radii, np.float64)
     both = [radii] if distances is None else [radii, np.asarray(distances, np.float64)]
@@ -270,27 +288,27 @@ def certified_by_radius(radii: np.ndarray, norm: float, distances: np.ndarray | 
         _accuracy_axes(axes, limit, norm)
         axes.set_ylabel("accuracy" if distances is not None else "certified accuracy")
         if distances is not None:
-            axes.legend(loc="upper right", fontsize=8)  # where curves that only fall leave room
+            axes.legend(loc="upper right", fontsize=8)  # the curves fall, which leaves room there
         return _png(figure)
 
 
 def brackets(lower: np.ndarray, upper: np.ndarray, norm: float) -> bytes:
-    """Where the nearest adversarial image of each image is: a segment from what is proved to what was found.
+    """Brackets of the distances from N images to their nearest adversarial images, a vertical segment for each image.
 
     The images are in the order of their upper ends. Where no adversarial image was found, the segment is dotted and
-    goes on to the edge.
+    reaches the upper edge.
 
     Args:
-      lower: `[N]`, distances within which it is proved that there is none.
-      upper: `[N]`, distances of those that were found: 0 where the image is misclassified from the start, inf where
-        none was.
+      lower: `[N]`, distances within which it is proved that there is no adversarial image.
+      upper: `[N]`, distances of the adversarial images found: 0 where the image is misclassified, inf where none was
+        found.
       norm: p.
     """
     order = np.lexsort((lower, upper))
     low, high = np.asarray(lower, np.float64)[order], np.asarray(upper, np.float64)[order]
     place, found = np.arange(1, len(order) + 1), np.isfinite(high)
     limit = 1.06 * max(low.max(initial=0), high[found].max(initial=0)) or 1
-    room = 400 / max(len(order), 1)  # points that an image has, of the width of the axes
+    room = 400 / max(len(order), 1)  # width of an image's segment and margins, in points; the axes are about 400 wide
     mark = min(max(0.8 * room, 1.5), 6)
     ends: Any = {"marker": "_", "markersize": mark, "markeredgewidth": 1.4, "linestyle": "", "clip_on": False}
     segment: Any = {"color": GREY, "linewidth": min(max(0.3 * room, 0.5), 1.6), "alpha": 0.6}
@@ -309,7 +327,7 @@ def brackets(lower: np.ndarray, upper: np.ndarray, norm: float) -> bytes:
         axes.set(xlabel="images, in the order of their upper ends", ylabel=f"distance, ${_norm_of_r(norm)}$")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(axis="x", visible=False)
-        # Above, where no image is.
+        # Above the axes, where it hides no segment.
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=8, markerscale=8 / mark)
         return _png(figure)
 
@@ -317,14 +335,14 @@ def brackets(lower: np.ndarray, upper: np.ndarray, norm: float) -> bytes:
 def defended(
     curves: Mapping[str, tuple[np.ndarray | None, np.ndarray]], norm: float, limit: float, *, mark: float | None = None
 ) -> bytes:
-    """Accuracy against the radius of several networks: that which an attack leaves, and that which is certified.
+    """Robust and certified accuracy by radius of several networks.
 
     Args:
-      curves: by the name of each network, the largest certified radius of each of its images `[N]`, 0 where there is
-        none, or None for no line; and the distances `[N]` to the nearest adversarial images that were found.
+      curves: `{network: (radii, distances)}`: the largest certified radii `[N]`, 0 where there is none, or None to draw
+        no such curve; and the distances `[N]` to the nearest adversarial images found.
       norm: p of radii and distances.
       limit: largest radius shown.
-      mark: a radius to mark, for which networks were trained.
+      mark: a radius to mark by a vertical line, such as the one that the networks were trained for.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 3.6), layout="constrained")
@@ -345,17 +363,17 @@ def defended(
         for style, what in both:
             lines.append(Line2D([], [], color=GREY, linestyle=style))
             names.append(what)
-        # Above, where no curve is.
+        # Above the axes, where it hides no curve.
         axes.legend(lines, names, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=8)
         return _png(figure)
 
 
 def compared(image: np.ndarray, found: Mapping[str, tuple[np.ndarray, str, float]], norm: float) -> bytes:
-    """The nearest adversarial images of one image on several networks, a row each: image, perturbation, adversarial.
+    """The adversarial images of one image on several networks: a row for each, of image, perturbation and their sum.
 
     Args:
       image: `[H, W]`, `[H, W, 1]` or `[H, W, 3]` in [0, 1].
-      found: by the name of each network, the adversarial image, what the network predicts of it, and the distance.
+      found: `{network: (adversarial image, class that the network predicts of it, distance)}`.
       norm: p.
     """
     perturbations = {name: np.subtract(x, image, dtype=np.float64) for name, (x, *_) in found.items()}
@@ -376,11 +394,11 @@ def compared(image: np.ndarray, found: Mapping[str, tuple[np.ndarray, str, float
 
 
 def grid(rows: Mapping[str, np.ndarray], titles: Sequence[str]) -> bytes:
-    """Images in rows, each row with its name at the left, and a title above each column.
+    """A table of images, with a name at the left of each row and a title above each column.
 
     Args:
-      rows: by their names, `[N, H, W, 1]` or `[N, H, W, 3]` in [0, 1].
-      titles: N of them.
+      rows: `{name: images}`, each `[N, H, W, 1]` or `[N, H, W, 3]` in [0, 1].
+      titles: of the N columns.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(0.9 + 0.95 * len(titles), 0.95 * len(rows) + 0.3), layout="compressed")
@@ -395,10 +413,10 @@ def grid(rows: Mapping[str, np.ndarray], titles: Sequence[str]) -> bytes:
 
 
 def filters(kernels: Mapping[str, np.ndarray]) -> bytes:
-    """The filters of several first layers, a row each, every network's on a scale of its own.
+    """The filters of the first layers of several networks, a row for each network, with its own scale of colours.
 
     Args:
-      kernels: by the name of each network, `[h, w, 1, N]`.
+      kernels: `{network: kernel [h, w, 1, N]}`.
     """
     columns = max(kernel.shape[-1] for kernel in kernels.values())
     with matplotlib.rc_context(STYLE):
@@ -417,11 +435,12 @@ def filters(kernels: Mapping[str, np.ndarray]) -> bytes:
 
 
 def benchmark(rows: Mapping[str, Mapping[str, float]]) -> bytes:
-    """Attacks side by side: a line each, a panel for every measure; those of libraries, `NAME-LIBRARY`, are hollow.
+    """Attacks compared: a line for each attack, a panel for each measure.
 
     Args:
-      rows: `{attack: {measure: number}}` with the same measures in every row; what is not finite is left out. The
-        nearest attacks, by the measure `median` where there is one, come first.
+      rows: `{attack: {measure: number}}` with the same measures in every row; numbers that are not finite are not
+        drawn. Attacks with the smallest `median`, if that is a measure, come first. Attacks of libraries, which are
+        called `NAME-LIBRARY`, have hollow marks.
     """
     names = sorted(rows, key=lambda name: (rows[name].get("median", 0), name), reverse=True)
     panels = list(next(iter(rows.values())))
@@ -448,11 +467,12 @@ def benchmark(rows: Mapping[str, Mapping[str, float]]) -> bytes:
 
 
 def distance_and_time(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> bytes:
-    """How much farther than the best known, on average, attacks end, against the seconds they take; a panel a norm.
+    """Mean excess of attacks' distances over the best known ones, against the seconds that they take, on log scales.
 
     Args:
-      panels: `{title: {attack: {"ratio to best", "success", "seconds", ...}}}`. Attacks of libraries, `NAME-LIBRARY`,
-        are hollow; one that fails on some image is left out. Efforts of one attack, `NAME:STEPS`, are joined.
+      panels: `{title: {attack: {"ratio to best", "success", "seconds", ...}}}`, a panel for each norm, for example.
+        Attacks of libraries, called `NAME-LIBRARY`, have hollow marks; an attack that fails on some image is not drawn.
+        The efforts of one attack, called `NAME:STEPS`, are joined by a line.
     """
     families = dict.fromkeys(name.partition("-")[0].partition(":")[0] for rows in panels.values() for name in rows)
     colors = {family: FAMILIES[i % len(FAMILIES)] for i, family in enumerate(families)}
@@ -481,72 +501,76 @@ def distance_and_time(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -
 
 
 def latex_available() -> bool:
-    """Whether the programs are installed with which Matplotlib typesets by LaTeX."""
+    """Whether the programs that Matplotlib needs to typeset with LaTeX are installed."""
     return all(shutil.which(program) for program in ("latex", "dvipng"))
 
 
 def _farther(distances: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    """The share of the distances that are farther than each radius."""
+    """The share of the distances `[N]` that exceed each radius `[R]`: `[R]`."""
     return 1 - np.searchsorted(np.sort(distances), radii, side="right") / max(len(distances), 1)
 
 
 def _steps(limit: float, *distances: np.ndarray) -> np.ndarray:
-    """The radii up to the limit at which a share changes."""
+    """The radii from 0 to `limit` at which the share of some array of distances changes."""
     return np.unique(np.concatenate([[0, limit], *(each[each < limit] for each in distances)]))
 
 
 def _accuracy_axes(axes: Axes, limit: float, norm: float) -> None:
-    """Accuracy against the radius."""
+    """Sets limits, labels and format of axes that show accuracy by radius."""
     axes.set(xlim=(0, limit), ylim=(0, 1.02), ylabel="accuracy")
     axes.set_xlabel(f"radius, ${_norm_of_r(norm)}$")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
 
 
 def _text(value: Any, latex: bool = False) -> str:
-    """A name as it is, whatever its characters mean to LaTeX or to Matplotlib's mathtext."""
+    """A name with the characters escaped that have a meaning in LaTeX or, without it, in Matplotlib's mathtext."""
     special: Any = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {character: f"\\{character}" for character in "$%&#_{}"}
     return str(value).translate(str.maketrans(special if latex else {"$": r"\$"}))
 
 
 def _percent(share: float, latex: bool) -> str:
-    """A share in percent that is not rounded to all or nothing, which no confidence is."""
+    """A confidence in percent; it is never rounded to 100 or 0, which no confidence is."""
     more, less = ("$>$", "$<$") if latex else "><"
     text = f"{more}99.9" if share >= 0.9995 else f"{less}0.1" if share < 0.0005 else f"{100 * share:.1f}"
     return text + (r"\,\%" if latex else " %")
 
 
 def _number(value: float, digits: int) -> str:
-    """With that many digits, those behind the point that are zero too."""
+    """The number with this many significant digits, trailing zeros included."""
     return f"{value:#.{digits}g}".rstrip(".") if value else "0"
 
 
 def _norm_of_r(norm: float) -> str:
+    """The formula of the p-norm of r."""
     p = r"\infty" if norm == np.inf else f"{norm:g}"
     return rf"\Vert r \Vert_{{{p}}}"
 
 
 def _pixels(image: np.ndarray) -> np.ndarray:
-    """An image as colours `[H, W, 3]`."""
+    """An image, grey or coloured, as colours `[H, W, 3]`."""
     return np.broadcast_to(image.reshape(*image.shape[:2], -1), (*image.shape[:2], 3))
 
 
 def signed(r: np.ndarray, limit: float) -> np.ndarray:
-    """A perturbation as colours `[H, W, 3]`: white at zero, blue at -limit and red at limit."""
+    """A perturbation as colours `[H, W, 3]`: white for zero, blue for -limit and red for limit.
+
+    Of a pixel with several channels, the largest perturbation in absolute value counts.
+    """
     r = r.reshape(*r.shape[:2], -1)
     largest = np.take_along_axis(r, np.abs(r).argmax(-1, keepdims=True), -1)[..., 0]
     return SIGNED(Normalize(-limit, limit)(largest))[..., :3]
 
 
 def _show(axes: Axes, pixels: np.ndarray, alpha: float = 1) -> None:
-    """Pixels `[H, W, 3]` in a thin frame, with no scales."""
+    """Draws pixels `[H, W, 3]` in a thin frame, without ticks."""
     axes.imshow(pixels, alpha=alpha, vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(visible=True, color=GREY, linewidth=0.5)
 
 
 def _scale(figure: Figure, limit: float, extend: str = "neither") -> None:
-    """The colours of perturbations, in the middle below all axes."""
+    """Draws the scale of the colours of perturbations, centred below all axes."""
     colors = ScalarMappable(Normalize(-limit, limit), SIGNED)
     bar = figure.colorbar(colors, ax=figure.axes, location="bottom", shrink=0.3, aspect=30, pad=0.02, extend=extend)
     text = f"{limit:.2g}"
@@ -556,7 +580,10 @@ def _scale(figure: Figure, limit: float, extend: str = "neither") -> None:
 
 
 def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A colour for each family of networks and a line style for each variant, by their names."""
+    """Colour and line style of each network: its name's first part has a colour, the rest a line style.
+
+    Once all colours are used, families share a colour and differ in their line styles.
+    """
     separator = "-" if any("-" in name for name in names) else "_"
     parts = {name: name.partition(separator)[::2] for name in names}
     families, variants = (list(dict.fromkeys(column)) for column in zip(*parts.values(), strict=True))
@@ -569,7 +596,8 @@ def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _png(figure: Figure) -> bytes:
+    """The figure as the content of a PNG file."""
     buffer = io.BytesIO()
-    # Without Matplotlib's version among the metadata, the same figure is the same file.
+    # Matplotlib's version is left out of the metadata, so that the same figure gives the same file.
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()

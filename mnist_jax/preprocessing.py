@@ -1,4 +1,4 @@
-"""What a network does to its images before its first layer: normalization, and the order of the axes."""
+"""Preprocessing of images before a network's first layer: normalization, and the order of the axes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,20 +11,19 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Normalizes the channels of images, and moves them to the front where the network wants them there.
+    """Normalizes images channel by channel, and moves the channels to the front for networks that expect them there.
 
         (images - mean) / std
 
-    It is a function of images `[B, *shape]`, hashable and compared by value, for `Classifier(..., preprocess=...)`.
+    A function of images `[B, *shape]`, hashable and compared by value, for `Classifier(..., preprocess=...)`.
 
     Attributes:
-      mean, std: a number, or one for each channel.
-      channels_first: whether the network wants its channels as the first axis of an image, `[B, C, H, W]`, where the
-        images have them as `axis`.
-      axis: of the images, that of the channels: the last one, or 1 where they are channels first themselves.
+      mean, std: a number, or one for each channel, in the units of the images.
+      channels_first: whether the network expects images `[B, C, H, W]`; then the channels are moved there from `axis`.
+      axis: the axis of the channels in the given images: the last one, or 1 for images `[B, C, H, W]`.
 
     Raises:
-      ValueError: mean or std is not made of finite numbers, or std not of numbers above 0.
+      ValueError: `mean` or `std` has a number that is not finite, or `std` one that is not above 0.
     """
 
     mean: float | Sequence[float] = 0.0
@@ -41,7 +40,7 @@ class Preprocess:
             object.__setattr__(self, name, tuple(given.tolist()) if given.ndim else float(given))
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Raises `ValueError` where the images have another number of channels than there are means or deviations."""
+        """The preprocessed images. Raises `ValueError` where their channels are not as many as means or deviations."""
         if self.mean != 0.0:
             images = images - self._like(images, self.mean)
         if self.std != 1.0:
@@ -49,7 +48,7 @@ class Preprocess:
         return jnp.moveaxis(images, self.axis, 1) if self.channels_first else images
 
     def _like(self, images: jax.Array, values: Any) -> jax.Array | np.ndarray:
-        """The values in a shape that goes with the images."""
+        """The values of the channels, in a shape that broadcasts against the images."""
         values = np.asarray(values, images.dtype)
         if not values.ndim:
             return values

@@ -1,4 +1,4 @@
-"""How far an attack is: some images after others, and a word to who watches after each."""
+"""Progress of attacks: with a callback set, images are attacked in blocks, and the callback is called after each."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 from mnist_jax.chunks import chunk_size
 
-CHUNKS = 4  # between two calls: images that are done early leave room in the chunks for others
+# Chunks of images in a block. In a block of several chunks, images that are finished early are removed, and the rest
+# needs fewer chunks. Chosen.
+CHUNKS = 4
 
 Watch = Callable[[int, int], None]
 
@@ -19,12 +21,12 @@ _watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
 
 @contextmanager
 def progress(watch: Watch) -> Iterator[None]:
-    """`with progress(watch):` attacks inside call `watch(done, count)`, each time that some more images are done.
+    """`with progress(watch):` attacks inside call `watch(done, count)` whenever some more of `count` images are done.
 
-    They are attacked some chunks at a time, see `at_once`, which changes nothing of what is found.
+    Images are then attacked a few chunks at a time (see `at_once`), which does not change the results.
 
     Raises:
-      ValueError: it is no function.
+      ValueError: `watch` is not callable.
     """
     if not callable(watch):
         raise ValueError(f"watch must be a function of two numbers, done and count, not {watch!r}")
@@ -36,18 +38,18 @@ def progress(watch: Watch) -> Iterator[None]:
 
 
 def wanted() -> bool:
-    """Whether somebody watches."""
+    """Whether a callback is set."""
     return _watch.get() is not None
 
 
 def by_blocks(work: Callable[[slice], Any], count: int) -> Any:
-    """`work(places)`, a pytree of arrays `[B, ...]`, for all of so many places; in blocks where somebody watches."""
+    """`work(places)`, a pytree of arrays `[B, ...]`, for all `count` images; in blocks where a callback is set."""
     watch = _watch.get()
     if watch is None or not count:
         return work(slice(None))
     size, parts = CHUNKS * chunk_size(count), []
     for start in range(0, count, size):
-        token = _watch.set(None)  # attacks inside are part of this one
+        token = _watch.set(None)  # attacks that this attack runs don't report
         try:
             parts.append(work(slice(start, start + size)))
         finally:

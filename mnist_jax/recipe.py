@@ -1,4 +1,4 @@
-"""Recipe: everything that says how a network is trained, and the schedules that recipes choose from."""
+"""The class `Recipe`, all settings of a training but seed and data, and the schedules that recipes choose from."""
 
 import math
 from collections.abc import Callable
@@ -13,11 +13,13 @@ from mnist_jax import losses
 from mnist_jax.distortion import Distortion
 from mnist_jax.objective import Objective
 
-RECIPES = ("best", "original")  # of every network; a bare name of a trained one means the first that there is
-OF_DEFENCES = (*RECIPES, "gpu")  # of some defences too, as the literature trains: longer, and on a GPU
+# Recipes that every network has. A trained network's name without a recipe means the first of these that exists.
+RECIPES = ("best", "original")
+OF_DEFENCES = (*RECIPES, "gpu")  # recipes of defences; "gpu" trains as long as the literature, which takes a GPU
 
 
 def constant(peak: float, steps: int) -> optax.Schedule:
+    """A constant learning rate."""
     return optax.constant_schedule(peak)
 
 
@@ -28,28 +30,35 @@ def one_cycle(peak: float, steps: int) -> optax.Schedule:
 
 
 def full(steps: int) -> optax.Schedule:
+    """Distortion at full strength throughout the training."""
     return optax.constant_schedule(1.0)
 
 
 def fading(steps: int) -> optax.Schedule:
-    """Full strength for three tenths of the steps, then linearly down to three tenths of it.
+    """Distortion at full strength for three tenths of the steps, then falling linearly to a strength of 0.3.
 
-    What is learnt last is nearest to the images as they are (compare He et al., "Data augmentation revisited", 2019).
+    The last steps then train on images that are closer to undistorted ones (compare He et al., "Data augmentation
+    revisited", 2019).
     """
     return optax.linear_schedule(1.0, 0.3, steps - 3 * steps // 10, 3 * steps // 10)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that says how a network is trained, apart from the seed and the data.
+    """All settings of a network's training, apart from the seed and the data.
 
     Attributes:
-      objective: what is minimized; from objective.py, defend/, or a user's own.
-      optimizer: makes an optax optimizer of a learning-rate schedule.
-      schedule: makes that schedule of `learning_rate`, its peak, and the number of steps.
-      distortion: of the training images, or None.
-      strength: makes the schedule of the distortion's strength, of the number of steps.
-      averaging: decay, per step, of the exponential moving average of the weights that is the result; 0 for none.
+      name: name of the recipe.
+      objective: the function that is minimized; from objective.py, from defend/, or a user's own.
+      optimizer: makes an optax optimizer from a learning-rate schedule.
+      learning_rate: peak of the learning rate.
+      epochs: number of passes over the training images.
+      batch_size: number of images in a batch.
+      schedule: makes the learning-rate schedule from `learning_rate` and the number of steps.
+      distortion: random distortion of the training images, or None.
+      strength: makes the schedule of the distortion's strength, from 0 to 1, from the number of steps.
+      averaging: decay, per step, of the exponential moving average of the weights, which is then the result of the
+        training; 0 for no averaging.
     """
 
     name: str
@@ -65,25 +74,26 @@ class Recipe:
 
     @property
     def loss(self) -> Callable[[ArrayLike, ArrayLike], jax.Array]:
-        """The loss by which a network is measured on images as they are: that of a plain objective."""
+        """The loss that is reported for undistorted images: that of the objective if it has one, else cross-entropy."""
         return getattr(self.objective, "loss", losses.cross_entropy)
 
     def hyperparameters(self) -> dict[str, Any]:
-        """The recipe as plain JSON values: functions by their names."""
+        """The recipe's fields as JSON values, with functions by their names."""
         return {field.name: _as_json(getattr(self, field.name)) for field in fields(self)}
 
     def steps(self, images: int) -> int:
-        """Gradient steps in all; the last batch of an epoch may be a smaller one."""
+        """The number of gradient steps of the training, for a number of training images."""
         return self.epochs * math.ceil(images / self.batch_size)
 
     def make_optimizer(self, steps: int) -> optax.GradientTransformation:
+        """The optimizer with its learning-rate schedule, for a number of gradient steps."""
         return self.optimizer(self.schedule(self.learning_rate, steps))
 
 
 def _as_json(value: Any) -> Any:
     """A function by its name, a dataclass by its name and its fields, infinity as "inf", any other value as it is."""
     if value == math.inf:
-        return "inf"  # JSON has no such number
+        return "inf"  # JSON has no infinity
     if is_dataclass(value):
         return {"name": type(value).__name__} | {
             field.name: _as_json(getattr(value, field.name)) for field in fields(value)

@@ -1,7 +1,7 @@
-"""How much of a network's accuracy stands at a radius, by the strongest attacks here together, and whether to trust it.
+"""The robust accuracy of a network at a radius, under several attacks together, and signs of masked gradients.
 
-An accuracy under attack is an upper bound of the robust accuracy; certificates are a lower one, and certified images
-need not be attacked.
+The accuracy under attack is an upper bound of the robust accuracy, the certified accuracy a lower one. Images that are
+certified need not be attacked.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,22 +21,22 @@ from mnist_jax.classifier import Classifier
 from mnist_jax.evaluation import predict
 from mnist_jax.geometry import INF, exact_norm
 
-CLOSE = 1e-5  # relative: perturbations are single precision
-PGD_STEPS = 100
-# Of the images, by how many more an attack may break than PGD before gradients count as masked. On networks that mask
-# nothing the attacks differ by as much: some follow gradients for longer than PGD does.
+CLOSE = 1e-5  # relative tolerance for a distance at the radius: perturbations are rounded to single precision
+PGD_STEPS = 100  # steps of `pgd`, on the network itself and on the surrogate. Chosen
+# The share of all images that an attack may fool in excess of PGD before gradients count as masked. On networks that
+# mask nothing, attacks differ by as much, since some use more gradients than PGD.
 MASKED = 0.05
 
-Attempt = Callable[[np.ndarray, np.ndarray], ArrayLike]  # images and labels to candidates for adversarial images
+Attempt = Callable[[np.ndarray, np.ndarray], ArrayLike]  # an attack: images and labels to candidate images
 
 
 class Robustness(NamedTuple):
-    """What attacks leave of some images.
+    """Which images are classified correctly, and which of them still are under attack.
 
     Attributes:
-      clean: `[B]`, whether the image is classified correctly as it is.
-      robust: `[B]`, whether it is, and no attack broke it.
-      broken: by the name of each attack, `[B]`, whether it broke the image, which those before it had not.
+      clean: `[B]`, whether the image is classified correctly without an attack.
+      robust: `[B]`, whether it is, and no attack fooled the classifier.
+      broken: by the name of each attack, `[B]`, whether it was the first to fool the classifier on the image.
     """
 
     clean: np.ndarray
@@ -53,16 +53,18 @@ def attempts(
     effort: str | int = "standard",
     key: jax.Array | None = None,
 ) -> dict[str, Attempt]:
-    """The attacks by their names, the cheapest first, for `robustness`.
+    """The attacks by name, the cheapest first, as `robustness` takes them.
+
+    They are `transfer`, `pgd`, `square`, `auto_attack` and `nearest`.
 
     Args:
-      classifier: to be attacked.
-      radius: p-norm of the perturbations, at most.
+      classifier: the network to attack.
+      radius: the largest p-norm of the perturbations.
       norm: p, 1, 2 or inf.
-      surrogate: another network, whose adversarial images `transfer` tries on this one; without it there is no such
-        attack.
+      surrogate: another network, whose adversarial images by `pgd` are tried on this one; without it there is no attack
+        `transfer`.
       effort: of `nearest`.
-      key: for what is random.
+      key: a `jax.random` key for all that is random; None means a fixed key.
     """
     key = fixed(key)
     found: dict[str, Attempt] = {}
@@ -85,14 +87,17 @@ def robustness(
     norm: float = INF,
     certified: np.ndarray | None = None,
 ) -> Robustness:
-    """Attacks images one attack after another, each on those that the ones before it left.
+    """Runs attacks one after another, each on the images on which none before it fooled the classifier.
 
     Args:
-      images: `[B, *shape]` in [0, 1].
+      classifier: the network to attack.
+      images: `[B, *shape]` between the classifier's bounds.
       labels: `[B]`.
-      radius: p-norm of the perturbations, at most; an attack that goes farther, but for rounding, has broken nothing.
-      attacks: `attempts`, or some of them.
-      certified: `[B]`, images that no attack can break, which are not attacked; None for none.
+      radius: the largest p-norm of the perturbations; an image that is farther away, by more than rounding, does not
+        count.
+      attacks: those of `attempts`, or some of them.
+      norm: p.
+      certified: `[B]`, whether it is proved that no attack can succeed; such images are not attacked. None for none.
     """
     clean = _right(classifier, images, labels)
     robust, broken = clean.copy(), {}
@@ -109,8 +114,8 @@ def robustness(
 def breaks(
     classifier: Classifier, images: np.ndarray, labels: np.ndarray, radius: float, attempt: Attempt, *, norm: float
 ) -> np.ndarray:
-    """Whether an attack's images are misclassified, within the radius but for rounding, and in bounds `[B]`."""
-    found = np.asarray(attempt(images, labels), images.dtype)  # what is measured is what is classified
+    """Whether an attack's images are misclassified, within the radius up to rounding, and within the bounds `[B]`."""
+    found = np.asarray(attempt(images, labels), images.dtype)  # the same rounded values are measured and classified
     within = exact_norm(found.astype(float) - images, norm) <= radius * (1 + CLOSE)
     low, high = classifier.bounds
     inside = ((found >= low) & (found <= high)).reshape(len(found), -1).all(1)
@@ -118,7 +123,7 @@ def breaks(
 
 
 def _right(classifier: Classifier, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Whether images are classified correctly `[B]`, as precisely as attacks and certificates see the classifier."""
+    """Whether images are classified correctly `[B]`, computed in the highest precision of matrix products."""
     if not len(images):
         return np.zeros(0, bool)
     with jax.default_matmul_precision("highest"):
@@ -134,7 +139,7 @@ def alone(
     *,
     norm: float = INF,
 ) -> dict[str, float]:
-    """The accuracy that each attack by itself leaves."""
+    """The accuracy under each attack alone, by the attack's name; arguments as those of `robustness`."""
     results = {
         name: robustness(classifier, images, labels, radius, {name: attempt}, norm=norm)
         for name, attempt in attacks.items()
@@ -143,10 +148,11 @@ def alone(
 
 
 def masking(accuracies: Mapping[str, float]) -> list[str]:
-    """The attacks that speak of masked gradients: they leave less than `pgd` does, of the figures of `alone`.
+    """The names of attacks that indicate masked gradients: the accuracy under them is below that under `pgd`.
 
-    What follows no gradients, or those of another network, should not do better than what follows the network's own
-    (Athalye, Carlini & Wagner, "Obfuscated gradients give a false sense of security", 2018, section 3.1). Where it
-    does, accuracies under attacks by gradients say little.
+    `accuracies` are those of `alone`; differences up to MASKED are ignored. An attack without gradients, or with those
+    of another network, should not do better than one with the network's own gradients (Athalye, Carlini & Wagner,
+    "Obfuscated gradients give a false sense of security", 2018, section 3.1). Where it does, accuracies under
+    gradient-based attacks say little.
     """
     return [name for name, accuracy in accuracies.items() if accuracy < accuracies["pgd"] - MASKED]

@@ -1,4 +1,4 @@
-"""Training: one step, some steps as one program, one loop.
+"""Training: a gradient step, many steps as one compiled program, and the loop over an epoch. To train for an epoch:
 
 state = start(network, recipe, jax.random.key(seed), steps)
 for progress in epoch(network, recipe, train, state): ...
@@ -21,18 +21,18 @@ from mnist_jax.recipe import Recipe
 
 
 class State(NamedTuple):
-    """The state of a training: a pytree. With it, and the recipe and the data, a run goes on as if never stopped."""
+    """The state of a training, a pytree: with it, the recipe and the data, training resumes to the same bits."""
 
     weights: Weights
-    average: Weights  # empty where the recipe averages nothing
+    average: Weights  # the moving average of the weights; empty where the recipe has none
     optimizer: optax.OptState
     key: jax.Array
-    epoch: jax.Array  # epochs done
-    step: jax.Array  # steps done
+    epoch: jax.Array  # number of epochs done
+    step: jax.Array  # number of steps done
 
 
 class Progress(NamedTuple):
-    """Where an epoch is, with the means over it so far, of the loss and of the accuracy on the batches as trained."""
+    """The progress of an epoch: steps done of `steps`, and mean loss and accuracy on the epoch's batches so far."""
 
     state: State
     step: int
@@ -42,7 +42,7 @@ class Progress(NamedTuple):
 
 
 def start(network: type[Network], recipe: Recipe, key: jax.Array, steps: int) -> State:
-    """The state before the first of `steps` steps."""
+    """The state before the first of `steps` training steps: weights, optimizer and random key."""
     init_key, key = jax.random.split(key)
     its_own = getattr(recipe.objective, "initialize", None)
     weights = its_own(network, init_key) if its_own else network.initialize(init_key)
@@ -52,9 +52,9 @@ def start(network: type[Network], recipe: Recipe, key: jax.Array, steps: int) ->
 
 
 def epoch(network: type[Network], recipe: Recipe, train: Split, state: State) -> Iterator[Progress]:
-    """Trains for one epoch over `train` (arrays on the device), in a new order; yields some times on the way.
+    """Trains for one epoch over `train` (arrays on the device), in a new random order; yields after every few steps.
 
-    The state of the last `Progress` has the epoch counted.
+    The epoch is counted in the state of the last `Progress`.
     """
     images = len(train.labels)
     order_key, _ = epoch_keys = jax.random.split(jax.random.fold_in(state.key, state.epoch))
@@ -72,10 +72,13 @@ def epoch(network: type[Network], recipe: Recipe, train: Split, state: State) ->
 
 
 def _pieces(order: np.ndarray, batch_size: int, longest: int = 100) -> Iterator[np.ndarray]:
-    """The order as arrays `[steps, batch]`, equal ones so that one program serves them, and the smaller last batch."""
+    """The order of the images in arrays `[steps, batch]` of one shape if possible, and the smaller last batch.
+
+    Each shape compiles a program. `longest` is the largest number of steps in an array.
+    """
     full = len(order) // batch_size
     length = max((k for k in range(1, longest + 1) if full % k == 0), default=1)
-    if length < longest // 4:  # no good divisor: pieces of the longest size and a shorter one
+    if length < longest // 4:  # no large divisor: arrays of the longest size and a shorter one
         length = min(longest, max(full, 1))
     batches = order[: full * batch_size].reshape(full, batch_size)
     yield from (batches[i : i + length] for i in range(0, full, length))
@@ -84,11 +87,11 @@ def _pieces(order: np.ndarray, batch_size: int, longest: int = 100) -> Iterator[
 
 
 def result(network: type[Network], state: State, train: Split) -> Weights:
-    """The weights to evaluate and to keep: the average, where the recipe makes one.
+    """The trained weights, to evaluate and to save: the moving average where the recipe has one.
 
-    No batch ever had the statistics of averaged weights, and the batches were distorted; so its batch statistics are
-    taken anew, over undistorted training images (Izmailov et al., "Averaging weights leads to wider optima and better
-    generalization", 2018).
+    The running batch statistics do not fit averaged weights, and come from distorted images. So the statistics of the
+    average are computed anew, over at most 40 batches of undistorted training images (Izmailov et al., "Averaging
+    weights leads to wider optima and better generalization", 2018).
     """
     if not state.average:
         return state.weights
@@ -115,7 +118,10 @@ def _with_statistics(network, weights, batches):
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def train_steps(network, recipe, total_steps, state, train, batches, key):
-    """One program for many steps, a batch of indices `[steps, B]` each: the new state, and (loss, correct) summed."""
+    """One program for many training steps, on batches of image indices `[steps, B]`.
+
+    Gives the new state, and the sums over all images of the loss and of correct predictions.
+    """
     step = partial(_train_step, network, recipe, total_steps)
     numbers = state.step + jnp.arange(len(batches))
     distortion_keys, dropout_keys = jax.vmap(lambda n: jax.random.split(jax.random.fold_in(key, n)), out_axes=1)(
@@ -123,7 +129,7 @@ def train_steps(network, recipe, total_steps, state, train, batches, key):
     )
     distorted = None
     if recipe.distortion:
-        # A loop of its own: inside the steps, XLA would fuse it into all that reads the images, and so repeat it.
+        # In a loop of its own: in the loop over steps XLA fuses it into all readers of the images, which repeats it.
         distorted = jax.lax.map(
             lambda inputs: recipe.distortion(inputs[0], normalize(train.images[inputs[1]]), inputs[2]),
             (distortion_keys, batches, jax.vmap(recipe.strength(total_steps))(numbers)),
@@ -150,7 +156,7 @@ def _train_step(network, recipe, total_steps, state, images, labels, key):
     weights = state.weights | outcome.statistics | optax.apply_updates(parameters, updates)
     average = state.average
     if recipe.averaging:
-        # Young averages forget faster, so that the random start does not stay in them.
+        # The decay is smaller in the first steps, so that the average forgets the random initialization.
         decay = jnp.minimum(recipe.averaging, (1.0 + state.step) / (10.0 + state.step))
         average = optax.incremental_update(weights, average, 1 - decay)
     new = state._replace(weights=weights, average=average, optimizer=optimizer_state, step=state.step + 1)

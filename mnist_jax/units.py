@@ -1,6 +1,6 @@
-"""The units of a classifier's images, those of its bounds, and what they are in [0, 1], where all is computed.
+"""Conversion between the units of a classifier's bounds and [0, 1], in which attacks and certificates compute.
 
-Norms are homogeneous, so that lengths are multiplied by one number.
+Norms are homogeneous, so that distances and radii are converted by one factor.
 """
 
 from fractions import Fraction
@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Units in the last place of 1 by which a pixel in [0, 1] may be off after a difference and a quotient.
-ROUNDED = 4
+ROUNDED = 4  # bound of the error of a pixel in [0, 1] after a difference and a quotient, in epsilons of its type
 
 
 class Units(NamedTuple):
-    """Images between `low` and `high` are `low + scale * u`, with u in [0, 1]: all of them, with rounding."""
+    """The linear map from u in [0, 1] to images between the bounds: `low + scale * u`.
+
+    `low` and `scale` are rounded outwards, so that the map reaches every image between the bounds.
+    """
 
     low: np.ndarray
     high: np.ndarray
@@ -23,7 +25,7 @@ class Units(NamedTuple):
 
     @classmethod
     def of(cls, bounds: tuple[float, float], dtype: Any) -> "Units":
-        """Those of the bounds, as numbers of that type."""
+        """The map for these bounds, computed in the floating-point type `dtype`."""
         least, high = (np.asarray(bound, dtype) for bound in bounds)
         low = least if least <= bounds[0] else np.nextafter(least, -np.inf, dtype=dtype)
         scale = np.asarray(float(high) - float(low), dtype)
@@ -33,28 +35,30 @@ class Units(NamedTuple):
         return cls(low, high, scale)
 
     def inside(self, images: jax.Array) -> jax.Array:
-        """Images in [0, 1]."""
+        """Images between the bounds, converted to [0, 1]."""
         return jnp.clip((images - self.low) / self.scale, 0, 1)
 
     def outside(self, images: jax.Array, r: jax.Array) -> jax.Array:
-        """Images, and on them perturbations of what they are in [0, 1]. Pixels that don't change are as they were."""
+        """Images between the bounds plus perturbations `r` in units of [0, 1]. Pixels where r is 0 keep their value."""
         return jnp.clip(images + self.scale * r, self.low, self.high)
 
     def length(self, value: jax.Array, norm: float) -> jax.Array:
-        """A p-norm for images in [0, 1]; the number of pixels, for p = 0, is the same."""
+        """A p-norm in units of the bounds, converted for images in [0, 1]. For p = 0, a number of pixels, it stays."""
         return value if norm == 0 else value / self.scale
 
     def ball(self, radius: jax.Array, images: jax.Array, norm: float) -> jax.Array:
-        """The radius of a ball around images in [0, 1] that has all images within the radius, whatever was rounded."""
+        """The radius in [0, 1] of a ball that contains all images within `radius` of an image between the bounds,
+        in spite of rounding; for certificates."""
         return radius / self.scale * self._more(images) + self._off(images, norm)
 
     def within(self, radius: jax.Array | np.ndarray, images: jax.Array, norm: float) -> jax.Array:
-        """A radius for which `ball` is at most the given one; 0 where there is none."""
+        """The inverse of `ball`: a radius between the bounds for which `ball` is at most `radius`; 0 where none is."""
         return jnp.maximum((radius - self._off(images, norm)) * self.scale / self._more(images, 2 * ROUNDED), 0)
 
     def _more(self, images: jax.Array, units: int = ROUNDED) -> float:
+        """A factor above 1 that covers the rounding of a radius."""
         return 1 + units * float(jnp.finfo(images.dtype).eps)
 
     def _off(self, images: jax.Array, norm: float) -> float:
-        """The p-norm of what rounding makes of images in [0, 1]."""
+        """A bound of the p-norm of the rounding errors of an image in [0, 1]."""
         return ROUNDED * float(jnp.finfo(images.dtype).eps) * images[0].size ** (1 / norm)

@@ -1,15 +1,15 @@
-"""Strict settings for every test, and what tests share: a small dataset on disk and the real commands.
+"""Strict settings for all tests, and fixtures: small datasets on disk, and functions that run the commands.
 
-Most of the suite's time is compiling, or tracing what is compiled. Programs are compiled with hardly an optimization,
-as most of them run for milliseconds, and kept in pytest's cache for the next run. Tests that share programs run in one
-process, as a group.
+The suite spends most of its time tracing and compiling. As most programs run for milliseconds, they are compiled almost
+without optimizations, and kept in pytest's cache for the next run. Tests that share programs run in one process, as a
+group.
 """
 
 import os
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # these hold for the commands that tests run, too
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # these four also hold for the commands that tests run
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # else memory that was freed stays with the threads that compiled
+os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # with more arenas, freed memory stays with the threads that compiled
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import ctypes
@@ -32,15 +32,17 @@ from mnist_jax.unstable import IN_ONE_PIECE, QUICKLY_COMPILED, compile_quickly
 
 USERS_FLAGS = os.environ.get("XLA_FLAGS", "").replace(f"{QUICKLY_COMPILED} {IN_ONE_PIECE}", "").strip()
 compile_quickly(IN_ONE_PIECE)
-gc.set_threshold(50_000)  # tracing makes so much that stays that looking for garbage in it takes a tenth of the time
-# The commands that tests run have no flags but the user's; those of pytest-xdist's workers are inherited.
+gc.set_threshold(
+    50_000
+)  # rarer than Python's default, as searching traced programs for garbage took a tenth of the time
+# The commands that tests run get only the user's XLA flags, without those that `compile_quickly` adds to this process.
 ENVIRONMENT = os.environ | {"XLA_FLAGS": USERS_FLAGS}
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "seed_networks"
-MOST_KEPT = 2**30  # bytes of compiled programs; a run makes less than half of that
-MOST_MAPPED = 4500  # pieces of memory; they and what belongs to them take about 1 GB
+MOST_KEPT = 2**30  # bytes of compiled programs in pytest's cache; a run of the suite makes less than half of that
+MOST_MAPPED = 4500  # memory mappings of a process: with more, compiled programs are dropped; about 1 GB of memory
 LIBC = ctypes.CDLL(None)
 COMMANDS = (
     "test_attack_command",
@@ -53,8 +55,8 @@ COMMANDS = (
 
 
 def pytest_configure(config):
-    """Where compiled programs are kept, unless the user says where. JAX knows them by all that they depend on."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # in a worker of pytest-xdist, it is what its parent has set
+    """Turns JAX's persistent compilation cache on, in pytest's cache folder unless the user has chosen another."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # by the user, or in a pytest-xdist worker by its parent process
         return
     folder = config.cache.mkdir("programs")
     if sum(path.stat().st_size for path in folder.iterdir()) > MOST_KEPT:
@@ -65,7 +67,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Tests of one `group` go to one worker, one after another."""
+    """Makes pytest-xdist run the tests of one `group` in one worker, one after another."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Groups(LoadScopeScheduling):
@@ -76,29 +78,32 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def group(nodeid: str) -> str:
-    """Tests of a file share programs; in `test_attacks.py`, those of an attack. Commands are processes of their own."""
+    """The group of a test: tests that share compiled programs.
+
+    It is the file, in `test_attacks.py` also the attack; a test of a command, which has its own process, is alone.
+    """
     path, _, name = nodeid.partition("::")
     if Path(path).stem in COMMANDS:
         return nodeid
     if name.startswith("test_inside_and_without"):
-        return "operations"  # which they all share
+        return "operations"  # these tests, of all attacks, share compiled operations
     return path + "".join(set(re.split(r"[][-]", name)) & set(attack.__all__))
 
 
 def pytest_runtest_teardown(item, nextitem):
-    """Bounds the programs that are held. Each is mapped into memory by itself: that says how many there are."""
+    """Drops compiled programs where there are too many: each has its own memory mappings, which are counted."""
     same = nextitem is not None and group(item.nodeid) == group(nextitem.nodeid)
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > (MOST_MAPPED if same else 0.75 * MOST_MAPPED):
         jax.clear_caches()
         gc.collect()
         if hasattr(LIBC, "malloc_trim"):
-            LIBC.malloc_trim(0)  # the GNU C library keeps what was freed
+            LIBC.malloc_trim(0)  # the GNU C library does not return freed memory to the system by itself
 
 
 @pytest.fixture
 def optimized():
-    """For programs that run longer than it takes to compile them well."""
+    """Compiles a test's programs with all optimizations, for programs that run for seconds."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
@@ -126,7 +131,7 @@ def few_digits(mnist, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory) -> Path:
-    """A folder of a dataset of its own: 9x7 pixels, of which the upper, middle or lower rows are bright."""
+    """A folder with a dataset of three classes: images of 9x7 pixels whose upper, middle or lower rows are bright."""
     folder, random = tmp_path_factory.mktemp("shapes"), np.random.default_rng(0)
     for name, count in (("train", 240), ("t10k", 40)):
         labels = np.arange(count) % 3
@@ -140,7 +145,7 @@ def shapes(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def command():
-    """Starts `python -m mnist_jax.MODULE ARGUMENTS` in a folder; gives the process, its output still to be read."""
+    """Starts `python -m mnist_jax.MODULE ARGUMENTS` in a folder; returns the process, with its output in pipes."""
     environment = ENVIRONMENT | {"PYTHONUNBUFFERED": "1"}
 
     def start(module, *arguments, cwd, prefix=(), env=None):
@@ -153,11 +158,11 @@ def command():
 
 @pytest.fixture(scope="session")
 def run(command):
-    """Runs a command to its end; gives the exit status, stdout and stderr."""
+    """Runs a command to its end; returns the exit status, stdout and stderr."""
 
     def finish(module, *arguments, cwd, **options):
         process = command(module, *arguments, cwd=cwd, **options)
-        out, err = process.communicate(timeout=300)  # other tests run beside it
+        out, err = process.communicate(timeout=300)  # seconds; long, as other tests run at the same time
         return process.returncode, out, err
 
     return finish
@@ -165,7 +170,7 @@ def run(command):
 
 @pytest.fixture
 def refused(monkeypatch, capsys):
-    """Runs a command, in this process, that must refuse its input with status 2; gives its one line."""
+    """Runs a command in this process, which must refuse its input with status 2; returns its single line of error."""
 
     def finish(module, *arguments, cwd):
         main = importlib.import_module(f"mnist_jax.commands.{module}").main

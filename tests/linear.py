@@ -63,7 +63,7 @@ def nearest(w, b, images, labels, p):
 def one_plane(a, room, fall, p):
     if (a * room).sum() <= fall:
         return np.inf
-    if p == 0:  # the pixels that do most, each as far as it goes
+    if p == 0:  # the pixels that lower the margin most, each as far as the box allows
         return 1.0 + np.searchsorted(np.sort(a * room)[::-1].cumsum(), fall)
     if p == 1:  # fractional knapsack
         order = np.argsort(-a)

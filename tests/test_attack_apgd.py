@@ -15,13 +15,13 @@ CENTER, RATES = np.array([0.1, 0.9, 0.45, 0.7]), np.array([1.0, 3.0, 5.0, 20.0])
 
 
 def bowl(params, images):
-    """The margin falls towards the center, in each pixel at its own rate, and never below 1."""
+    """A margin that falls towards the center, in each pixel at its own rate, and is never below 1."""
     margin = 1 + ((images - CENTER[None].astype(images.dtype)) ** 2 * RATES[None].astype(images.dtype)).sum(1)
     return jnp.stack([margin, 0 * margin], 1)
 
 
 def algorithm_1(x, radius, p, steps):
-    """Of one image, in the ball alone; it gives the lowest value and where."""
+    """The paper's algorithm for one image, without the box; gives the lowest loss and the point of it."""
 
     def onto(r):
         return np.clip(r, -radius, radius) if p == np.inf else r * min(1, radius / max(np.linalg.norm(r), 1e-30))
@@ -69,7 +69,7 @@ def test_follows_the_paper(p, steps):
 
 
 @pytest.mark.parametrize(("p", "large"), [(1, False), (1, True), (2, False), (np.inf, False)])
-def test_finds_what_there_is_and_nothing_that_there_is_not(p, large):
+def test_succeeds_beyond_the_exact_distance_and_fails_below_it(p, large):
     w, b, images, labels = random_problem(np.random.default_rng(2), classes=3)
     distance = nearest(w, b, images, labels, p)
     how = {"norm": p, "steps": 50, "restarts": 2, "large_radius": large, "key": jax.random.key(1)}

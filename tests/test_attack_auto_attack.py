@@ -1,4 +1,4 @@
-"""The ensemble: who is attacked by whom, with what settings, and what counts. The attacks themselves are replaced."""
+"""AutoAttack: which attack gets which images and settings, and which results count. The four attacks are replaced."""
 
 import importlib
 
@@ -18,7 +18,7 @@ auto = importlib.import_module("mnist_jax.attack.fixed_radius.auto_attack")  # t
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Each attack breaks the images below a value of its own, the third of them at twice the radius."""
+    """Replaces the attacks: each fools the images below a limit of its own, the third one at twice the radius."""
     calls = []
 
     def replaced(name, limit, distance):
@@ -45,7 +45,7 @@ CONSTANT = Classifier(lambda params, x: jnp.zeros((len(x), 9), x.dtype) + jnp.ar
 IMAGES = np.array([[0.1], [0.5], [0.3], [0.7], [0.15]], np.float32)
 
 
-def test_what_is_broken_leaves(calls):
+def test_fooled_images_are_not_attacked_again(calls):
     result = attack.auto_attack(CONSTANT, IMAGES, None, 0.1)
     assert [(name, shape[0]) for name, shape, _ in calls] == [
         ("apgd", 5),
@@ -59,7 +59,7 @@ def test_what_is_broken_leaves(calls):
     np.testing.assert_allclose(result.images[:, 0], [0.3, 1.1, 0.7, 1.3, 0.35], rtol=1e-6)
 
 
-def test_a_minimal_norm_counts_within_the_radius(calls):
+def test_fab_succeeds_only_within_the_radius(calls):
     result = attack.auto_attack(CONSTANT, IMAGES, None, jnp.array([0.1, 0.3, 0.3, 0.3, 0.05]))
     assert result.success.tolist() == [True, True, True, True, False]
     np.testing.assert_allclose(result.distance, [0.1, 0.2, 0.1, 0.2, np.inf])

@@ -1,4 +1,4 @@
-"""Method B: success also where the confidence is 1, and a history that is what was done."""
+"""Method B: it succeeds where the confidence is 1, too, and its history agrees with its result."""
 
 import jax
 import numpy as np
@@ -19,14 +19,14 @@ def test_fools_a_linear_classifier_not_far_from_the_boundary(p):
     assert np.median(result.distance / distance) < 3
 
 
-def test_does_not_stand_still_where_the_confidence_is_one():
+def test_moves_where_the_confidence_is_one():
     w, b, images, labels = random_problem(np.random.default_rng(1))
     confident = Classifier(lambda params, x: 2.0**14 * classifier(w, b)(x), ())  # which rounds nothing
     assert (jax.nn.softmax(confident(images)).max(1) == 1).all()
     assert attack.automatic(confident, images, labels).success.all()
 
 
-def test_fools_what_the_dichotomy_fools():
+def test_fools_the_images_that_the_dichotomy_fools():
     c, split = load_classifier("MLP-original"), data.load().val
     images, labels = np.asarray(data.normalize(split.images[:16])), split.labels[:16]
     ours, best = attack.automatic(c, images, labels), attack.dichotomy(c, images, labels)
@@ -45,7 +45,7 @@ def test_history():
     )
     assert (way.norm[:, 0] == 0).all()
     near = np.abs(np.asarray(way.norm) - np.asarray(result.distance)[:, None]).min(1)
-    assert (near[result.success] < 1e-5).all()  # the image that was kept is one of the way
+    assert (near[result.success] < 1e-5).all()  # the image that was kept is one of the steps
 
 
 def test_targets_and_keys():

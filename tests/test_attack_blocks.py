@@ -1,4 +1,4 @@
-"""Blocks of pixels: where they are, and which of them change a linear classifier most."""
+"""Blocks of pixels: their places, and which of them are the best for a linear classifier."""
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ def test_the_best_are_those_that_change_a_linear_classifier_most(p, targeted):
         np.testing.assert_allclose(np.array(worth)[chosen], wanted, rtol=1e-3, atol=1e-3)
 
 
-def test_where_there_are_few_they_come_again():
+def test_choices_repeat_where_there_are_fewer_than_asked_for():
     w, b, images, labels = random_problem(np.random.default_rng(2), batch=3, shape=(1, 1, 1))
     given = Problem(jnp.asarray(images, jnp.float32), jnp.asarray(labels, jnp.int32), None)
     got = np.asarray(blocks.best(classifier(w, b), given, 1, 5))

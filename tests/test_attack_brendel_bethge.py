@@ -19,7 +19,7 @@ def test_near_the_exact_distance(p):
     np.testing.assert_array_equal(result.gradients, 60)
 
 
-def test_it_starts_where_it_is_told_to():
+def test_it_starts_at_the_given_image():
     w, b, images, labels = random_problem(np.random.default_rng(1), batch=8, classes=2)
     slope = (w[:, 0] - w[:, 1]) * np.where(labels == 0, 1, -1)[:, None]
     corner = (slope < 0).reshape(images.shape).astype(float)

@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from mnist_jax import data, load_classifier, plot
 from mnist_jax.commands import attack, campaign, console, evaluate, job, prompt
@@ -23,7 +24,7 @@ from mnist_jax.unstable import KNOWN_BEFORE, QUICKLY_COMPILED, compile_quickly
 FAST = ("--model", "MLP-original", "--method", "automatic", "--steps", 20, "--learning-rate", 0.05)
 
 
-def test_results_are_what_the_summary_says(run, tmp_path):
+def test_the_summary_agrees_with_the_results(run, tmp_path):
     status, out, err = run("attack", *FAST, "--count", 40, "--json", cwd=tmp_path)
     assert status == 0, err
     summary = json.loads(out)
@@ -81,7 +82,7 @@ PGD = ("--model", "MLP-original", "--method", "pgd", "--radius", 0.1, "--steps",
 
 
 def attacked(folder, *arguments):
-    """What an attack gives: results of what was asked for, and the summary, by the functions of the command."""
+    """Runs an attack by the command's functions, in this process; returns the record and the summary."""
     options = attack.parse([*map(str, (*PGD, "--output", folder, *arguments))])
     return campaign.carry_out(campaign.prepare(options, options.method), options)
 
@@ -110,7 +111,7 @@ def test_resumed_with_other_images_nothing_is_lost_or_done_twice(tmp_path, capsy
     np.testing.assert_array_equal(record.result.images[:8], first.result.images)
 
 
-def test_only_results_of_the_same_attack_are_gone_on_with(tmp_path, few_digits, monkeypatch):
+def test_only_results_of_the_same_attack_are_resumed(tmp_path, few_digits, monkeypatch):
     own = tmp_path / "own"
     own.mkdir()
     for file in few_digits.iterdir():
@@ -203,7 +204,7 @@ def test_images_of_the_target_class_are_not_misclassified(tmp_path):
     assert f"of {300 - already - wrong} images ({wrong} more were misclassified from the start, {already} were" in line
 
 
-def test_what_is_left_of_kills_is_swept(tmp_path):
+def test_temporary_files_of_killed_runs_are_removed(tmp_path):
     for suffix in ("npz", "png"):
         (tmp_path / f".{NAME}.{suffix}.abc").touch()
     attacked(tmp_path, "--count", 1)
@@ -240,7 +241,7 @@ def test_a_figure_that_cannot_be_written_does_not_cost_the_summary(tmp_path, cap
     ],
     ids=" ".join,
 )
-def test_numbers_that_make_no_sense_are_refused_at_once(arguments):
+def test_numbers_out_of_range_are_refused_by_the_parser(arguments):
     with pytest.raises(InputError, match=f"argument {arguments[0]}: "):
         attack.parse(["--model", "MLP", *arguments])
 
@@ -263,7 +264,7 @@ def test_any_attack_takes_the_options_of_its_signature(run, tmp_path):
     assert record.about["norm"] == np.inf  # the attack's own
     assert set(record.result.gradients.tolist()) <= {0, 3, 6}
     assert (record.result.distance[record.result.success] <= 0.05 * (1 + 1e-5)).all()
-    # What is random for an image does not depend on its place.
+    # An image's random numbers don't depend on its place among the attacked images.
     other = found(run, tmp_path, "--method", "pgd", *arguments, "--ids", "2,1,0")
     np.testing.assert_allclose(other.result.images[::-1], record.result.images, atol=1e-6)
 
@@ -440,12 +441,12 @@ def functions(tmp_path_factory):
         (1, {"b": np.nan}, "b must be a number, not nan"),
     ],
 )
-def test_the_prompt_refuses_what_makes_no_sense(functions, which, arguments, message):
+def test_the_prompt_refuses_invalid_arguments(functions, which, arguments, message):
     with pytest.raises(InputError, match=message):
         functions[which](**{"img_id": 3} | arguments)
 
 
-def test_the_prompt_says_what_is_so(functions, capsys):
+def test_the_prompt_prints_the_result_in_words(functions, capsys):
     attack, dichotomy, automatic, folder = functions
     val = data.load_split("val")
     wrong = np.asarray(
@@ -457,7 +458,7 @@ def test_the_prompt_says_what_is_so(functions, capsys):
     assert not answer.r.any()
     assert f"{val.labels[index]} is taken for {wrong[index].argmax()} as it is; the" in capsys.readouterr().out
     assert not automatic(index, a=1).success
-    # The nearest one is at 1.1: outside these, though it fools.
+    # The nearest adversarial image is at 1.1, outside of these ranges.
     for search in (dichotomy, automatic):
         assert not search(3, a=3, b=4).success
         assert capsys.readouterr().out.splitlines()[-1].startswith("no success between 3 and 4: 0 is taken for 6")
@@ -473,6 +474,22 @@ def test_the_prompt_compiles_quickly_unless_the_user_says_otherwise(monkeypatch)
         monkeypatch.setenv("XLA_FLAGS", before)
         compile_quickly()
         assert os.environ["XLA_FLAGS"].split() == after
+        compile_quickly()
+        assert os.environ["XLA_FLAGS"].split() == after
+
+
+def test_few_images_are_compiled_for_quickly(monkeypatch):
+    for arguments, few in ((["--ids", "3"], True), (["--count", 4], True), (["--count", 5], False), ([], False)):
+        assert attack._few(parsed(*FAST, *arguments)) == few
+
+
+def test_the_bar_says_that_it_compiles(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(job, "tqdm", lambda **how: tqdm(**how | {"disable": False}))
+    attacked(tmp_path, "--count", 2)
+    first, *_, last = (line for line in capsys.readouterr().err.split("\r") if "compiling" in line or "median" in line)
+    assert "compiling, and the first images" in first
+    assert "median" in last
+    assert "compiling" not in last
 
 
 def test_the_prompt_does_not_open_on_bad_input(tmp_path):

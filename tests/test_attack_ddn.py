@@ -27,7 +27,7 @@ def test_comes_close_to_the_nearest_point_of_a_linear_boundary():
     assert np.median(ratio) < 1.01
 
 
-def test_does_not_stand_still_where_the_confidence_is_one():
+def test_moves_where_the_confidence_is_one():
     w, b, images, labels = random_problem(np.random.default_rng(1))
     confident = Classifier(lambda params, x: 2.0**14 * classifier(w, b)(x), ())  # which rounds nothing
     assert (jax.nn.softmax(confident(images)).max(1) == 1).all()

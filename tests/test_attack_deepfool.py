@@ -32,7 +32,7 @@ def test_one_step_is_to_the_nearest_of_the_boundaries(p):
 
 
 @pytest.mark.parametrize("p", [1, 1.3, 2, np.inf])
-def test_gets_on_where_the_box_stops_it(p):
+def test_pixels_at_the_limit_of_the_box_are_left_out_of_a_step(p):
     w, b, images, labels = random_problem(np.random.default_rng(1), classes=3)
     distance = nearest(w, b, images, labels, p)
     result = attack.deepfool(classifier(w, b), images, labels, norm=p)

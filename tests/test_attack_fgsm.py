@@ -1,4 +1,4 @@
-"""One step along the dual direction of the gradient."""
+"""FGSM: one step along the dual direction of the gradient."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +49,7 @@ def test_a_radius_for_each_image():
     np.testing.assert_allclose(jnp.abs(r).max((1, 2, 3)), radius, atol=1e-6)
 
 
-def test_a_norm_it_has_no_step_for():
+def test_other_norms_are_refused():
     c, images, labels, _ = binary(free=True)
     with pytest.raises(ValueError, match="norm must be 1 or 2 or inf, not 3"):
         attack.fgsm(c, images, labels, 0.1, norm=3)

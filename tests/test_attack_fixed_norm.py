@@ -1,4 +1,4 @@
-"""Attacks of a fixed radius: the constraint as it is written, and success where a linear classifier allows it."""
+"""`fixed_norm`: perturbations are on the sphere and in the box, and it succeeds where a linear classifier allows it."""
 
 from functools import partial
 
@@ -33,7 +33,7 @@ def test_every_attempt_is_on_the_sphere_and_in_the_box(p):
 
 
 @pytest.mark.parametrize("p", NORMS)
-def test_finds_what_there_is_and_nothing_that_there_is_not(p):
+def test_succeeds_beyond_the_exact_distance_and_fails_below_it(p):
     w, b, images, labels = random_problem(np.random.default_rng(2), batch=64, classes=2)
     distance = nearest(w, b, images, labels, p)
     run = partial(attack.fixed_norm, classifier(w, b), images, labels, norm=p, steps=60)
@@ -82,7 +82,7 @@ def test_labels_are_the_predictions_unless_given():
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_the_margin_moves_where_confidence_stands_still():
+def test_the_margin_has_a_gradient_where_confidence_has_none():
     w, b, images, labels = random_problem(np.random.default_rng(6), classes=3)
     confident = Classifier(lambda params, x: 2.0**14 * classifier(w, b)(x), ())  # which rounds nothing
     run = partial(attack.fixed_norm, confident, images, labels, 2.0, steps=30, learning_rate=0.05)

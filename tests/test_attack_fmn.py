@@ -1,4 +1,4 @@
-"""FMN: its radius, and that it arrives where the box is in the way."""
+"""FMN: its radius, and that it reaches the nearest point where many pixels are at the limits of the box."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def test_the_first_radius_is_the_distance_of_the_linear_boundary(p, length):
 
 @pytest.mark.parametrize(("p", "close"), [(1, 1.01), (2, 1.005), (np.inf, 1.005)])
 def test_comes_close_to_the_nearest_point_in_the_box(p, close):
-    """A third of the pixels is at 0, where clipping after the projection would stop before the boundary."""
+    """A third of the pixels is 0, where a projection followed by clipping would stop short of the boundary."""
     w, b, images, labels = random_problem(np.random.default_rng(0), classes=2)
     distance = nearest(w, b, images, labels, p)
     seen = distance > 0.05 * np.median(distance)
@@ -29,7 +29,7 @@ def test_comes_close_to_the_nearest_point_in_the_box(p, close):
     assert np.median(ratio) < close
 
 
-def test_zero_changes_as_few_entries_as_it_takes():
+def test_norm_0_changes_the_fewest_entries():
     w, b, images, labels = random_problem(np.random.default_rng(1), classes=2)
     gain = (w[:, 1 - labels] - w[:, labels]).T
     falls = np.sort(np.maximum(gain * (1 - images.reshape(32, -1)), -gain * images.reshape(32, -1)), 1)[:, ::-1]

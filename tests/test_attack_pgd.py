@@ -44,7 +44,7 @@ def test_one_step_is_projected_onto_the_ball_and_the_box(p):
 
 
 @pytest.mark.parametrize("p", [1, 2, np.inf])
-def test_finds_what_there_is_and_nothing_that_there_is_not(p):
+def test_succeeds_beyond_the_exact_distance_and_fails_below_it(p):
     w, b, images, labels = binary(2, 32)
     distance = nearest(w, b, images.astype(float), labels, p)
     run = partial(attack.pgd, classifier(w, b), images, labels, norm=p, steps=60, step_size=0.1 * distance, share=0.05)

@@ -1,4 +1,4 @@
-"""What attacks are given: warnings of classifiers that they can't be trusted on, and radii."""
+"""Checks of what attacks are given: classifiers that deserve a warning, radii, and losses of the wrong sign."""
 
 import warnings
 from functools import partial
@@ -72,7 +72,7 @@ def test_saturated_probabilities_have_two_faults():
     assert len(caught) == 2
 
 
-def test_an_honest_classifier_gets_none_and_is_looked_at_once():
+def test_a_classifier_without_faults_gets_no_warning_and_is_checked_once():
     traced = []
 
     def watched(params, images):
@@ -83,13 +83,13 @@ def test_an_honest_classifier_gets_none_and_is_looked_at_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         attack.automatic(classifier, IMAGES, LABELS, steps=1)
-        looks = traced.count(4)  # which no attack on five or two images asks for
+        looks = traced.count(4)  # a batch of four only occurs in the check, not in an attack on five or two images
         attack.dichotomy(classifier, IMAGES, LABELS, steps=1)
         attack.automatic(Classifier(watched, PARAMS), IMAGES[:2], LABELS[:2], steps=1)
     assert traced.count(4) == looks > 0  # one program for an architecture, however many images
 
 
-def test_looking_costs_nothing_again():
+def test_a_second_attack_does_not_check_the_classifier_again():
     calls = []
 
     def counted(params, images):
@@ -113,7 +113,7 @@ def test_a_warning_shows_the_line_that_called():
         assert caught[0].filename == __file__
 
 
-def test_nothing_is_looked_at_while_a_caller_compiles():
+def test_the_classifier_is_not_checked_while_a_caller_compiles():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         jax.jit(lambda x: run_on(x))(jnp.asarray(IMAGES, jnp.float32))
@@ -153,7 +153,7 @@ def test_a_loss_of_the_wrong_sign_is_refused(run):
     assert give(loss=weighted).distance.shape == (5,)
 
 
-def test_a_loss_of_values_that_are_traced_is_taken_as_it_is():
+def test_the_direction_of_a_loss_with_traced_values_is_not_checked():
     def run(temperature):
         loss = lambda logits, labels: losses.margin(logits, labels) * temperature  # noqa: E731
         return attack.fgsm(Classifier(apply, PARAMS), IMAGES, LABELS, 0.5, loss=loss).distance
@@ -168,7 +168,7 @@ def minus_margin(logits, labels):
     return -losses.margin(logits, labels)
 
 
-def test_a_bisected_loss_has_its_direction_too():
+def test_the_dichotomy_checks_the_direction_of_a_loss():
     for search_first in (True, False):
         with pytest.raises(ValueError, match="must not fall where the label's logit grows"):
             attack.dichotomy(Classifier(apply, PARAMS), IMAGES, LABELS, loss=minus_margin, search_first=search_first)

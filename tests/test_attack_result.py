@@ -1,4 +1,4 @@
-"""Results as files, and work in chunks."""
+"""Results of attacks: as files, and the same in chunks as all at once."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -55,10 +55,10 @@ def test_chunks_give_the_same_as_all_at_once(count):
 
 
 @pytest.mark.parametrize(("place", "value"), [(2, 2.0), (2, 0.5), (3, -5), (3, 0.5), (4, np.nan), (4, -1)])
-def test_successes_and_counts_that_are_none_are_damage(tmp_path, place, value):
+def test_impossible_successes_and_counts_are_reported_as_damage(tmp_path, place, value):
     record = some_record()
     arrays = list(record.result)
     arrays[place] = np.full(3, value)
     save(tmp_path / "a.npz", record._replace(result=AttackResult(*arrays)))
-    with pytest.raises(InputError, match="its successes or its counts are none"):
+    with pytest.raises(InputError, match="its successes or its counts are invalid"):
         load(tmp_path / "a.npz")

@@ -1,4 +1,4 @@
-"""Sigma-zero: the fewest pixels of a linear classifier, and the count it gives."""
+"""Sigma-zero: near the fewest pixels that fool a linear classifier, and the count it returns as the distance."""
 
 import numpy as np
 import pytest

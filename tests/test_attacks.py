@@ -1,7 +1,7 @@
-"""What every attack promises, one row of `ATTACKS` each.
+"""Tests of what all attacks have in common, one row of `ATTACKS` for each attack.
 
-An attack is compiled anew for every norm and shape, so there are few of both, and all classifiers are one function:
-what is odd about one is in its parameters.
+An attack is compiled anew for every norm and shape, so there are few of both. All classifiers are one function, whose
+special cases (constant outputs, NaN, no gradient) are switched on by its parameters, which needs no compilation.
 """
 
 import inspect
@@ -23,15 +23,15 @@ INF = np.inf
 
 
 class Row(NamedTuple):
-    """An attack, and what it promises for linear classifiers.
+    """An attack, and how near it comes to the exact distances of linear classifiers.
 
     Attributes:
-      name: of the function in `mnist_jax.attack`.
-      ratios: for p of the norms that are tried, how good it is: of a minimal-norm attack, its largest distance, of a
-        fixed-radius attack, the radius at which it succeeds, both over the exact distance. Odd classifiers and shapes
-        are tried with the first norm only.
-      options: for runs that are quick, but find what there is.
-      tiny: options for a run with nothing compiled.
+      name: the name of the function in `mnist_jax.attack`.
+      ratios: by the p of each norm that is tested, the largest allowed ratio to the exact distance: for a minimal-norm
+        attack of the distances it finds, for a fixed-radius attack of the radius at which it has to succeed. Unusual
+        classifiers and shapes are tested with the first norm only.
+      options: settings for a run that is quick, but finds adversarial images.
+      tiny: settings for a run with jit disabled, which is slow.
     """
 
     name: str
@@ -53,7 +53,7 @@ ATTACKS = [
     Row("alma", {2: 1.15, 1: 3.0}, {"steps": 150}, ONE),
     Row("apgd", {INF: 1.5, 2: 1.3, 1: 1.7}, {"steps": 50}, ONE),
     Row("apgd_targeted", {INF: 1.1, 1: 1.5}, {"steps": 50}, ONE),
-    Row("auto_attack", {INF: 1.05}, {}, {}),  # it has no settings
+    Row("auto_attack", {INF: 1.05}, {}, {}),  # has no settings
     Row("automatic", {2: 3.0, 1: 6.0, INF: 2.5}, {"steps": 100}, ONE),
     Row("brendel_bethge", {2: 1.01}, {"steps": 40, "region": 0.05}, ONE),
     Row(
@@ -67,7 +67,7 @@ ATTACKS = [
     Row("dichotomy", {2: 1.01}, {}, ONE | {"tolerance": 0.5}),
     Row("ead", {1: 2.5}, {"steps": 100, "searches": 6, "weight": 0.01}, ONE | {"searches": 1}),
     Row("fab", {2: 1.01, 1: 1.01, INF: 1.01}, {"steps": 20}, ONE),
-    Row("fgsm", {INF: 1.5, 2: 1.7}, {}, {}),  # for p = 1 it is one pixel, and the box may not let it get far enough
+    Row("fgsm", {INF: 1.5, 2: 1.7}, {}, {}),  # no p = 1: a step of one pixel may be stopped by the box
     Row("fixed_norm", {2: 1.2, 1: 1.5, INF: 1.2}, {"steps": 60, "learning_rate": 0.03}, ONE),
     Row("fmn", {2: 1.01, 0: 1.01, INF: 1.2}, {"steps": 100}, ONE),
     Row("mi_fgsm", {INF: 1.5, 2: 1.7}, {"steps": 20}, ONE),
@@ -90,7 +90,7 @@ def test_every_attack_has_a_row():
 
 
 def apply(params, images):
-    """Linear logits, or what the switches among the parameters make of them."""
+    """Linear logits, changed by the switches among the parameters: softmax, classes not in use, NaN, no gradient."""
     logits = params["scale"] * (images.reshape(len(images), -1) @ params["w"] + params["b"][None])
     logits = jnp.where(params["softmax"], jax.nn.softmax(logits), logits)
     logits = jnp.where(params["in_use"][None], logits, params["instead"])
@@ -106,7 +106,7 @@ class Problem(NamedTuple):
     b: np.ndarray
 
     def odd(self, **parameters) -> "Problem":
-        """The same with other parameters of the classifier."""
+        """The same problem with other parameters of the classifier."""
         params = self.classifier.params
         changed = {k: jnp.asarray(v, params[k].dtype) for k, v in parameters.items()}
         return self._replace(classifier=Classifier(apply, params | changed))
@@ -124,21 +124,21 @@ def some_problem(seed=0, dtype=np.float32, **options) -> Problem:
 
 
 def run(row: Row, problem: Problem, p=None, radius=1.0, options=None, **more):
-    """The attack's result, checked against the promises that hold whatever the classifier is."""
+    """Runs the attack, and checks of its result what has to hold for every classifier."""
     p = row.norm if p is None else p
     how = {"norm": p} | (row.options if options is None else options) | ({"radius": radius} if row.fixed else {}) | more
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ClassifierWarning)  # which the odd classifiers deserve
+        warnings.simplefilter("ignore", ClassifierWarning)  # some of the classifiers deserve it
         result = getattr(attack, row.name)(problem.classifier, problem.images, problem.labels, **how)
     check(result, problem, p, radius if row.fixed else INF, more.get("targets"))
     return result
 
 
 def check(result, problem, p, radius, targets=None):
-    """Everything that is said of the images, again from the images."""
+    """Checks distances and successes of a result against the images, recomputed in double precision."""
     images, success = np.asarray(result.images), np.asarray(result.success)
     assert images.shape == problem.images.shape
-    assert ((images >= 0) & (images <= 1)).all()  # and not NaN
+    assert ((images >= 0) & (images <= 1)).all()  # false for NaN, too
     logits = np.asarray(problem.classifier(images), float)
     predictions = np.where(np.isfinite(logits.max(1)), logits.argmax(1), -1)
     fooled = predictions != problem.labels if targets is None else predictions == targets
@@ -156,7 +156,7 @@ def check(result, problem, p, radius, targets=None):
 def test_linear_oracle(row, p):
     problem = some_problem()
     exact = nearest(problem.w, problem.b, problem.images.astype(float), problem.labels, p)
-    # Some are closer to the boundary than a success has to be.
+    # Very near the boundary, the distance by which a success has to exceed it would matter.
     clear = np.isfinite(exact) & (exact > 0.1 * np.median(exact))
     if row.fixed:
         succeeds_at_the_radius(row, problem, p, exact, clear)
@@ -201,12 +201,12 @@ def test_a_constant_classifier_is_not_fooled(row):
     problem = some_problem().odd(w=np.zeros((20, 5)), b=np.arange(5))
     assert not run(row, problem._replace(labels=np.full(16, 4))).success.any()
     assert run(row, problem).success[problem.labels != 4].all()
-    equal = some_problem().odd(w=np.zeros((20, 5)), b=np.zeros(5))  # all logits are the same
+    equal = some_problem().odd(w=np.zeros((20, 5)), b=np.zeros(5))  # all logits are equal
     assert not run(row, equal._replace(labels=np.zeros(16, int))).success.any()
 
 
 @each_attack
-def test_classifiers_that_give_no_gradient_are_survived(row):
+def test_a_classifier_without_gradients_raises_no_error(row):
     run(row, some_problem().odd(frozen=True))
     run(row, some_problem().odd(softmax=True, scale=20))
 
@@ -220,8 +220,8 @@ def test_large_logits_are_fooled_too(row):
 
 @each_attack
 @pytest.mark.parametrize("instead", [-INF, -1e9, -1e4])
-def test_classes_that_are_not_in_use_are_in_nobodys_way(row, instead):
-    """The last two of five classes: what is found is as near as with the first three alone."""
+def test_classes_not_in_use_change_no_distance(row, instead):
+    """With the last two of five classes not in use, distances are as with the first three classes alone."""
     in_use = np.arange(5) < 3
     problem = some_problem().odd(in_use=in_use, instead=instead)
     problem = problem._replace(labels=np.asarray(problem.classifier(problem.images)).argmax(1))
@@ -236,14 +236,14 @@ def test_classes_that_are_not_in_use_are_in_nobodys_way(row, instead):
 
 
 @each_attack
-def test_an_answer_that_says_nothing_is_wrong(row):
+def test_logits_with_nan_count_as_misclassified(row):
     broken = some_problem().odd(w=np.full((20, 5), np.nan))
     result = run(row, broken)
     assert result.success.all()
     assert (result.distance == 0).all()
     towards = run(row, broken, targets=(broken.labels + 1) % 5)
-    assert not towards.success.any()  # it is not the target either
-    # Where only bright images have no answer, there is one as long as the attack stays away from them.
+    assert not towards.success.any()  # logits with a NaN don't reach a target
+    # Logits are NaN for bright images only, so that the problem is an ordinary one for an attack that avoids these.
     dim = some_problem()
     dim = dim._replace(images=0.5 * dim.images)
     dim = dim._replace(labels=np.asarray(dim.classifier(dim.images)).argmax(1)).odd(broken_above=0.8)
@@ -274,7 +274,7 @@ def test_a_thousand_classes_with_targets_in_double_precision(row):
         assert result.images.dtype == result.distance.dtype == np.float64
 
 
-# What takes its steps inside of the attacks; one operation after another takes long, so there are as few as can be.
+# Constants of the attacks' inner loops, lowered for runs with jit disabled, in which every operation takes long.
 FEW = {
     "engine.boundary": {"RUN": 2, "PATH": 1, "LINE": 2, "EVALUATIONS": 2},
     "engine.descents": {"AT_ONCE": 1},
@@ -284,7 +284,7 @@ FEW = {
 
 
 @each_attack
-def test_inside_and_without_compiled_functions(row, monkeypatch):
+def test_inside_a_compiled_function_and_with_jit_disabled(row, monkeypatch):
     for module, constants in FEW.items():
         for name, value in constants.items():
             monkeypatch.setattr(sys.modules[f"mnist_jax.attack.{module}"], name, value)
@@ -303,8 +303,8 @@ def test_inside_and_without_compiled_functions(row, monkeypatch):
 
 @each_attack
 def test_half_precision_lists_and_strict_promotion(row):
-    """All at once, as every one of them compiles anew: logits of half precision from single-precision weights, where
-    the images are double, labels and targets lists, and nothing may be promoted."""
+    """Several cases in one test, since each compiles anew: logits in half precision of weights in single precision,
+    images in double precision, lists as labels and targets, and JAX's strict type promotion."""
     single = some_problem(7, batch=4, classes=3, shape=(4, 3))
 
     def half(params, images):
@@ -329,8 +329,8 @@ def test_half_precision_lists_and_strict_promotion(row):
 
 
 @each_attack
-def test_under_a_transformation_of_the_weights_alone(row):
-    """The images are values, the weights are not: nobody may look at the images' results. Only traced, to the end."""
+def test_with_traced_weights_and_concrete_images(row):
+    """Images have values and weights don't, so that no code may branch on results. The attack is traced, not run."""
     problem = some_problem(6, batch=1, classes=2, shape=(2,))
     options = {"norm": row.norm} | row.tiny | ({"radius": 1.0} if row.fixed else {})
 
@@ -345,10 +345,10 @@ def test_under_a_transformation_of_the_weights_alone(row):
 
 @each_attack
 def test_inside_a_function_that_closes_over_arrays_of_jax(row):
-    """Nothing is traced that the attack is given, but nothing it computes has a value."""
+    """No argument of the attack is traced, but inside of a jitted function no result has a value."""
     problem = some_problem(6, batch=1, classes=2, shape=(2,))
     images, labels = jnp.asarray(problem.images), jnp.asarray(problem.labels)
-    classifier = Classifier(apply, problem.classifier.params)  # that nobody has looked at
+    classifier = Classifier(apply, problem.classifier.params)  # a new object, which was not checked before
     options = {"norm": row.norm} | row.tiny | ({"radius": 1.0} if row.fixed else {})
     run = partial(getattr(attack, row.name), classifier, images, **options)
     for given in (labels, None):
@@ -357,7 +357,7 @@ def test_inside_a_function_that_closes_over_arrays_of_jax(row):
 
 @each_attack
 def test_double_logits_of_single_weights(row):
-    """As where a network has constants of NumPy's: only traced, to the end."""
+    """As of a network with NumPy constants in double precision. The attack is traced, not run."""
 
     def normalized(params, images):
         flat = (images.reshape(len(images), -1) - np.full((1, 2), 0.1307)) / np.full((1, 2), 0.3081)
@@ -375,7 +375,7 @@ def test_double_logits_of_single_weights(row):
 
 
 def numeric_settings(row):
-    """The settings that are numbers, and whether they are whole ones."""
+    """The settings of an attack that are numbers, and whether each is a whole number."""
     wholes = {int, int | None, str | int}
     for name, parameter in inspect.signature(getattr(attack, row.name)).parameters.items():
         if name == "norm":
@@ -386,8 +386,8 @@ def numeric_settings(row):
 
 
 @each_attack
-def test_numbers_that_are_none_are_refused_before_any_work(row):
-    """By an attack on no images, with a classifier that must not be asked."""
+def test_settings_that_are_no_numbers_are_refused_before_any_work(row):
+    """Refused by an attack on no images, with a classifier that must not be called."""
 
     def never(params, images):
         raise AssertionError("asked")
@@ -398,7 +398,7 @@ def test_numbers_that_are_none_are_refused_before_any_work(row):
         wrong += [0.5, 1e12, 10**12, np.float32(1.5), 0] if whole else []
         wrong += [] if name == "high" else [np.inf]
         for value in wrong:
-            if name == "effort" and value == "x":  # it has names, too
+            if name == "effort" and value == "x":  # effort may be a name, too
                 continue
             with pytest.raises(ValueError, match=rf"{name}.* must be"):
                 getattr(attack, row.name)(Classifier(never, ()), np.zeros((0, 3)), [], **how | {name: value})
@@ -429,7 +429,7 @@ LARGE = ["automatic", "deepfool", "dichotomy", "fixed_norm", "nearest"]
 
 @pytest.mark.parametrize("row", [row for row in ATTACKS if row.name in LARGE], ids=LARGE)
 @pytest.mark.parametrize("p", [1000, 1e10])
-def test_a_large_p_is_nearly_the_largest_change(row, p):
+def test_the_norm_of_a_large_p_is_near_the_inf_norm(row, p):
     problem = some_problem()
     inf = nearest(problem.w, problem.b, problem.images.astype(float), problem.labels, INF)
     clear = np.isfinite(inf) & (inf > 0.1 * np.median(inf))

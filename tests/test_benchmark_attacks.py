@@ -1,4 +1,4 @@
-"""What experiments/benchmark_attacks.py counts and reckons; it runs no peers here."""
+"""What experiments/benchmark_attacks.py counts and computes, without the libraries' attacks."""
 
 import sys
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_queries_are_counted_however_the_classifier_is_differentiated():
     assert counts(steps) == (7, 7)
 
 
-def test_what_comes_after_the_budget_is_not_kept():
+def test_queries_after_the_budget_are_not_kept():
     queries = Queries(2)
     queries.about(np.zeros((2, 1)), label=0, norm=2.0)
     ones, wrong = np.full((1, 2, 1), 1.0), np.array([[0.0, 1.0]])

@@ -1,4 +1,4 @@
-"""Certificates against exact minima, exact arithmetic, attacks, and everything that has fooled verifiers before."""
+"""Certificates against exact minima, exact arithmetic, attacks, and functions that have fooled other verifiers."""
 
 import itertools
 from fractions import Fraction
@@ -42,7 +42,7 @@ def weights(rng, *sizes, pixels=6):
 
 
 def least_margin(layers, x, label, radius):
-    """The exact least margin of a ReLU network over the ball of the inf-norm and the box, as mixed-integer programs.
+    """The exact least margin of a ReLU network over an Linf ball in [0, 1], by mixed-integer programs.
 
     Layers are `(w, b)`, between which are ReLUs; everything in double precision.
     """
@@ -129,7 +129,7 @@ def test_a_linear_classifier_is_certified_up_to_its_exact_distance(p):
 
 
 @pytest.mark.parametrize("p", [1, 2, INF])
-def test_what_has_no_bound_is_not_taken_for_an_adversarial_image(p):
+def test_an_image_without_a_finite_bound_is_neither_certified_nor_fooled(p):
     def network(params, x):
         z = x @ params[0]
         g = jax.nn.relu(z) + jax.nn.relu(-z) + 0.05
@@ -145,7 +145,7 @@ def test_what_has_no_bound_is_not_taken_for_an_adversarial_image(p):
 
 @pytest.mark.parametrize("p", [1, 2, INF])
 def test_maxima_and_absolute_values_in_every_norm(p):
-    """The least margin is sought by many random images and by an attack; no bound may be above it."""
+    """No bound may be above the margins at random images and at those of an attack."""
     rng = np.random.default_rng(7)
     sizes = ((6, 8), (4, 5), (5, 3))
     scale = {1: 1.0, 2: 0.4, INF: 0.1}[p]
@@ -185,7 +185,7 @@ def exactly(params, x):
 
 
 def in_this_order(params, x, order):
-    """The logits in single precision, summed one after another in some order."""
+    """The logits in single precision, summed term by term in an order."""
     h = np.ravel(x).astype(np.float32)
     for i in (0, 2, 4):
         w, b = params[i], params[i + 1]
@@ -210,7 +210,7 @@ def test_bounds_hold_in_exact_arithmetic_and_in_every_order(kind):
             params = [p * np.float32(1e-11) for p in params]
         elif kind == "denormal":
             params = [p * np.float32(1e-20) for p in params]
-        elif kind == "cancelling":  # pairs whose difference is lost in single precision
+        elif kind == "cancelling":  # pairs of weights whose difference is lost in single precision
             big = np.float32(10.0 ** rng.integers(6, 9))
             params[0][1] = big + params[0][1]
             params[0][2] = -big + params[0][2]
@@ -220,7 +220,7 @@ def test_bounds_hold_in_exact_arithmetic_and_in_every_order(kind):
         params = tuple(np.asarray(p, np.float32) for p in params)
         classifier = Classifier(relu_network, params)
         image = rng.uniform(size=(1, *SHAPE)).astype(np.float32)
-        image[0, 0, 1:] = image[0, 0, 1]  # so that pairs of weights meet equal pixels
+        image[0, 0, 1:] = image[0, 0, 1]  # so that the pairs of weights multiply equal pixels
         true = exactly(params, image)
         label = max(range(3), key=true.__getitem__)
         for radius in (0.0, 1e-6, 0.01, 0.1):
@@ -252,7 +252,8 @@ def flat(x):
 
 flat.defjvp(lambda primals, tangents: (flat(*primals), 0 * tangents[0]))
 
-# Functions of the pixel's distance d from the image, whose value reaches 1 at d = 0.1; the margin is 0.05 less that.
+# Functions of the difference d of a pixel to the image: the margin is 0.05 minus the function, which exceeds that or is
+# not finite somewhere in the ball.
 TRAPS = {
     "stop_gradient": lambda d: lax.stop_gradient(d * 10),
     "a derivative of 0": lambda d: flat(d * 10 / 3),
@@ -282,11 +283,11 @@ def test_no_trap_is_certified(trap, name):
     assert not np.isnan(result.margin[0])
 
 
-BIG = np.array([1e8, 1, -1e8], np.float32)  # whose sum is 1, and 0 to a device
+BIG = np.array([1e8, 1, -1e8], np.float32)  # the exact sum is 1; in single precision it may be 0
 
 
 def beside(level, value):
-    """Logits: a constant one, and the value."""
+    """A function that gives two logits: the constant `level`, and a value."""
     return lambda p, x: jnp.concatenate([level + 0 * x[:, :1], value(p, x)], 1)
 
 
@@ -299,7 +300,7 @@ def summed_in_a_loop(p, x):
 
 
 def of_one_pixel(join):
-    """A sum of a hundred times what joins a row and a single number, both of one pixel."""
+    """The sum over a row of a hundred copies of a pixel, each joined with the same single number, that pixel."""
 
     def value(p, x):
         row = jnp.broadcast_to(jax.nn.relu(x[:, :1]), (len(x), 100))
@@ -308,20 +309,20 @@ def of_one_pixel(join):
     return value
 
 
-# Each has an image within 0.1 of 0.5 where the second logit is larger, if only in exact arithmetic.
+# Parameters and functions; each has an image within 0.1 of 0.5 with a larger second logit, if only in exact arithmetic.
 ROUNDED = {
-    "a base that is off": (
+    "a rounded base of a maximum": (
         BIG,
         lambda p, x: jnp.concatenate([0.5 + 0 * x[:, :1], jnp.maximum(x[:, :1] - 9, p.sum())], 1),
     ),
-    "two sums that are off": (BIG, beside(0.2, lambda p, x: x[:, :1] * p.sum() * p.sum())),
-    "what fills a gap": (None, beside(0.55, gathered)),
+    "a product of two rounded sums": (BIG, beside(0.2, lambda p, x: x[:, :1] * p.sum() * p.sum())),
+    "the fill value of a gather": (None, beside(0.55, gathered)),
     "a sum in a loop": (BIG, beside(0.2, summed_in_a_loop)),
     "a power": (np.float32(0.9954956), beside(0.0049120, lambda p, x: x[:, :1] * lax.integer_pow(p, 1024) / 0.6 * 0.5)),
     "half precision": (BIG, beside(0.2, lambda p, x: x[:, :1] * p.sum().astype(jnp.bfloat16).astype(jnp.float32))),
-    "a number for a row, product": (None, beside(30.0, of_one_pixel(jnp.multiply))),
-    "a number for a row, maximum": (None, beside(55.0, of_one_pixel(jnp.maximum))),
-    "a number for a row, quotient": (None, beside(55.0, of_one_pixel(lambda a, b: a / (b / a + 1e-9)))),
+    "a number broadcast to a row, product": (None, beside(30.0, of_one_pixel(jnp.multiply))),
+    "a number broadcast to a row, maximum": (None, beside(55.0, of_one_pixel(jnp.maximum))),
+    "a number broadcast to a row, quotient": (None, beside(55.0, of_one_pixel(lambda a, b: a / (b / a + 1e-9)))),
     "below the least normal number": (
         np.array([1e30, 1e-39], np.float32),
         beside(1.0, lambda p, x: x[:, :1] * p[0] * p[1] * p[0]),
@@ -331,14 +332,14 @@ ROUNDED = {
 
 @pytest.mark.parametrize("p", [1, INF])
 @pytest.mark.parametrize("case", ROUNDED)
-def test_what_is_off_is_charged_for(case, p):
+def test_errors_of_rounded_constants_are_charged(case, p):
     params, apply = ROUNDED[case]
     classifier = Classifier(apply, params)
     for method in (certify.ibp, certify.crown):
         assert not method(classifier, np.full((1, 2), 0.5, np.float32), [0], 0.1, norm=p).certified[0]
 
 
-def test_of_a_wider_type_is_refused():
+def test_a_classifier_that_changes_precision_is_refused():
     def apply(_, x):
         return jnp.concatenate([x, x.astype(jnp.float64).astype(x.dtype)], 1)
 
@@ -360,13 +361,13 @@ def test_constants_of_unknown_rounding_are_refused(what):
 
 
 def normalized(p, x):
-    """Layer normalization, weights that are standardized, an inner softmax, and batch normalization by division."""
+    """Layer normalization, standardized weights, an inner softmax, and batch normalization by division."""
     h = (x - x.mean(1, keepdims=True)) / jnp.sqrt(x.var(1, keepdims=True) + 1)
     w = (p - p.mean()) / jnp.sqrt(p.var() + 1e-3)
     return (h / jnp.sqrt(p[:1] ** 2 + 1)[None]) * w[None] * jax.nn.softmax(jnp.clip(x, 0, jnp.inf), 1)
 
 
-def test_what_newer_networks_are_made_of():
+def test_normalization_layers_and_softmax_are_bounded():
     p = np.array([1.0, -2.0, 0.5], np.float32)
     x = np.random.default_rng(0).uniform(size=(4, 3)).astype(np.float32)
     classifier = Classifier(normalized, p)
@@ -376,8 +377,8 @@ def test_what_newer_networks_are_made_of():
     assert (np.asarray(certify.crown(classifier, x, None, 0.01).margin) < at_once.margin).all()
 
 
-def test_planted_images_are_not_certified_away():
-    """Networks with one adversarial image at a known place, in a bump too narrow for any gradient to lead there."""
+def test_planted_adversarial_images_are_not_certified():
+    """Networks with one known adversarial image, in a bump too narrow for any gradient to point there."""
     rng = np.random.default_rng(11)
 
     def apply(params, x):
@@ -415,7 +416,7 @@ def test_no_image_is_certified_and_fooled(mnist, p):
         assert share != 0.5 or np.asarray(result.certified).mean() > 0.2
 
 
-def test_ibp_of_a_convolutional_network_is_below_what_an_attack_reaches(mnist):
+def test_ibp_bounds_of_a_cnn_are_below_the_margins_that_an_attack_reaches(mnist):
     classifier = load_classifier("CNN_bn")
     images, labels = np.asarray(data.normalize(mnist.val.images[:16])), mnist.val.labels[:16]
     for radius in (0.0, 1e-3):
@@ -455,7 +456,7 @@ def test_labels_are_the_predictions_and_wrong_images_are_fooled():
     assert (largest_radius(classifier, images, (predicted + 1) % 3) == 0).all()
 
 
-def test_no_images_and_a_double_network():
+def test_no_images_and_double_precision():
     rng = np.random.default_rng(6)
     params = weights(rng, 5, 4, 3)
     classifier = Classifier(relu_network, params)
@@ -502,7 +503,7 @@ def test_a_radius_is_not_rounded_down():
         np.testing.assert_allclose(radius, asked, rtol=2e-7)
 
 
-def test_inside_a_program_of_the_callers():
+def test_methods_run_inside_jit_and_grad():
     classifier = Classifier(relu_network, weights(np.random.default_rng(0), 5, 4, 3))
     images = np.random.default_rng(1).uniform(size=(4, *SHAPE)).astype(np.float32)
     labels = np.asarray(classifier(images).argmax(1))
@@ -514,7 +515,7 @@ def test_inside_a_program_of_the_callers():
     assert np.abs(gradient).max() > 0
 
 
-def test_what_is_not_a_number_certifies_nothing():
+def test_nan_and_infinite_weights_certify_nothing():
     params = list(weights(np.random.default_rng(0), 5, 4, 3))
     for place, bad in itertools.product((0, 3), (np.nan, np.inf)):
         broken = [p.copy() for p in params]
@@ -550,7 +551,7 @@ def test_the_search_finds_the_largest_radius_of_any_method():
     images = rng.uniform(size=(9, *SHAPE)).astype(np.float32)
     for method in METHODS.values():
         radius = largest_radius(classifier, images, None, method=method)
-        # In another batch the last bits differ.
+        # Margins differ in their last bits from batch to batch.
         assert method(classifier, images, None, radius * (1 - 1e-5)).certified.all()
         farther = np.minimum(radius * 1.002, 1)
         assert not (np.asarray(method(classifier, images, None, farther).certified) & (farther < 1)).any()

@@ -1,4 +1,4 @@
-"""python -m mnist_jax.certify, as a person runs it: results, resumption, bad input, and what --verify says of them."""
+"""The command `python -m mnist_jax.certify`: results, resuming, bad input, and `evaluate --verify` on its files."""
 
 import json
 import signal
@@ -43,13 +43,13 @@ def test_results_are_what_the_summary_says_and_hold(run, tmp_path):
 
 
 def certified(folder, *arguments):
-    """What the command gives: results of what was asked for, and the summary, by its functions."""
+    """The results and the summary of the command with these options, by calling its functions."""
     options = command_line.parse([*map(str, (*IBP, "--output", folder, *arguments))])
     return job.carry_out(certification.prepare(options), options)
 
 
 def said(monkeypatch, capsys, *arguments):
-    """What the command prints."""
+    """The text that the command prints."""
     monkeypatch.setattr(console, "start", lambda: None)
     command_line.main([*map(str, arguments)])
     return capsys.readouterr().out
@@ -60,14 +60,14 @@ LARGEST = "MLP-original-ibp-linf-val"
 
 @pytest.fixture(scope="module")
 def largest(tmp_path_factory):
-    """A file of the largest radii of twelve images, of which one is misclassified."""
+    """A file of the largest certified radii of twelve images, one of which is misclassified."""
     folder = tmp_path_factory.mktemp("largest")
     certified(folder, "--ids", "0,1,2,3,4,5,6,7,9,10,11,247")
     return folder / f"{LARGEST}.npz"
 
 
 def found_by_an_attack(largest, path, factor=1.5, **fields):
-    """A file as of an attack that found all images at that many times their certified radius."""
+    """Writes attack results in which all distances are `factor` times the certified radius."""
     record = load(largest)
     count = len(record.indices)
     distance = factor * record.result.radius
@@ -129,7 +129,7 @@ def test_attack_results_of_something_else_are_refused(largest, tmp_path):
         command_line.distances(largest, run)
 
 
-def test_an_interrupted_certification_goes_on(command, tmp_path):
+def test_an_interrupted_certification_is_resumed(command, tmp_path):
     process = command("certify", *IBP, cwd=tmp_path)
     path = tmp_path / "runs" / f"{LARGEST}.npz"
     for _ in range(600):
@@ -150,10 +150,10 @@ def test_an_interrupted_certification_goes_on(command, tmp_path):
         np.testing.assert_array_equal(ours[: len(kept.indices)], theirs)
 
 
-def test_only_certificates_of_the_same_kind_are_gone_on_with(largest, tmp_path, capsys):
+def test_only_certificates_with_the_same_options_are_resumed(largest, tmp_path, capsys):
     first, _ = certified(tmp_path, "--radius", 0.002, "--count", 3)
     path = tmp_path / "MLP-original-ibp-linf-radius0.002-val.npz"
-    # What an image gets does not depend on those beside it.
+    # An image's certificate does not depend on the other images of its batch.
     record, _ = certified(tmp_path, "--radius", 0.002, "--ids", "5,2", "--resume")
     np.testing.assert_array_equal(record.result.margin[1], first.result.margin[2])
     assert load(path).indices.tolist() == [0, 1, 2, 5]
@@ -166,7 +166,7 @@ def test_only_certificates_of_the_same_kind_are_gone_on_with(largest, tmp_path, 
     capsys.readouterr()
     _, summary = certified(tmp_path, "--count", 4)
     assert summary["earlier_results"] == str(tmp_path / f"{LARGEST}-1.npz")
-    assert "which is none of this certification, will be kept as" in capsys.readouterr().err
+    assert "which is not a file of certificates, will be kept as" in capsys.readouterr().err
     (tmp_path / f"{LARGEST}.npz").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="is not a file of certificates, or damaged"):
         certified(tmp_path, "--count", 4, "--resume")
@@ -182,7 +182,7 @@ def test_branch_and_bound_certifies_what_crown_leaves_open(tmp_path):
     assert load(path).about["options"] == {"radius": 0.025, "seconds": 5.0}
 
 
-def test_names_of_results_are_never_those_of_an_attack():
+def test_certificates_and_attacks_have_different_names():
     assert not set(certification.METHODS) & set(ATTACKS)
     assert set(certification.METHODS) >= {"alpha_crown", "crown", "ibp"}
     assert not any("-" in name for name in certification.METHODS)
@@ -199,7 +199,7 @@ def test_names_of_results_are_never_those_of_an_attack():
         (("--count", 10_001), "more than the 10000 images of val"),
         (("--ids", "3,10000"), "--ids 10000 is not an image of val"),
         (("--seed", 1), "argument --seed: only with --method smoothing"),
-        (("--method", "branch_and_bound"), "--method branch_and_bound needs a --radius; --method bracket looks for"),
+        (("--method", "branch_and_bound"), "--method branch_and_bound needs a --radius; --method bracket brackets"),
         (("--seconds", 1), "argument --seconds: only with --method branch_and_bound or bracket"),
         (("--method", "brackets"), "unknown method 'brackets': did you mean bracket?"),
         (("--method", "bracket", "--radius", 0.1), "--radius is not for --method bracket"),
@@ -216,7 +216,7 @@ def test_bad_input_is_one_line(refused, tmp_path, arguments, message):
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_what_no_bound_is_known_for_is_one_line(refused, largest, tmp_path, monkeypatch):
+def test_an_unsupported_operation_is_reported_in_one_line(refused, largest, tmp_path, monkeypatch):
     def ibp(*arguments, **how):
         raise certify.UnsupportedOperation("no bounds of sort are known here (why), which is at line 3")
 
@@ -231,7 +231,7 @@ def test_what_no_bound_is_known_for_is_one_line(refused, largest, tmp_path, monk
 
 
 def report(path, capsys):
-    """What --verify says of a file, by its function: of each wrong image what is wrong, and the rest."""
+    """The findings of `--verify` for a file, by its function: for each wrong image the reason, and the summary."""
     status = evaluate.check(evaluate.parse(["--verify", str(path), "--json"]))
     said = json.loads(capsys.readouterr().out)
     assert (status == 1) == bool(said["wrong"])
@@ -239,7 +239,7 @@ def report(path, capsys):
 
 
 def changed(path, folder, **fields):
-    """A copy of the certificates with other fields, of the record or of what was proved."""
+    """A copy of a file of certificates with other fields of the record or of its result."""
     record = load(path)
     result = record.result._replace(**{k: v for k, v in fields.items() if k in record.result._fields})
     rest = {k: v for k, v in fields.items() if k in record._fields}
@@ -247,7 +247,7 @@ def changed(path, folder, **fields):
     return folder / "changed.npz"
 
 
-def test_what_was_certified_is_verified(largest, capsys):
+def test_true_certificates_are_verified(largest, capsys):
     wrong, said = report(largest, capsys)
     assert wrong == {}
     assert (said["certified"], said["fooled"], said["open"], said["refuted"]) == (11, 1, 0, 0)
@@ -266,9 +266,9 @@ REFUTED = "refuted, by an adversarial image within its radius"
 def test_false_certificates_are_refuted_or_not_proved(largest, tmp_path, capsys):
     result = load(largest).result
     radius, flags, margin = result.radius.copy(), result.certified.copy(), result.margin.copy()
-    radius[2] = 0.15  # where there are adversarial images
-    radius[4] *= 1.3  # beyond what can be proved, but not where the attack finds anything
-    flags[11], radius[11], margin[11] = True, 0.01, 1  # it is misclassified
+    radius[2] = 0.15  # there are adversarial images within it
+    radius[4] *= 1.3  # more than can be proved, but the attack finds nothing within it
+    flags[11], radius[11], margin[11] = True, 0.01, 1  # the image is misclassified
     fooled = np.zeros(12, bool)
     path = changed(largest, tmp_path, radius=radius, certified=flags, margin=margin, fooled=fooled)
     wrong, said = report(path, capsys)
@@ -278,7 +278,7 @@ def test_false_certificates_are_refuted_or_not_proved(largest, tmp_path, capsys)
     assert f"image 2: {REFUTED}" in capsys.readouterr().out
 
 
-def test_other_lies_are_found(largest, tmp_path, capsys):
+def test_other_false_entries_are_found(largest, tmp_path, capsys):
     record = load(largest)
     result = record.result
     images, margin, fooled, flags = (
@@ -290,14 +290,14 @@ def test_other_lies_are_found(largest, tmp_path, capsys):
     images[3] += 0.01
     path = changed(largest, tmp_path, images=images, margin=margin, fooled=fooled, certified=flags)
     wrong, _ = report(path, capsys)
-    assert wrong[0] == ["certified without a margin"]
+    assert wrong[0] == ["certified without a positive margin"]
     assert wrong[1] == ["certified and fooled", "not misclassified"]
     assert "farther than its radius" in wrong[2]
-    assert "not the image itself" in wrong[3]
+    assert "not the original image" in wrong[3]
     assert set(wrong) == {0, 1, 2, 3}
     about = record.about | {"options": {"radius": 0.5}}
     wrong, _ = report(changed(largest, tmp_path, about=about), capsys)
-    assert set(map(tuple, wrong.values())) == {("at another radius than it says",)}
+    assert set(map(tuple, wrong.values())) == {("at another radius than was asked for",)}
 
 
 def test_files_that_cannot_be_verified_are_refused(largest, tmp_path):
@@ -309,9 +309,9 @@ def test_files_that_cannot_be_verified_are_refused(largest, tmp_path):
         ({"about": record.about | {"norm": 3.0}}, "is of ibp in norm 3, which is unknown here"),
         ({"labels": np.asarray(record.labels) + 1}, "other labels"),
         ({"images": np.zeros((12, 5, 5, 1))}, "another shape"),
-        ({"radius": result.radius - 1}, "its certificates or its radii are none"),
-        ({"radius": result.radius * np.nan}, "its certificates or its radii are none"),
-        ({"certified": result.certified + 2}, "its certificates or its radii are none"),
+        ({"radius": result.radius - 1}, "its certificates or its radii are invalid"),
+        ({"radius": result.radius * np.nan}, "its certificates or its radii are invalid"),
+        ({"certified": result.certified + 2}, "its certificates or its radii are invalid"),
         ({"margin": result.margin[1:]}, "not of one length"),
     ):
         with pytest.raises(InputError, match=message):
@@ -319,7 +319,7 @@ def test_files_that_cannot_be_verified_are_refused(largest, tmp_path):
 
 
 def test_a_certificate_of_the_real_attack_is_not_contradicted(largest):
-    """The two halves of the figure, as they are: nothing is found within what is certified."""
+    """The attack `nearest` finds no adversarial image within the certified radius."""
     record = load(largest)
     classifier = load_classifier(checkpoint.shipped() / "MLP-original.safetensors")
     val = data.load_split("val")
@@ -336,14 +336,14 @@ BRACKETS = "MLP-original-bracket-linf-val"
 
 @pytest.fixture(scope="module")
 def brackets(run, tmp_path_factory):
-    """A file of the brackets of two images, of which one is misclassified, and what the command said."""
+    """A file of the brackets of two images, one of which is misclassified, and the output of the command."""
     folder = tmp_path_factory.mktemp("brackets")
     status, out, err = run("certify", *BRACKET, "--seconds", 3, "--ids", "247,5", cwd=folder)
     assert status == 0, err
     return folder / "runs" / f"{BRACKETS}.npz", out
 
 
-def test_a_bracket_is_of_what_is_proved_and_what_was_found(brackets, capsys):
+def test_a_bracket_is_between_a_certificate_and_an_adversarial_image(brackets, capsys):
     path, out = brackets
     record = load(path)
     assert record.about["options"] == {"seconds": 3.0}
@@ -365,8 +365,8 @@ def test_a_bracket_is_of_what_is_proved_and_what_was_found(brackets, capsys):
     assert (said["found"], said["proved"], said["refuted"]) == (2, 1, 0)
 
 
-def test_lies_about_brackets_are_found(brackets, tmp_path, capsys, monkeypatch):
-    # With less effort, which is enough for these.
+def test_false_brackets_are_found(brackets, tmp_path, capsys, monkeypatch):
+    # The attack gets less effort, which suffices here.
     monkeypatch.setattr(verify_brackets, "EFFORT", "fast")
     path, _ = brackets
     record = load(path)
@@ -384,10 +384,10 @@ def test_lies_about_brackets_are_found(brackets, tmp_path, capsys, monkeypatch):
     wrong, said = report(changed_, capsys)
     refuted = "refuted, by an adversarial image within its lower end"
     assert wrong == {
-        5: ["lower end above the upper one", "not of the distance it says", refuted],
-        7: ["not misclassified", "not of the distance it says"],
-        9: ["not in [0, 1]", "not misclassified", "not of the distance it says"],
-        11: ["not the image itself"],
+        5: ["lower end above the upper one", "not at the stated distance", refuted],
+        7: ["not misclassified", "not at the stated distance"],
+        9: ["not in [0, 1]", "not misclassified", "not at the stated distance"],
+        11: ["not the original image"],
         13: [refuted],
     }
     assert (said["images"], said["found"], said["proved"], said["refuted"]) == (6, 3, 2, 2)
@@ -397,8 +397,8 @@ def test_lies_about_brackets_are_found(brackets, tmp_path, capsys, monkeypatch):
     assert "lower ends not refuted by an attack: 0 of 2; they are not proved anew" in out
 
 
-def test_brackets_are_summed_up_and_gone_on_with(tmp_path, monkeypatch, capsys):
-    """The command around what it brackets, which is made up here."""
+def test_brackets_are_summarized_and_resumed(tmp_path, monkeypatch, capsys):
+    """The command with a stand-in for `bracket` that gives fixed ends."""
     ends = {0: (0.0, 0.0), 1: (0.0297, 0.03), 2: (0.048, 0.05), 3: (0.03, np.inf), 4: (0.01, 0.02)}
     asked = []
 
@@ -411,7 +411,7 @@ def test_brackets_are_summed_up_and_gone_on_with(tmp_path, monkeypatch, capsys):
     arguments = (*BRACKET, "--output", tmp_path, "--count")
     said(monkeypatch, capsys, *arguments, 2)
     summary = json.loads(said(monkeypatch, capsys, *arguments, 5, "--resume", "--seconds", 60, "--json"))
-    assert [place for new, _ in asked for place in new] == [0, 1, 2, 3, 4]  # each once
+    assert [place for new, _ in asked for place in new] == [0, 1, 2, 3, 4]  # each image once
     assert {seconds for _, seconds in asked} == {60}
     assert summary["medians"] == {"lower": pytest.approx(0.02985), "upper": pytest.approx(0.04)}
     assert summary["within"] == {"0.01": 0.25, "0.05": 0.5}
@@ -434,7 +434,7 @@ def test_damaged_files_of_brackets_are_refused(tmp_path, change):
     ends = {key: np.array([value]) for key, value in fine.items()}
     result = Bracket(**ends, images=np.zeros((1, 2, 2, 1)))
     save(tmp_path / "some.npz", Record(np.arange(1), np.arange(1), result, {"norm": 2.0}))
-    with pytest.raises(InputError, match="is damaged: its brackets are none"):
+    with pytest.raises(InputError, match="is damaged: its brackets are invalid"):
         load(tmp_path / "some.npz")
 
 
@@ -443,7 +443,7 @@ def test_damaged_files_of_brackets_are_refused(tmp_path, change):
 SMOOTHING = (*MODEL, "--method", "smoothing", "--sigma", 0.25, "--samples", 600)
 
 
-def test_smoothing_is_of_the_smoothed_classifier_and_goes_on_where_it_stopped(run, tmp_path, monkeypatch, capsys):
+def test_smoothing_certifies_the_smoothed_classifier_and_is_resumed(run, tmp_path, monkeypatch, capsys):
     arguments = (*SMOOTHING, "--output", tmp_path, "--ids")
     summary = json.loads(said(monkeypatch, capsys, *arguments, "3,14,0", "--json"))
     path = tmp_path / "MLP-original-smoothing-l2-sigma0.25-val.npz"
@@ -460,7 +460,7 @@ def test_smoothing_is_of_the_smoothed_classifier_and_goes_on_where_it_stopped(ru
         *("certified", "accuracy", "radius", "how", "cost", "results"),
     ]
     assert "of 4 images, in norm 2, of the smoothed classifier" in text
-    # An image's noise is of its place in the split, whatever else is done.
+    # An image's noise depends on its index in the split alone, not on the other images.
     alone = json.loads(said(monkeypatch, capsys, *SMOOTHING, "--output", tmp_path / "alone", "--ids", "7", "--json"))
     np.testing.assert_array_equal(load(path).result.counts[3], load(tmp_path / alone["results"]).result.counts[0])
     with pytest.raises(InputError, match="is of smoothing; certify once more with another --seed"):

@@ -1,4 +1,4 @@
-"""The least value of a linear function over ball and box, against exact solutions in double precision."""
+"""The minimum of a linear function over ball and box, against exact solutions in double precision."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ LANES = 64
 
 
 def least(a, x, radius, p):
-    """Exactly, for each lane: the least `<a, y - x>` over images y of the box within the radius."""
+    """The exact minimum for each lane of `<a, y - x>` over images y in [0, 1] within the radius."""
     values = []
     for a_, x_, r in zip(a, x, radius, strict=True):
         room = np.where(a_ > 0, x_, 1 - x_)
@@ -68,7 +68,7 @@ def test_the_bound_is_below_the_least_value_and_next_to_it(p):
 
 
 @pytest.mark.parametrize("p", [1, 2, INF])
-def test_the_same_functions_for_all_images(p):
+def test_bounds_of_the_same_functions_for_all_images_are_those_of_each(p):
     a, x, radius = problem(5)
     region = Region.around(jnp.asarray(x), jnp.asarray(radius))
     of_all = jax.jit(lambda a: region.least_of_all(a, p))(jnp.moveaxis(jnp.asarray(a[:7]), 0, -1)[None])

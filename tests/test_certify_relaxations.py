@@ -1,4 +1,4 @@
-"""Each rule by itself: intervals and lines against the function in double precision."""
+"""Intervals and lines of each nonlinear operation, against the function in double precision."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ POSITIVE = {"log", "sqrt", "rsqrt"}
 
 
 def intervals(name, seed=0):
-    """Wide, narrow and empty ones, of either sign or both, and centers not in the middle."""
+    """Intervals that are wide, narrow or points, of one sign or both, and centers that are not their middles."""
     rng = np.random.default_rng(seed)
     low = rng.normal(size=MANY) * 10.0 ** rng.integers(-6, 2, MANY)
     width = np.abs(rng.normal(size=MANY)) * 10.0 ** rng.integers(-7, 2, MANY)
@@ -74,7 +74,7 @@ def test_curves_stay_between_their_lines(name):
     x = low + (high - low) * BETWEEN[:, None]
     with np.errstate(all="ignore"):
         y = EXACT[name](x)
-    finite = np.isfinite(result.low) & np.isfinite(result.high)  # what overflows in single precision proves nothing
+    finite = np.isfinite(result.low) & np.isfinite(result.high)  # bounds that overflow prove nothing
     assert finite.mean() > 0.85
     assert (result.low <= y)[:, finite].all()
     assert (y <= result.high)[:, finite].all()
@@ -83,7 +83,7 @@ def test_curves_stay_between_their_lines(name):
     above = offset + lines.high + lines.above[0] * (x - center)
     assert not (below > y)[:, finite].any()
     assert not (above < y)[:, finite].any()
-    # Not only right, but of use: as good as the interval for wide ones, up to rounding.
+    # Lines are not loose either: on wide intervals their gap is comparable to the width of the interval of the result.
     wide = finite & (high - low > 0.1) & (np.abs(low) + np.abs(high) < 10)
     gap = (above - below).max(0) / np.maximum(result.high - result.low, 1e-6)
     assert np.median(gap[wide]) < 1.5
@@ -137,7 +137,7 @@ def test_products_stay_between_their_planes():
             assert (offset + lines.high + lines.above[0] * (p - a) + lines.above[1] * (q - b) >= p * q).all()
 
 
-def test_nothing_is_known_where_a_function_is_not_defined():
+def test_bounds_are_nan_where_a_function_is_not_defined():
     z = Interval(jnp.array([-1.0, -2.0, 0.0]), jnp.array([1.0, -1.0, 1.0]))
     for name in ("log", "sqrt", "rsqrt"):
         assert np.isnan(relaxations.curve_interval(CURVES[name], z).low).any()
@@ -148,7 +148,7 @@ def test_nothing_is_known_where_a_function_is_not_defined():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_no_number_gives_no_line(bad):
+def test_infinite_or_nan_intervals_have_no_finite_lines(bad):
     z = Interval(jnp.array([-bad]), jnp.array([bad]))
     ramp = Ramp(z, jnp.zeros(1), jnp.zeros(1), jnp.zeros(1), jnp.zeros(1), False)
     lines = ramp.lines(relaxations.steepness(z, "adaptive"))

@@ -11,7 +11,7 @@ from mnist_jax.certify.smoothing import lower_bound
 
 
 def halfspaces(params, images):
-    """Class 1 where `<w, x> + b` is positive, else class 0: the smoothed classifier is the same one."""
+    """Class 1 where `<w, x> + b` is positive, else class 0; the smoothed classifier has the same predictions."""
     score = jnp.einsum("bhw,hw->b", images, params["w"]) + params["b"]
     return jnp.stack([-score, score], 1)
 
@@ -39,14 +39,14 @@ def test_the_bound_is_scipys_exact_confidence_interval():
         assert lower_bound(k, n, failure) == pytest.approx(expected, rel=1e-9, abs=1e-15)
 
 
-def test_of_a_linear_classifier_it_is_the_distance_to_the_plane_at_most(linear):
+def test_the_radius_of_a_linear_classifier_is_at_most_the_distance_to_the_plane(linear):
     # For a half-space the theorem is an equality: with infinitely many samples the radius is the distance.
     x, sigma = images(24), 0.4
     result = certify.smoothing(linear, x, sigma=sigma, samples=2000, key=jax.random.key(0))
     w = np.asarray(linear.params["w"], float)
     score = (x.astype(float) * w).sum((1, 2)) + float(linear.params["b"])
     distance, right = np.abs(score) / np.linalg.norm(w), (score > 0).astype(int)
-    assert (result.radius <= distance).all()  # one of a thousand may be wrong; the key is fixed
+    assert (result.radius <= distance).all()  # each is wrong with probability 0.001 at most; the key is fixed
     sure = ~result.abstained
     assert sure.sum() > 15
     np.testing.assert_array_equal(result.classes[sure], right[sure])
@@ -57,7 +57,7 @@ def test_of_a_linear_classifier_it_is_the_distance_to_the_plane_at_most(linear):
     np.testing.assert_array_equal(result.counts.sum(1), 2000)
 
 
-def test_the_radius_of_a_class_without_exception_is_that_of_the_samples(linear):
+def test_the_radius_of_unanimous_samples_is_the_largest_possible_one(linear):
     far = Classifier(halfspaces, {"w": linear.params["w"], "b": jnp.float32(1e3)})
     result = certify.smoothing(far, images(2), sigma=0.5, samples=1500, failure=0.001, key=jax.random.key(1))
     np.testing.assert_array_equal(result.counts, [[0, 1500]] * 2)
@@ -67,13 +67,13 @@ def test_the_radius_of_a_class_without_exception_is_that_of_the_samples(linear):
 
 
 @pytest.mark.parametrize("samples", [1, 499, 500, 501])
-def test_so_many_samples_are_counted(linear, samples):
+def test_exactly_the_samples_asked_for_are_counted(linear, samples):
     result = certify.smoothing(linear, images(2), sigma=0.5, samples=samples, selection=1, key=jax.random.key(0))
     np.testing.assert_array_equal(result.counts.sum(1), samples)
 
 
-def test_claims_fail_no_more_often_than_they_may(linear):
-    # On the boundary every class has probability 1/2: whatever is claimed there is wrong.
+def test_certificates_are_wrong_no_more_often_than_failure_says(linear):
+    # On the boundary both classes have probability 1/2, so that every certificate is wrong.
     w, b = np.asarray(linear.params["w"], float), float(linear.params["b"])
     x = images(400).astype(float)
     x = x - (((x * w).sum((1, 2)) + b) / (w**2).sum())[:, None, None] * w
@@ -84,7 +84,7 @@ def test_claims_fail_no_more_often_than_they_may(linear):
     assert binomtest(int((~result.abstained).sum()), len(x), 0.1, alternative="greater").pvalue > 0.001
 
 
-def test_noise_is_an_images_own_and_of_the_key(linear):
+def test_noise_depends_on_the_images_place_and_on_the_key(linear):
     x = images(3)
     how = {"sigma": 0.5, "samples": 600}
     all_of_them = certify.smoothing(linear, x, key=jax.random.key(0), **how)
@@ -96,7 +96,7 @@ def test_noise_is_an_images_own_and_of_the_key(linear):
     assert (same_image.counts[0] != same_image.counts[1]).any()
 
 
-def test_logits_that_are_no_numbers_count_for_nothing(linear):
+def test_samples_with_nan_logits_are_not_counted(linear):
     broken = Classifier(lambda p, x: jnp.where(x[:, 0, :1] > 0.5, jnp.nan, halfspaces(p, x)), linear.params)
     result = certify.smoothing(broken, images(3), sigma=0.5, samples=1000, key=jax.random.key(0))
     assert (result.counts.sum(1) < 1000).all()

@@ -111,7 +111,7 @@ def test_no_state_and_the_state_of_another_network_are_refused(tmp_path):
         checkpoint.load_state(tmp_path / "state", CNN_bn.initialize(jax.random.key(0)))
 
 
-def test_paths_may_be_texts_and_links_to_nowhere_are_passed_over(tmp_path):
+def test_paths_may_be_strings_and_broken_links_are_ignored(tmp_path):
     path = tmp_path / "MLP-original.safetensors"
     shipped = checkpoint.shipped() / path.name
     (tmp_path / "MLP-best.safetensors").symlink_to(tmp_path / "nowhere")
@@ -134,7 +134,7 @@ def test_what_cannot_be_stored_says_why(tmp_path):
     with pytest.raises(files.NotWritten, match=r"cannot write .*state") as error:
         checkpoint.save_state(tmp_path / "file" / "state", 1, {"a": jnp.zeros(1)}, {})
     assert "free some space" not in str(error.value)
-    with pytest.raises(TypeError):  # a mistake of the program's, not of the disk
+    with pytest.raises(TypeError):  # a programming error, not one of the disk
         checkpoint.save_state(tmp_path / "state", 1, {"a": jnp.zeros(1)}, {"b": object()})
 
 

@@ -86,7 +86,7 @@ def halve(arrays, state, rounds):
     return State(x, jnp.maximum(left - 1, 0))
 
 
-def test_the_caller_says_how_many_go_at_once():
+def test_the_caller_sets_the_size_of_a_chunk():
     shapes = []
 
     def watched(images):
@@ -104,7 +104,7 @@ def test_the_caller_says_how_many_go_at_once():
             pass
 
 
-def test_two_chunks_are_worked_on_at_once():
+def test_two_chunks_run_at_the_same_time():
     both = threading.Barrier(2)
 
     def waiting(numbers):
@@ -143,7 +143,7 @@ def test_keys_are_cut_like_other_arrays():
     np.testing.assert_array_equal(in_chunks(draw, (keys,), size=4), draw(keys))
 
 
-def test_of_no_images_nothing():
+def test_no_images_give_empty_results():
     got = in_chunks(program, (IMAGES[:0], (np.arange(0), None)), 2.0)
     assert (got["scaled"].shape, got["scaled"].dtype, got["labels"].shape) == ((0, 4), np.float32, (0,))
 

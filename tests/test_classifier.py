@@ -72,7 +72,7 @@ def test_any_image_shape_and_number_of_classes(shape, classes):
         (lambda images: 0.0, "float"),
     ],
 )
-def test_what_is_no_logits_is_refused(answer, given):
+def test_functions_that_do_not_give_logits_are_refused(answer, given):
     network = Classifier(lambda params, images: answer(images), ())
     with pytest.raises(ValueError, match=f"must give floating logits .* not {given}"):
         network(np.ones((3, 5), np.float32))

@@ -10,6 +10,7 @@ import pytest
 
 from mnist_jax import device, startup
 from mnist_jax.commands import console
+from mnist_jax.compiled import keep_compiled
 from mnist_jax.errors import InputError
 from mnist_jax.storage import files
 
@@ -130,18 +131,13 @@ def test_a_platform_that_is_not_there_is_one_line(monkeypatch):
         assert "\n" not in str(raised.value)
 
 
-def test_compiled_programs_are_kept_where_they_can_be(monkeypatch, tmp_path, capsys):
+def test_a_command_works_without_a_folder_for_compiled_programs(monkeypatch, tmp_path, capsys):
     (tmp_path / "file").touch()
-    for home, kept in ((tmp_path, True), (tmp_path / "file", False), (tmp_path / "h\udcf6", False)):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(home))
-        folder = console._programs()
-        assert folder == (str(home / "mnist_jax" / "programs") if kept else None)
-        assert len(capsys.readouterr().err.splitlines()) == (not kept)
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert console._programs() is None
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where nobody has a home
-    assert console._programs() is None
+    monkeypatch.setattr(console, "keep_compiled", lambda: keep_compiled(tmp_path / "file" / "programs"))
+    console.start()
+    device, note = capsys.readouterr().err.splitlines()
+    assert device.startswith("device: ")
+    assert note.startswith("note: compiled programs are not kept for the next time: ")
 
 
 def test_only_a_command_that_is_starting_is_one(monkeypatch):
@@ -159,7 +155,7 @@ def test_only_a_command_that_is_starting_is_one(monkeypatch):
 
 @pytest.fixture
 def shell(command, tmp_path):
-    """Runs a command through a shell, which closes or redirects its streams; gives the exit status, stdout, stderr."""
+    """Runs a command by a shell that closes or redirects its streams; returns exit status, stdout and stderr."""
 
     def finish(how, module, *arguments, **environment):
         prefix = ("sh", "-c", f'exec "$@" {how}', "sh")
@@ -175,7 +171,7 @@ def test_streams_that_are_closed_or_full(shell, few_digits):
     for how in ("<&- 2>&-", "2>/dev/full"):
         status, out, _ = shell(how, *evaluate)
         assert status == 0
-        assert json.loads(out)["networks"]  # nothing else is there
+        assert json.loads(out)["networks"]  # stdout has the JSON and nothing else
     status, out, err = shell(">&-", *evaluate)
     assert (status, out) == (2, "")
     assert err.splitlines()[-1] == "error: cannot write to stdout (Bad file descriptor)"
@@ -187,7 +183,7 @@ def test_streams_that_are_closed_or_full(shell, few_digits):
 
 
 def test_letters_that_a_terminal_does_not_have(shell, few_digits, tmp_path):
-    """A training, whose state libraries in C++ write, in a folder that the locale's encoding lacks."""
+    """A training in a folder whose name the locale's encoding lacks, with a state that C++ libraries write there."""
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "XDG_CACHE_HOME": str(tmp_path / "hömé")}
     arguments = ("--model", "MLP", "--epochs", "1", "--data-dir", few_digits, "--output", "rüns")
     status, out, err = shell("", "train", *arguments, **plain)

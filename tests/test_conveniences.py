@@ -1,4 +1,4 @@
-"""Robust accuracy at several radii, progress, and the mean of a classifier that is random."""
+"""Robust accuracy at several radii, progress of an attack, and the mean of a random classifier."""
 
 import jax
 import numpy as np
@@ -43,7 +43,7 @@ def test_accuracies_at_radii_are_the_exact_ones(problem):
     assert seen[:2] == [11, 9]
 
 
-def test_what_is_no_list_of_radii_is_refused(problem):
+def test_anything_but_a_list_of_radii_is_refused(problem):
     network, images, labels, _ = problem
     for radii in (0.1, [-1.0], [np.nan]):
         with pytest.raises(ValueError, match="radii must be a list"):
@@ -70,7 +70,7 @@ def test_progress_is_told_once_for_each_block_and_changes_nothing(problem):
     assert calls == [(8, 11), (11, 11)] * 2
 
 
-def test_what_is_no_function_can_not_watch():
+def test_a_watch_that_is_no_function_is_refused():
     with pytest.raises(ValueError, match="watch must be a function"), attack.progress(3):
         pass
 
@@ -101,7 +101,7 @@ def test_the_mean_over_keys_is_the_same_wherever_an_image_stands(problem):
     assert found.success.any()
 
 
-def test_what_is_no_key_is_refused():
+def test_anything_but_a_key_is_refused():
     for key, samples in ((0, 3), (jax.random.split(jax.random.key(0), 2), 3), (jax.random.key(0), 0)):
         with pytest.raises(ValueError, match=r"(key|samples) must be"):
             expectation(noisy, None, key, samples)

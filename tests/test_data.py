@@ -151,7 +151,7 @@ def test_unknown_name(tmp_path):
         "",
         "../own",
         "2nd",
-    ):  # names of checkpoints have it between hyphens, and so files of numbers
+    ):  # in the names of checkpoints and results, a dataset's name stands between hyphens
         refused(f"{name!r} is no name for a dataset", name, folder)
 
 
@@ -312,9 +312,9 @@ def test_names_of_classes(tmp_path):
     assert data.load("shapes", folder).class_names == ("circle", "small square", "étoile", "none of them")
     for text in (b"", b"one\n", b"one\n\ntwo\n", b"one\ntwo\none\n"):
         (folder / "classes.txt").write_bytes(text)
-        refused(f"{folder / 'classes.txt'} has an empty line, a name twice, or less than two", "shapes", folder)
+        refused(f"{folder / 'classes.txt'} has an empty line, a name twice, or fewer than two names", "shapes", folder)
     (folder / "classes.txt").write_bytes(b"one\n\xff\n")
-    refused(f"{folder / 'classes.txt'} is no text", "shapes", folder)
+    refused(f"{folder / 'classes.txt'} is not text", "shapes", folder)
     (folder / "classes.txt").write_text("circle\nsquare\n")
     refused("train-labels-idx1-ubyte has the label 2 at index ", "shapes", folder)
 
@@ -359,7 +359,7 @@ LETTERS += [stem.replace("train", "test") for stem in LETTERS]
 
 
 def letters():
-    """Images and labels as they ought to be, and the files of EMNIST that hold them: transposed, from 1."""
+    """Images and labels, and the same as EMNIST's files, where images are transposed and labels begin at 1."""
     arrays = small_arrays(labels=26)
     arrays[1][:2] = 0, 25
     stored = [array.swapaxes(1, 2) if array.ndim == 3 else array + 1 for array in arrays]
@@ -386,7 +386,7 @@ def test_letters_in_a_folder_are_upright_and_begin_at_a(tmp_path):
     refused(f"{folder} lacks {LETTERS[2]}", "emnist", folder)
 
 
-# The way through tensorflow-datasets
+# Downloads through tensorflow-datasets
 
 
 @pytest.fixture
@@ -422,7 +422,7 @@ def registered(monkeypatch, name, address, packed):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A web server on this machine: its folder, its address, and what it was asked for."""
+    """A web server on this machine: its folder, its address, and the requests that it got."""
     asked = []
 
     class Handler(SimpleHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""The defences' objectives against NumPy, against each other, and against what they are bounds of."""
+"""The defences' objectives against NumPy, against each other, and against the losses that they bound."""
 
 import json
 import math
@@ -48,7 +48,7 @@ class Linear(networks.Network):
 
 
 class Normalized(networks.Network):
-    """Two batch normalizations and dropout, which bounds know nothing of."""
+    """Two batch normalizations, and dropout, which evaluation and bounds leave out."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.features = nnx.Sequential(lambda images: images[:, ::7, ::7])
@@ -68,7 +68,7 @@ KEY = jax.random.key(5)
 LABELS = jnp.asarray(np.random.default_rng(1).integers(0, 10, 24), jnp.int32)
 IMAGES = jnp.asarray(np.random.default_rng(0).random((24, 28, 28, 1), np.float32))
 
-# One of each, at a radius where the networks here are neither robust nor lost.
+# An objective of each defence, with a radius for which the networks here resist on some images and not on others.
 OBJECTIVES = {
     "pgd inf": pgd.PGD(INF, 0.1),
     "pgd 2": pgd.PGD(2.0, 0.5),
@@ -88,7 +88,7 @@ each_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=O
 
 
 def weights_of(network, seed=0):
-    """Weights with statistics that are not those of the images."""
+    """Weights with running batch statistics that differ from those of the images."""
     weights = network.initialize(jax.random.key(seed))
     rng = np.random.default_rng(seed)
     return {k: w + jnp.asarray(rng.uniform(0, 0.2, w.shape), w.dtype) for k, w in weights.items()}
@@ -105,7 +105,7 @@ def cross_entropy(logits, labels):
     return (top + np.log(np.exp(logits - top).sum(1, keepdims=True)))[:, 0] - logits[np.arange(len(logits)), labels]
 
 
-# What every objective is
+# Properties of every objective
 
 
 @each_objective
@@ -126,14 +126,14 @@ def test_an_outcome_has_losses_statistics_and_gradients(objective):
     gradients = jax.grad(total)(Normalized.parameters(weights))
     for name, gradient in gradients.items():
         assert np.isfinite(gradient).all(), name
-        # A bias before a batch normalization changes nothing.
+        # A bias before a batch normalization has no effect.
         assert np.abs(gradient).max() > 0 or name in ("classifier.0.bias", "classifier.4.bias"), name
 
 
 @pytest.mark.parametrize("name", ["pgd inf", "trades", "ibp", "mtl_ibp", "sabr"])
 def test_statistics_are_those_of_the_clean_batch(name):
     weights = weights_of(Normalized)
-    key = jax.random.split(KEY)[1] if name != "ibp" else KEY  # dropout moves those of the second
+    key = jax.random.split(KEY)[1] if name != "ibp" else KEY  # dropout changes the statistics of the second layer
     _, expected = Normalized.apply_training(weights, IMAGES, key)
     got = outcome(OBJECTIVES[name], Normalized, weights, 1.0).statistics
     for statistic in Normalized.statistics():
@@ -141,7 +141,7 @@ def test_statistics_are_those_of_the_clean_batch(name):
 
 
 def test_gradients_pass_through_the_statistics_of_the_clean_batch():
-    # Small steps of a parameter, in double precision: the loss moves as its gradient says, bounds and all.
+    # The gradient of the whole objective against finite differences in double precision.
     with jax.enable_x64(True):
         weights = {k: w.astype(jnp.float64) for k, w in weights_of(Normalized).items()}
         objective = replace(OBJECTIVES["ibp"], share=1.0)
@@ -166,7 +166,7 @@ def test_gradients_pass_through_the_statistics_of_the_clean_batch():
 
 
 @pytest.mark.parametrize(("norm", "radius"), [(INF, 0.1), (2.0, 0.5), (1.0, 2.0)])
-def test_adversarial_images_are_in_ball_and_box_and_worse(norm, radius):
+def test_adversarial_images_are_in_ball_and_box_and_have_larger_losses(norm, radius):
     weights = weights_of(Normalized)
     how = {"norm": norm, "radius": radius, "steps": 7, "reach": 2.5}
     found = jax.jit(partial(batch.adversarial, **how))(Classifier(Normalized.apply, weights), IMAGES, LABELS, KEY)
@@ -180,12 +180,12 @@ def test_adversarial_images_are_in_ball_and_box_and_worse(norm, radius):
 def test_at_radius_0_adversarial_training_is_plain():
     weights = weights_of(Linear)
     expected = outcome(Plain(losses.cross_entropy), Linear, weights, 1.0).losses
-    for name in ("pgd inf", "pgd 2", "trades", "minimal_norm inf"):  # before the ramp there is no radius
+    for name in ("pgd inf", "pgd 2", "trades", "minimal_norm inf"):  # at progress 0 the radius is 0
         np.testing.assert_allclose(outcome(OBJECTIVES[name], Linear, weights, 0.0).losses, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("norm", "radius"), [(INF, 0.05), (2.0, 0.3), (1.0, 1.5)])
-def test_images_to_train_on_are_nearest_ones_where_the_radius_allows(norm, radius):
+def test_minimal_norm_images_are_the_nearest_adversarial_ones_within_the_radius(norm, radius):
     weights = weights_of(Linear)
     objective = minimal_norm.MinimalNorm(norm, radius, steps=40, learning_rate=1.0)
     classifier = Classifier(Linear.apply, weights)
@@ -194,7 +194,7 @@ def test_images_to_train_on_are_nearest_ones_where_the_radius_allows(norm, radiu
     distance = geometry.exact_norm(found - np.asarray(IMAGES, float), norm)
     assert ((found >= 0) & (found <= 1)).all()
     assert (distance <= radius * (1 + 1e-4)).all()
-    # Each image's own radius, from the linear program that the network is: the nearest boundary, but for the box.
+    # Each image's distance to the nearest decision boundary of the linear network, without the box [0, 1].
     w, logits = np.asarray(weights["classifier.0.kernel"], float), np.asarray(classifier(IMAGES), float)
     dual = {INF: 1, 2.0: 2, 1.0: INF}[norm]
     nearest = np.full(len(labels), np.inf)
@@ -204,10 +204,10 @@ def test_images_to_train_on_are_nearest_ones_where_the_radius_allows(norm, radiu
                 ahead = logits[i, label] - logits[i, other]
                 nearest[i] = min(nearest[i], ahead / np.linalg.norm(w[:, label] - w[:, other], dual))
     fooled = np.asarray(classifier(jnp.asarray(found, jnp.float32)).argmax(1) != labels)
-    assert 0 < fooled.sum() < 24  # some are within the radius, others are not
+    assert 0 < fooled.sum() < 24  # some images have an adversarial one within the radius, others have none
     assert (distance[fooled] >= nearest[fooled] * 0.999).all()
     assert np.median(distance[fooled] / nearest[fooled]) < 1.5
-    assert (distance[~fooled] > 0.9 * radius).mean() > 0.8  # as far on the way as the radius allows
+    assert (distance[~fooled] > 0.9 * radius).mean() > 0.8  # perturbed by nearly the whole radius
 
 
 def test_trades_is_the_loss_and_the_divergence():
@@ -215,7 +215,7 @@ def test_trades_is_the_loss_and_the_divergence():
     plain = cross_entropy(Linear.apply(weights, IMAGES), LABELS)
     one, six = (outcome(replace(OBJECTIVES["trades"], weight=w), Linear, weights, 1.0).losses for w in (1.0, 6.0))
     np.testing.assert_allclose(six - plain, 6 * (one - plain), rtol=1e-3, atol=1e-5)
-    # The divergence is that of images within the radius: no larger than that of any, by a search of corners.
+    # PGD reaches a larger divergence than random corners of the ball.
     said = np.asarray(jax.nn.log_softmax(Linear.apply(weights, IMAGES)), float)
     rng, largest = np.random.default_rng(0), np.zeros(24)
     for _ in range(300):
@@ -245,20 +245,20 @@ def test_the_bound_of_a_linear_network_is_exact():
     assert float(got.penalty) == 0.0
 
 
-def test_the_bounds_that_training_follows_are_those_that_certify():
+def test_training_bounds_are_those_of_certificates_without_rounding():
     weights = weights_of(Normalized)
     proved = certify.ibp(Classifier(Normalized.apply, weights), IMAGES, LABELS, 0.03)
     run = jax.jit(partial(bounded.intervals, Normalized))
     logits = np.asarray(run(weights, IMAGES, LABELS, 0.03).logits)
     others = np.where(np.arange(10) == np.asarray(LABELS)[:, None], -np.inf, logits)
     np.testing.assert_allclose(-others.max(1), proved.margin, rtol=0, atol=1e-3)
-    assert (-others.max(1) >= np.asarray(proved.margin)).all()  # rounding is charged there only
+    assert (-others.max(1) >= np.asarray(proved.margin)).all()  # only certificates are charged for rounding
     np.testing.assert_array_equal(logits[np.arange(24), LABELS], 0)
 
 
 @pytest.mark.parametrize("network", [Linear, Normalized])
-def test_adversarial_losses_are_between_the_clean_ones_and_the_bounds(network):
-    # Without dropout's luck: as the network is when it is evaluated.
+def test_adversarial_losses_are_below_the_bounds(network):
+    # In evaluation mode, as dropout would change the loss at random.
     weights, radius = weights_of(network), 0.05
     how = {"norm": INF, "radius": radius, "steps": 20, "reach": 4.0}
     found = jax.jit(partial(batch.adversarial, **how))(Classifier(network.apply, weights), IMAGES, LABELS, KEY)
@@ -268,7 +268,7 @@ def test_adversarial_losses_are_between_the_clean_ones_and_the_bounds(network):
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.1, 1.0])
-def test_crown_ibp_turns_from_its_own_bounds_to_those_of_ibp(progress):
+def test_crown_ibp_changes_from_crown_bounds_to_interval_bounds(progress):
     weights, made = weights_of(Normalized), replace(OBJECTIVES["crown_ibp"], share=1.0, radius=0.02)
     got = outcome(made, Normalized, weights, progress).losses
     grown = min(progress / made.warmup, 1.0)
@@ -280,10 +280,10 @@ def test_crown_ibp_turns_from_its_own_bounds_to_those_of_ibp(progress):
     )
     assert (both <= by_ibp + 1e-5).all()
     if 0 < grown < 1:
-        assert (both < by_ibp - 1e-4).mean() > 0.5  # tighter, and so a use of it
+        assert (both < by_ibp - 1e-4).mean() > 0.5  # CROWN-IBP is tighter, so that the comparison means something
     expected = cross_entropy((1 - grown) * both + grown * by_ibp, LABELS)
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-5)
-    found = batch.adversarial(  # by the same statistics, what is bounded is not exceeded
+    found = batch.adversarial(  # no adversarial loss by the same statistics exceeds the bound
         Classifier(Normalized.apply, plain.weights), IMAGES, LABELS, KEY, norm=INF, radius=radius, steps=20, reach=4.0
     )
     assert (
@@ -322,22 +322,22 @@ def test_the_radius_grows_and_the_regularizer_fades():
     np.testing.assert_allclose(half.losses, runs[1].losses, rtol=1e-5)
 
 
-def test_the_regularizers_in_numbers():
+def test_the_regularizers_have_the_values_of_the_formulas():
     rng = np.random.default_rng(0)
     low = rng.normal(size=(1, 6, 5)).astype(np.float32)
     high = low + rng.random(low.shape, np.float32)
-    bounds = bounded.Bounded(jnp.zeros((5, 10)), [(jnp.asarray(low), jnp.asarray(high))], jnp.asarray(0.1))
+    bounds = bounded.IntervalBounds(jnp.zeros((5, 10)), [(jnp.asarray(low), jnp.asarray(high))], jnp.asarray(0.1))
     center, active, inactive = (low + high) / 2, low > 0, high < 0
     spread = (center - center.mean()) ** 2
     ratio = [(center * active).sum() / -(center * inactive).sum(), (spread * active).sum() / (spread * inactive).sum()]
     expected = max(0.5 - 0.1 / (high - low).mean(), 0) + sum(max(0.5 - min(r, 1 / r), 0) for r in ratio)
     np.testing.assert_allclose(bounded.regularizer(bounds), expected / 0.5, rtol=1e-5)
-    narrow = bounds._replace(bent=[(jnp.full((1, 6, 5), -0.05), jnp.full((1, 6, 5), 0.05))])
-    assert float(bounded.regularizer(narrow)) == 0.0  # as wide as the images' own, and nothing is on one side
+    narrow = bounds._replace(arguments=[(jnp.full((1, 6, 5), -0.05), jnp.full((1, 6, 5), 0.05))])
+    assert float(bounded.regularizer(narrow)) == 0.0  # widths as the images' own, and no argument of one sign
 
 
-def test_intervals_keep_their_width_from_the_start_on():
-    # A deep network of wide layers, where the usual initialization widens intervals by hundreds.
+def test_initial_weights_keep_the_width_of_intervals():
+    # In this deep network of wide layers the usual initialization widens intervals by a factor of hundreds.
     class Deep(networks.Network):
         def __init__(self, rngs: nnx.Rngs):
             sizes = [784] + [100] * 6
@@ -349,7 +349,7 @@ def test_intervals_keep_their_width_from_the_start_on():
 
     def widening(weights):
         bounds = jax.jit(partial(bounded.intervals, Deep))(weights, 0.3 + 0.4 * IMAGES, LABELS, 0.1)
-        low, high = bounds.bent[-1]
+        low, high = bounds.arguments[-1]
         return float((high - low).mean() / bounds.width)
 
     weights = bounded.initialize(Deep, jax.random.key(0))
@@ -368,7 +368,7 @@ def noisy_logits(weights, sigma, draws):
     noise_key, _ = jax.random.split(KEY)
     several = jnp.concatenate([IMAGES] * draws)
     noisy = several + sigma * jax.random.normal(noise_key, several.shape)
-    assert float(noisy.min()) < 0  # not clipped
+    assert float(noisy.min()) < 0  # noisy images are not clipped
     return np.asarray(Linear.apply(weights, noisy), float).reshape(draws, 24, 10)
 
 
@@ -378,7 +378,7 @@ def test_gaussian_training_is_the_loss_of_noisy_images():
     np.testing.assert_allclose(got, cross_entropy(noisy_logits(weights, 0.3, 1)[0], LABELS), rtol=1e-4)
 
 
-def test_consistency_in_numbers():
+def test_consistency_has_the_value_of_its_formula():
     weights = weights_of(Linear)
     logits = noisy_logits(weights, 0.3, 2)
     p = np.exp(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
@@ -405,7 +405,7 @@ def test_adversarial_training_of_the_smoothed_classifier():
     np.testing.assert_allclose(jax.nn.softmax(voted), expected, rtol=1e-4)
 
 
-# Recipes, and training by them
+# Recipes, and training with them
 
 
 def test_ramp_and_schedule():
@@ -427,7 +427,7 @@ def test_recipes(name):
     assert hash(recipe.objective) == hash(defend.recipe(name, networks.CNN5_bn, norm, 0.3).objective)
     hyperparameters = recipe.hyperparameters()
     assert hyperparameters["objective"]["name"] == type(recipe.objective).__name__
-    assert json.loads(json.dumps(hyperparameters, allow_nan=False)) == hyperparameters  # as it comes from a file
+    assert json.loads(json.dumps(hyperparameters, allow_nan=False)) == hyperparameters  # JSON keeps their values
     original = defend.recipe(name, networks.MLP, norm, 0.3, "original")
     assert (original.name, original.epochs, original.objective) == ("original", 30, recipe.objective)
 
@@ -450,7 +450,7 @@ def test_recipe_gpu_is_that_of_the_literature():
         defend.recipe("pgd", networks.MLP, INF, 0.3, "gpu")
 
 
-def test_what_there_is_not():
+def test_unknown_defences_norms_and_recipes():
     with pytest.raises(InputError, match="unknown defence 'pgdd': did you mean pgd"):
         defend.recipe("pgdd", networks.MLP, INF, 0.1)
     with pytest.raises(InputError, match="the defence ibp is for other norms: norm must be inf, not 2"):
@@ -460,7 +460,7 @@ def test_what_there_is_not():
 
 
 def clusters(count, seed=0):
-    """Ten classes of images around points of their own, far enough apart for a radius of 0.1."""
+    """Images of ten classes around ten random points, far enough apart for a radius of 0.1."""
     centers = np.random.default_rng(7).random((10, 28, 28, 1))
     labels = np.arange(count) % 10
     noise = np.random.default_rng(seed).normal(scale=0.05, size=(count, 28, 28, 1))
@@ -503,7 +503,7 @@ def test_every_defence_is_in_the_documentation():
         assert f"\n| `{name}` | {norms} | " in text
 
 
-def test_the_documentations_own_objective_trains():
+def test_the_objective_in_the_documentation_trains():
     text = (Path(__file__).parents[1] / "docs/defences.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
     exec(code, names := {"__name__": "mine"})
@@ -513,11 +513,11 @@ def test_the_documentations_own_objective_trains():
 
 @pytest.mark.parametrize("network", networks.NETWORKS.values(), ids=networks.NETWORKS)
 def test_every_network_can_be_defended(network):
-    # Traced only: what is on the way of bounds, pools and dropout among it, is known to them.
+    # Traced, not run: this checks that bounds support all operations of the network.
     weights = jax.eval_shape(network.initialize, jax.random.key(0))
     for name in ("mtl_ibp", "consistency"):
         objective = defend.recipe(name, network, defend.DEFENSES[name].norms[0], 0.3).objective
-        if (network, name) == (networks.CapsNet, "mtl_ibp"):  # products of what depends on the image, and roots at 0
+        if (network, name) == (networks.CapsNet, "mtl_ibp"):  # squashing of capsules has a comparison
             with pytest.raises(certify.UnsupportedOperation, match=r"no bounds of gt are known .*capsules\.py"):
                 jax.eval_shape(partial(objective, network), weights, IMAGES, LABELS, KEY, jnp.zeros(()))
             continue

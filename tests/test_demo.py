@@ -1,4 +1,4 @@
-"""What the page of `python -m mnist_jax.demo` asks and is answered, without a browser; see test_demo_page.py."""
+"""Requests of the demo's page and their answers, without a browser; test_demo_page.py tests it in one."""
 
 import base64
 import itertools
@@ -25,8 +25,8 @@ ASKED = {"image": {"index": 3}, "network": NETWORK, "norm": "2", "effort": "fast
 @pytest.fixture(scope="module")
 def page(mnist):
     demo = Demo([checkpoint.find(NETWORK)], mnist.val)
-    assert demo.networks[NETWORK].certificate is certify.crown
-    demo.networks[NETWORK] = demo.networks[NETWORK]._replace(certificate=certify.ibp)  # which compiles sooner
+    assert demo.network(NETWORK).certificate is certify.crown
+    demo._loaded[NETWORK] = demo.network(NETWORK)._replace(certificate=certify.ibp)  # which compiles sooner
     return demo
 
 
@@ -46,7 +46,7 @@ def test_a_digit_drawn_in_lines_keeps_its_class(mnist, page):
     images = mnist.val.images[:100]
     lines = [np.kron(image[..., 0], np.ones((10, 10), np.uint8)) > 127 for image in images]
     drawings = np.stack([digit(255 * line[: 280 - k % 10].astype(np.uint8)) for k, line in enumerate(lines)])
-    classifier = page.networks[NETWORK].classifier
+    classifier = page.network(NETWORK).classifier
     before, after = (predict(classifier, each).argmax(1) for each in (images, drawings))
     assert (before == after).mean() >= 0.97
 
@@ -126,7 +126,7 @@ def test_an_answer_comes_nearer_and_its_results_hold(page, mnist, tmp_path):
     assert contents[f"{NETWORK}-nearest-l2-val-3.png"].startswith(b"\x89PNG")
     path = tmp_path / "downloaded.npz"
     path.write_bytes(contents[f"{NETWORK}-nearest-l2-val-3.npz"])
-    record, network = results.load(path), page.networks[NETWORK]
+    record, network = results.load(path), page.network(NETWORK)
     report = verify.verify(record, network.path, network.classifier, mnist.val, path)
     assert (report["successes"], report["wrong"]) == (1, [])
     assert record.result.distance[0] == distances[-1]
@@ -156,12 +156,12 @@ def test_a_drawing_has_the_label_that_is_seen_and_its_own_originals(page, mnist,
     path.write_bytes(base64.b64decode(done["files"][name]))
     record = results.load(path)
     assert record.about["split"] == "drawn"
-    assert record.labels.tolist() == predict(page.networks[NETWORK].classifier, image[None]).argmax(1).tolist()
+    assert record.labels.tolist() == predict(page.network(NETWORK).classifier, image[None]).argmax(1).tolist()
     np.testing.assert_array_equal(np.load(path)["originals"][0], data.normalize(image))
 
 
 def test_a_misclassified_image_is_its_own_nearest(page, mnist):
-    predictions = predict(page.networks[NETWORK].classifier, mnist.val.images[:400]).argmax(1)
+    predictions = predict(page.network(NETWORK).classifier, mnist.val.images[:400]).argmax(1)
     wrong = int(np.flatnonzero(predictions != mnist.val.labels[:400])[0])
     events = list(page.answer(page.question(ASKED | {"image": {"index": wrong}})))
     assert {event["distance"] for event in events if event["event"] == "found"} == {0}
@@ -173,7 +173,7 @@ def test_networks_of_other_images_are_refused(mnist, tmp_path):
     path = tmp_path / "MLP-original.safetensors"
     checkpoint.save(path, checkpoint.Checkpoint(other, other.initialize(0), {}))
     with pytest.raises(InputError, match="not of MNIST"):
-        Demo([path], mnist.val)
+        Demo([path], mnist.val).network(path.stem)
 
 
 def test_a_missing_extra_is_one_line(refused, monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""The page of `python -m mnist_jax.demo`, by a real browser: Debian's Chromium, headless, by Playwright.
+"""The page of `python -m mnist_jax.demo` in a real browser: Debian's Chromium, headless, driven by Playwright.
 
 Skipped where there is no browser or the extras `demo` and `browser` are not installed, unless NEEDS_BROWSER is set.
 """
@@ -28,13 +28,13 @@ from mnist_jax.demo.page import MOST, SIDE  # noqa: E402
 
 CHROMIUM = shutil.which("chromium")
 NETWORKS = ("MLP-original", "MLP-best")
-PATIENCE = 240_000  # milliseconds: programs are compiled, and other tests run beside it
+PATIENCE = 240_000  # milliseconds to wait for anything: programs are compiled, and other tests run at the same time
 LOOKS = {"before": r"^(\d), ", "after": r"^(\d), ", "distance": r"^([\d.e-]+)$", "radius": r"^([\d.e-]+) by CROWN$"}
 
 
 @pytest.fixture(scope="module")
 def server(command, tmp_path_factory):
-    """The command, and the port that it listens on."""
+    """The command's process, and the port that it listens on."""
     arguments = ("--port", 0, "--json", "--models", *NETWORKS)
     process = command("demo", *arguments, cwd=tmp_path_factory.mktemp("demo"))
     address = json.loads(process.stdout.readline())["address"]
@@ -56,7 +56,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser, server):
-    """Opens the page as another person; at the end, nothing was asked of any other machine, and nothing went wrong."""
+    """Opens the page, each time as another user; at the end checks that no page had an error or asked another host."""
     address, asked, wrong, contexts = f"http://127.0.0.1:{server[1]}/", [], [], []
 
     def open_page():
@@ -79,13 +79,13 @@ def visit(browser, server):
 
 
 def shown(page, panel, name):
-    """What stands in a panel, once it is there."""
+    """The text of an element of a panel, by its pattern in LOOKS; waits until the element has such a text."""
     place = page.locator(".panel").nth(panel).locator(f".{name}").filter(has_text=re.compile(LOOKS[name]))
     return re.match(LOOKS[name], place.inner_text())[1]
 
 
 def attack(page):
-    """Attacks, and gives the classes before and after, and the bracket, of both networks when all is done."""
+    """Clicks on "Attack", waits for both networks' results, and returns of each the figures of LOOKS."""
     page.locator("#attack").click()
     for panel in (0, 1):
         page.locator(".panel").nth(panel).locator(".files a").nth(1).wait_for()
@@ -141,7 +141,7 @@ def test_two_people_get_each_their_own_answer(visit):
 
 
 def ask(server, path, body=None, headers=None):
-    """A connection on which that was asked; to be closed."""
+    """A connection (a context manager) on which this request was sent."""
     connection = http.client.HTTPConnection("127.0.0.1", server[1], timeout=60)
     connection.request("GET" if body is None else "POST", path, body, headers or {})
     return closing(connection)
@@ -168,7 +168,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_makes_no_sense_is_refused(server, what):
+def test_invalid_requests_are_refused(server, what):
     path, body, headers, status = REFUSED[what]
     with ask(server, path, body, headers) as connection:
         answer = connection.getresponse()

@@ -1,4 +1,4 @@
-"""What the work is done on, in words."""
+"""The number of cores, and the description of the devices."""
 
 import os
 

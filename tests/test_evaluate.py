@@ -25,7 +25,7 @@ def test_shipped_networks_have_the_accuracies_they_were_kept_with(path, mnist):
     if trained.network.__name__ in DEEP:
         part = Split(*(array[:2000] for array in mnist.val))
         assert accuracy(trained.classifier(), part) == pytest.approx(kept, abs=5e-3)
-    else:  # another processor rounds otherwise, and an image or two may change sides
+    else:  # another processor rounds differently, which can change the predictions of a few images
         assert accuracy(trained.classifier(), mnist.val) == pytest.approx(kept, abs=2e-4)
 
 
@@ -71,7 +71,7 @@ def test_robust_accuracy_is_that_of_the_file(run, tmp_path):
     assert summary["accuracy"] == (record.result.distance > 0).mean()
     status, out, err = run("evaluate", "--verify", path, cwd=tmp_path)
     assert status == 0, out + err
-    # All is done: going on only reads the file.
+    # No image is left: --resume only reads the file.
     status, out, err = run("evaluate", *arguments[:-1], "--resume", cwd=tmp_path)
     assert status == 0, err
     assert out.startswith(f"robust accuracy:  {summary['robust_accuracy']:.2%} of 3 images, at radius 0.2 of norm inf")

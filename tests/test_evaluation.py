@@ -29,7 +29,7 @@ def test_predict(count):
 
 
 def test_accuracy():
-    # The logits are the pixels themselves: the class is where the brightest one is.
+    # The logits are the pixels, so the class is the index of the brightest pixel.
     network = Classifier(lambda params, images: images.reshape(len(images), -1) * params, np.float32(2))
     images = grey_levels(300, 5, 1, seed=1)
     labels = images[..., 0].argmax(-1).astype(np.int32)

@@ -35,7 +35,7 @@ class Linen(linen.Module):
 
 def of_nnx(seed):
     module = Nnx(nnx.Rngs(seed))
-    module(IMAGES)  # moves the running statistics
+    module(IMAGES)  # changes the running statistics
     return module, from_flax(module)
 
 
@@ -51,7 +51,7 @@ def of_linen(seed):
 def test_logits_in_evaluation_mode_and_one_program_for_all_weights(made):
     original, classifier = made(0)
     if made is of_nnx:
-        assert not original.dropout.deterministic  # it stays in its mode
+        assert not original.dropout.deterministic  # the module stays in training mode
         evaluating = nnx.clone(original)
         evaluating.eval()
         expected = evaluating(IMAGES)

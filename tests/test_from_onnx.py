@@ -1,4 +1,4 @@
-"""ONNX files as classifiers: of exporters, which the repository holds, and of one operator each, made here."""
+"""ONNX files as classifiers: exported networks, which are in tests/exported, and files of one operator each."""
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +17,18 @@ from onnx.reference import ReferenceEvaluator  # noqa: E402
 
 EXPORTED = Path(__file__).parent / "exported"
 FILES = ("cnn", "cnn_of_one", "mlp")
-SHAPE = (3, 6, 5)  # of the images of the files of one operator
+SHAPE = (3, 6, 5)  # shape of the images in the files of one operator
 RANDOM = np.random.default_rng(0)
 
 
 @pytest.fixture(scope="module")
 def digits(mnist):
-    """[B, 1, 28, 28], in [0, 1]."""
+    """Images `[B, 1, 28, 28]` in [0, 1]."""
     return np.moveaxis(mnist.val.images[:5], -1, 1).astype(np.float32) / 255
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_exported_networks_say_what_onnx_says(name, digits):
+def test_exported_networks_have_the_logits_of_onnx(name, digits):
     classifier = from_onnx(EXPORTED / f"{name}.onnx")
     evaluator = ReferenceEvaluator(str(EXPORTED / f"{name}.onnx"))
     (given,) = evaluator.input_names
@@ -38,7 +38,7 @@ def test_exported_networks_say_what_onnx_says(name, digits):
     assert hash(from_onnx(EXPORTED / f"{name}.onnx").apply) == hash(classifier.apply)
 
 
-def test_exporters_agree_and_are_attacked_alike(digits):
+def test_two_exporters_of_a_network_give_the_same_logits_and_distances(digits):
     one, other = (from_onnx(EXPORTED / f"{name}.onnx") for name in FILES[:2])
     gradients = [jax.grad(lambda x, c=c: (c(x) * jnp.arange(10.0)[None]).sum())(digits) for c in (one, other)]
     np.testing.assert_allclose(*gradients, rtol=0, atol=1e-5 * np.abs(gradients[0]).max())
@@ -90,7 +90,7 @@ def node(operator, *more, **attributes):
 
 
 def shape_of_the_batch():
-    """What exporters write for `x.reshape(x.shape[0], -1)`."""
+    """The nodes that exporters write for `x.reshape(x.shape[0], -1)`."""
     make = helper.make_node
     return [
         make("Shape", ["x"], ["sizes"]),
@@ -181,10 +181,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_operators_are_those_of_onnx(name, tmp_path):
+def test_operators_compute_what_onnx_computes(name, tmp_path):
     nodes, arrays, *opset = CASES[name]
     onnx.save(file_of(nodes, arrays, *opset), tmp_path / "one.onnx")
-    classifier = from_onnx(tmp_path / "one.onnx")  # which compares it with ONNX's own evaluator
+    classifier = from_onnx(tmp_path / "one.onnx")  # this compares the logits with those of ONNX's evaluator
     images = RANDOM.random((3, *SHAPE), np.float32)
     np.testing.assert_allclose(jax.jit(type(classifier).__call__)(classifier, images), classifier(images), rtol=1e-5)
 
@@ -203,8 +203,8 @@ def test_gemm_in_all_its_forms(tmp_path):
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        (lambda: file_of(node("Cos")), "operators that are not known here: Cos; there are Abs, Add"),
-        (lambda: file_of(node("Relu"), shape=(3, *SHAPE)), "for 3 images at once"),
+        (lambda: file_of(node("Cos")), "operators that are not supported: Cos; supported are Abs, Add"),
+        (lambda: file_of(node("Relu"), shape=(3, *SHAPE)), "fixed batch size of 3"),
         (lambda: file_of(node("Relu"), shape=("batch", 3, "height", 5)), "does not say the shape"),
         (lambda: file_of(node("Relu"), outputs=("y", "x")), "2 outputs"),
         (lambda: file_of(node("Reshape", "x")), "the shape of a Reshape depends on the image"),
@@ -229,7 +229,7 @@ def test_what_is_no_file_is_refused(tmp_path):
         from_onnx(tmp_path / "text.onnx")
 
 
-def test_a_network_that_says_something_else_is_refused(monkeypatch):
+def test_a_network_whose_logits_differ_is_refused(monkeypatch):
     monkeypatch.setitem(OPERATORS, "Tanh", lambda x, *, opset: 1.001 * jnp.tanh(x))
     with pytest.raises(InputError, match=r"largest difference is 0\.\d+, where the largest logit is"):
         from_onnx(EXPORTED / "mlp.onnx")

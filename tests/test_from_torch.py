@@ -1,4 +1,4 @@
-"""PyTorch's modules as classifiers: the same logits, gradients and nearest adversarial images."""
+"""PyTorch modules as classifiers: they have the same logits, gradients and distances of adversarial images."""
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,14 @@ ONE = np.zeros((1, 1, 28, 28), np.float32)
 
 @pytest.fixture(scope="module", params=[CNN, MLP])
 def both(request):
-    """A module and what is made of it."""
+    """A module, and the classifier that is made of it."""
     module = made(request.param)
     return module, from_torch(module, ONE)
 
 
 @pytest.fixture(scope="module")
 def digits(mnist):
-    """[B, 1, 28, 28], in [0, 1]."""
+    """Images `[B, 1, 28, 28]` in [0, 1]."""
     return np.moveaxis(mnist.val.images[:6], -1, 1).astype(np.float32) / 255
 
 
@@ -69,7 +69,7 @@ def _last(module):
     return [name for name in module.state_dict() if name.endswith("weight")][-1]
 
 
-def test_attacks_find_what_they_find_by_hand_and_certificates_stay_below(digits):
+def test_attacks_find_the_same_as_on_a_network_by_hand_and_certificates_stay_below(digits):
     module = made(MLP)
     w = {name: jnp.asarray(array.numpy()) for name, array in module.state_dict().items()}
 
@@ -86,7 +86,7 @@ def test_attacks_find_what_they_find_by_hand_and_certificates_stay_below(digits)
     assert not certify.crown(imported, digits, None, 1.01 * radius, norm=2).certified.any()
 
 
-def test_what_a_cnn_is_certified_for_is_not_attacked(digits):
+def test_no_attack_succeeds_within_the_certified_radius_of_a_cnn(digits):
     classifier = from_torch(made(CNN), ONE)
     radius = certify.largest_radius(classifier, digits, None, norm=np.inf, rounds=6)
     assert (radius > 0).all()
@@ -109,7 +109,7 @@ def test_the_module_stays_as_it_is(both):
         module.float().eval()
 
 
-def test_normalization_channels_and_bounds_come_before_it(digits):
+def test_preprocessing_and_bounds_are_applied_before_the_module(digits):
     module = made(CNN).eval()
     last = np.moveaxis(digits, 1, -1)
     classifier = from_torch(module, last, preprocess=Preprocess(mean=[0.13], std=[0.3], channels_first=True))
@@ -141,7 +141,7 @@ def test_a_module_for_one_image_takes_any_number(digits):
 @pytest.mark.parametrize(
     ("forward", "says"),
     [
-        (lambda x: torch.cumsum(x.flatten(1), 1)[:, :10], "operators that are not known here: CumSum"),
+        (lambda x: torch.cumsum(x.flatten(1), 1)[:, :10], "operators that are not supported: CumSum"),
         (lambda x: (x.flatten(1)[:, :10], x.flatten(1)[:, :5]), "2 outputs"),
         (lambda x: x.nonsense, "can't export the module Module .*nonsense"),
     ],

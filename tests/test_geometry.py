@@ -15,7 +15,7 @@ from mnist_jax import geometry
 INF = geometry.INF
 NORMS = (1, 1.1, 1.5, 2, 3, 10, INF)
 SCALES = (0, 1e-12, 1e-6, 0.03, 0.3, 3, 100, 1e5, 1e10)
-SHARES = (0, 1e-6, 0.03, 0.4, 0.95, 1, 1.3, 1e10)  # of the norm at which a radius starts to matter
+SHARES = (0, 1e-6, 0.03, 0.4, 0.95, 1, 1.3, 1e10)  # radii, relative to the norm at which the ball starts to matter
 ROWS = len(SCALES) * len(SHARES)
 SCALE, SHARE = (grid.ravel() for grid in np.meshgrid(SCALES, SHARES, indexing="ij"))
 
@@ -229,7 +229,7 @@ def closest_in_ball(v, low, high, radius, p):
 
 
 def closest_by_scipy(v, low, high, radius, p):
-    """The projection of one row, by a solver that knows nothing of it. The parts of r = up - down are not negative."""
+    """The projection of one row by SciPy's general solver, in r = up - down with both parts at least 0."""
     v, low, high = flat(v[None], low[None], high[None])
     v, low, high, radius = v[0], low[0], high[0], float(radius)
     count, unit = len(v), np.tile(np.eye(len(v)), 2) * np.repeat([1, -1], len(v))
@@ -354,7 +354,7 @@ def test_projection_of_zero_keeps_the_entries_that_bring_it_closest():
         np.testing.assert_allclose(((got - wanted) ** 2).sum(1), closest, rtol=1e-5, atol=1e-6)
 
 
-# Onto the sphere
+# Projections onto the sphere
 
 
 def batch_for_sphere(shape, p):
@@ -432,7 +432,7 @@ def test_closest_point_on_the_sphere_of_two_pixels(p):
 
 
 @pytest.mark.parametrize("p", [1, 1.5])
-def test_a_little_growth_is_to_the_closest_point(p):
+def test_a_radius_slightly_above_the_norm_gives_the_closest_point(p):
     """For p <= 2 it is without a jump, and by duality then as close as any point of the sphere."""
     v, x, _ = batch((17,), p)
     v = (np.clip(x + v, 0.01, 0.99) - x)[SCALE == 0.3].astype(np.float32)
@@ -500,7 +500,7 @@ def test_along_the_sphere_where_there_is_no_perturbation(p):
     np.testing.assert_array_equal(geometry.along_sphere(g, np.zeros_like(g), x, p), g)
 
 
-# The plane
+# The nearest point of a plane
 
 
 @pytest.mark.parametrize("p", NORMS)

@@ -1,4 +1,4 @@
-"""What is read of a classifier's computation, and how its affine equations are run and transposed."""
+"""Reading a classifier's computation, and running and transposing its affine equations."""
 
 import jax
 import jax.numpy as jnp
@@ -50,12 +50,12 @@ hidden_too.defvjp(lambda x: (hidden_too(x), None), lambda _, t: (0 * t,))
     [hidden, hidden_too, jax.jit(lambda x: hidden(x)), jax.checkpoint(lambda x: jnp.maximum(x, 0) * 2)],
     ids=["jvp", "vjp", "jit", "remat"],
 )
-def test_calls_are_what_they_compute(call):
+def test_calls_are_inlined_by_what_they_compute(call):
     found = names(lambda _, x: two(call(x)))
     assert found[:2] == ["max", "mul"]
 
 
-def test_loops_of_fixed_length_are_every_round():
+def test_loops_of_fixed_length_are_unrolled():
     def apply(_, x):
         def step(carry, row):
             return carry * row, jnp.maximum(carry, 0)
@@ -69,12 +69,12 @@ def test_loops_of_fixed_length_are_every_round():
     assert "scan" not in found
 
 
-def test_gradients_are_not_stopped():
+def test_stop_gradient_is_the_identity():
     assert names(lambda _, x: two(lax.stop_gradient(x) * 2)) == names(lambda _, x: two(x * 2))
 
 
 @pytest.mark.parametrize(("platform", "factor"), [("cpu", 2.0), ("tpu", 3.0), ("cuda", 5.0)])
-def test_the_branch_of_the_platform(platform, factor):
+def test_the_branch_of_the_platform_is_read(platform, factor):
     def apply(_, x):
         return two(lax.platform_dependent(x, cpu=lambda x: x * 2, tpu=lambda x: x * 3, default=lambda x: x * 5))
 
@@ -93,8 +93,8 @@ def test_bounds_are_of_the_branch_that_the_device_takes():
 
 
 @pytest.mark.parametrize("network", ["MLP_bn", "CNN_bn"])
-def test_networks_here_are_plain_convolutions_and_maxima(network):
-    """Whatever is fastest on this device, what is read is the network as such."""
+def test_the_projects_networks_are_read_as_convolutions_and_maxima(network):
+    """The program does not depend on the form of the layers that is fastest on a device."""
     classifier = load_classifier(network)
     got = program.read(classifier, (28, 28, 1), jnp.float32, "cpu")
     bent = {e.name for e in got.equations if got.depends.issuperset(e.results) and not affine.is_affine(got, e)}
@@ -103,7 +103,7 @@ def test_networks_here_are_plain_convolutions_and_maxima(network):
 
 
 def evaluate(classifier, images):
-    """The logits, by the equations, one lane for each image."""
+    """The logits computed by the equations, with one lane for each image."""
     got = program.read(classifier, images.shape[1:], jnp.float32, "cpu")
     constants = Constants(got, jax.tree.leaves(classifier.params))
     values = {got.image: jnp.moveaxis(images, 0, -1)[None]}
@@ -191,7 +191,7 @@ def test_the_equations_compute_the_function(name):
         (lambda x: jnp.sin(x), "sin"),
     ],
 )
-def test_what_is_not_known_is_refused_by_name_and_line(apply, what):
+def test_unsupported_operations_are_refused_by_name_and_line(apply, what):
     classifier = Classifier(lambda _, x: two(apply(x)), None)
     with pytest.raises(UnsupportedOperation, match=rf"{what}.*test_jaxprs\.py:\d+"):
         certify.ibp(classifier, np.zeros((1, *SHAPE), np.float32), [0], 0.1)
@@ -202,8 +202,8 @@ def test_a_softmax_at_the_end_gets_advice():
         read(lambda _, x: jax.nn.softmax(two(x)))
 
 
-def test_a_function_of_another_meaning_is_not_taken_for_a_known_one():
-    """It has the name and the form of JAX's, but not the constant."""
+def test_a_function_with_another_constant_is_not_taken_for_jaxs_own():
+    """The function has the name and the form of JAX's own, but another constant."""
 
     @jax.jit
     def leaky_relu(x):
@@ -233,7 +233,7 @@ def test_convolutions_are_those_of_jax(strides, padding):
     np.testing.assert_allclose(got, back(y)[0], rtol=1e-4, atol=1e-4)
 
 
-def test_layers_are_plain_only_where_asked():
+def test_layers_are_plain_only_inside_the_context():
     x = jnp.ones((8, 6, 6, 1))
     usual = str(jax.make_jaxpr(layers.max_pool)(x))
     with layers.plain():

@@ -1,7 +1,7 @@
-"""What takes the place of convolutions and pools on a CPU: values, both gradients, and transformations.
+"""The forms of convolutions and pools for a CPU: values, gradients by images and kernels, and JAX transformations.
 
-Pools are compared with JAX's own, convolutions with the sums that they are: XLA's CPU backend reads beyond its arrays
-where a padding is negative.
+Pools are compared with JAX's own. Convolutions are compared with the sum in their definition, since XLA's CPU backend
+reads outside of its arrays where a padding is negative.
 Inputs are small integers: sums of them, and the halves and quarters of Winograd's kernels, are exact in float32.
 """
 
@@ -24,7 +24,7 @@ def integers(*shape, seed=0, dtype=np.float32):
 
 
 def names(closed):
-    """The primitives in a jaxpr and in all that are in it."""
+    """The names of all primitives in a jaxpr and in the jaxprs inside of it."""
     found, jaxprs = set(), [closed.jaxpr]
     while jaxprs:
         for eqn in jaxprs.pop().eqns:
@@ -35,7 +35,7 @@ def names(closed):
 
 
 def rewritten(function):
-    """A function of a weight and images, as a classifier that is compiled computes it."""
+    """A function of a weight and images, rewritten as in a compiled classifier."""
     return lambda weight, x: fast.logits(function, weight, x)
 
 
@@ -51,7 +51,7 @@ def summed(
     groups=1,
     batch_groups=1,
 ):
-    """A convolution as the sum that it is by definition, over the places of its window."""
+    """A convolution by its definition, a sum over the positions of its window."""
     numbers = lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers)
     x, kernel = x.transpose(numbers.lhs_spec), kernel.transpose(numbers.rhs_spec)
     ones = (1,) * len(window_strides)
@@ -215,7 +215,7 @@ def test_convolutions_in_forward_mode_and_twice():
     w, x = integers(3, 3, 8, 8), integers(5, 5, 5, 8)
 
     def twice(function):
-        # A derivative of a derivative, along directions: what a second order method asks for.
+        # A derivative of a derivative along directions, as second-order methods need it.
         cubed = lambda w, x: (function(w, x) ** 3).sum()  # noqa: E731
         return jax.jit(lambda w, x: jax.jvp(jax.grad(cubed, (0, 1)), (w, x), (w, x)))(w / 4, x / 4)
 
@@ -223,7 +223,7 @@ def test_convolutions_in_forward_mode_and_twice():
         np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
-def test_what_is_not_of_one_usual_type_stays():
+def test_convolutions_of_other_or_mixed_types_stay():
     x, w = integers(2, 5, 5, 3), integers(3, 3, 3, 2)
     for kind in (jnp.bfloat16, jnp.float16, jnp.complex64):
         assert "convolution_by_device" not in seen(padded, w.astype(kind), x.astype(kind))
@@ -234,7 +234,7 @@ def test_what_is_not_of_one_usual_type_stays():
 
 
 def seen(function, weight, x):
-    """What primitives a function is made of, once rewritten."""
+    """The names of all primitives of a function once it is rewritten."""
     return names(jax.make_jaxpr(rewritten(function))(weight, x))
 
 
@@ -254,7 +254,7 @@ POOLS = {
 @pytest.mark.parametrize(("window", "strides", "padding"), POOLS.values(), ids=POOLS)
 @pytest.mark.parametrize(("name", "computed", "start"), [("max", lax.max, -np.inf), ("mean", lax.add, 0.0)])
 def test_pools(name, computed, start, window, strides, padding):
-    # So few different numbers that most windows have ties; the first of them gets the gradient, as in JAX.
+    # Inputs have so few values that most windows have ties; as in JAX, the first of tied pixels gets the gradient.
     x = np.minimum(integers(3, 7, 8, 4), 1)
     pool = lambda w, x: w * lax.reduce_window(x, start, computed, window, strides, padding)  # noqa: E731
     assert_same(pool, np.float32(3), x)
@@ -277,7 +277,7 @@ def test_pools_that_stay_as_they_are():
     assert "reduce_window_max" in seen(lambda w, x: nnx.max_pool(x, (2, 2), (2, 2)), (), x.astype(jnp.bfloat16))
 
 
-# What is around them
+# Jaxprs around them
 
 
 @jax.custom_jvp
@@ -299,7 +299,7 @@ odder.defvjp(lambda x: (odder(x), None), lambda _, y: (11 * y,))
 KERNEL = integers(3, 3, 2, 2)
 
 
-def test_own_derivatives_stay_inside_of_calls_loops_and_branches():
+def test_custom_derivatives_stay_inside_of_calls_loops_and_branches():
     def function(w, x):
         def step(x, _):
             return lax.cond(x[0, 0, 0, 0] < np.inf, jax.jit(lambda x: odder(odd(x))), lambda x: x, x), None
@@ -316,7 +316,7 @@ def test_own_derivatives_stay_inside_of_calls_loops_and_branches():
     assert "conv_general_dilated" not in seen(function, w, x)
 
 
-def test_nothing_else_is_touched():
+def test_platform_branches_and_functions_without_convolutions_stay():
     chosen = lambda w, x: lax.platform_dependent(w, x, cpu=padded, default=padded)  # noqa: E731
     scoped = lambda w, x: jax.named_scope(layers.AS_WRITTEN)(padded)(w, x)  # noqa: E731
     w, x = integers(3, 3, 2, 2), integers(2, 3, 3, 2)
@@ -325,7 +325,7 @@ def test_nothing_else_is_touched():
 
 
 @pytest.mark.parametrize(("name", "batch"), [("CNN", 1), ("CNN_bn", 8), ("Inception", 8), ("CNN7_bn", 2)])
-def test_the_networks_are_left_alone(name, batch):
+def test_the_projects_own_networks_are_not_rewritten(name, batch):
     network = networks.by_name(name)
     weights = {name: jnp.zeros(shape) for name, shape in networks.shapes(network).items()}
     x = jnp.zeros((batch, *network.shape))
@@ -333,7 +333,7 @@ def test_the_networks_are_left_alone(name, batch):
     assert str(ours) == str(jax.make_jaxpr(network.apply)(weights, x))
 
 
-def test_other_devices_get_what_is_written():
+def test_other_devices_get_the_function_as_written():
     def lowered(function, platform):
         gradient = jax.jit(jax.grad(lambda x, w: function(w, x).sum()))
         text = gradient.trace(x, w).lower(lowering_platforms=(platform,)).as_text()
@@ -360,7 +360,7 @@ def test_other_devices_get_what_is_written():
 
 
 class Plain(nnx.Module):
-    """As a user writes one."""
+    """A convolutional network as a user of Flax writes one."""
 
     def __init__(self, rngs):
         self.convs = nnx.List([nnx.Conv(a, b, (3, 3), rngs=rngs) for a, b in ((1, 8), (8, 8))])
@@ -379,7 +379,7 @@ def plain(seed=0, **how):
     return Classifier(plain.apply, state, **how)
 
 
-def test_an_attack_finds_the_same_as_without():
+def test_an_attack_finds_the_same_distances_as_without_rewriting():
     images = np.random.default_rng(0).random((6, 12, 12, 1), np.float32)
     found = attack.ddn(plain(), images, steps=20)
     as_written = attack.ddn(plain(fast=False), images, steps=20)
@@ -388,7 +388,7 @@ def test_an_attack_finds_the_same_as_without():
     assert (plain()(found.images).argmax(1) != plain()(images).argmax(1)).all()
 
 
-def test_without_it_is_as_written():
+def test_without_fast_a_classifier_is_not_rewritten():
     x = np.random.default_rng(0).random((6, 12, 12, 1), np.float32)
     network = plain(fast=False)
     text = str(jax.make_jaxpr(lambda c, x: c(x))(network, x))

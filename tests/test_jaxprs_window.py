@@ -1,4 +1,4 @@
-"""What blocks see goes back as it does in the whole network, wherever the block is."""
+"""Backward propagation of blocks through their receptive field alone, against that through the whole program."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ NETWORKS = {"pools": pools, "skips": skips, "channels between": channels_between
 
 
 class Weights(dict):
-    """Random weights by their shape."""
+    """Random weights, made when they are first asked for, by their shape."""
 
     def __missing__(self, shape):
         size = np.prod(shape[:-1])
@@ -52,7 +52,7 @@ def flat(network):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_blocks_go_back_as_they_do_in_the_whole(network, monkeypatch):
+def test_blocks_have_the_same_coefficients_as_in_the_whole_program(network, monkeypatch):
     monkeypatch.setattr(window, "WORTH", np.inf)
     classifier, rng = flat(NETWORKS[network]), np.random.default_rng(0)
     compared = 0
@@ -118,7 +118,7 @@ def test_bounds_by_blocks_are_no_looser(network, shape, norm, monkeypatch):
         whole = certify.crown(classifier, images, None, 0.02, norm=norm)
         driver._run.clear_cache()
     assert np.isfinite(whole.margin).all()
-    # An entry of a block that was not asked for is bounded as well.
+    # Bounds by blocks may be tighter, as a block also bounds those of its entries that are not asked for.
     assert (np.asarray(blocks.margin) >= np.asarray(whole.margin) - 1e-9).all()
     np.testing.assert_allclose(blocks.margin, whole.margin, rtol=0.1, atol=1e-2)
 
@@ -132,13 +132,13 @@ def test_bounds_by_blocks_are_no_looser(network, shape, norm, monkeypatch):
     ],
     ids=["reversed", "dense", "cumulative"],
 )
-def test_what_no_window_is_known_for_goes_back_as_a_whole(seen):
+def test_operations_without_windows_are_not_cut(seen):
     got = program.read(flat(lambda w, x: jax.nn.relu(seen(x))), SHAPE, jnp.float32, "cpu")
     place, equation = next((i, e) for i, e in enumerate(got.equations) if e.name == "max")
     assert window.view(got, place, equation.operands[:1], 8) is None
 
 
-def test_a_block_is_whole_along_an_axis_with_two_steps():
+def test_blocks_are_not_cut_along_an_axis_where_windows_move_differently():
     got = program.read(
         flat(lambda w, x: jax.nn.relu(jax.lax.slice_in_dim(x, 0, None, 2, axis=1) + x[:, :5])),
         SHAPE,

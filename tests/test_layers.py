@@ -41,7 +41,7 @@ def native(x, kernel, strides=(1, 1), padding="VALID", lhs_dilation=(1, 1), rhs_
 
 
 def value_and_gradients(function, *options):
-    """The value at inputs and kernel, and the gradients by both of its product with integers."""
+    """The convolution, and the gradients by inputs and kernel of its scalar product with random integers."""
 
     @jax.jit
     def run(x, kernel):
@@ -191,7 +191,7 @@ def windows(x, size):
 
 
 def pool_and_gradient(function, x):
-    """The value, the gradient of its product with integers, all of them positive, and these integers."""
+    """The pool, the gradient of its scalar product with positive random integers, and these integers."""
 
     @jax.jit
     def run(x):
@@ -330,7 +330,7 @@ def test_every_platform_gets_its_own_pooling_around_pixels(platform):
 
 @pytest.fixture(params=["few", "many"])
 def however_many(request, monkeypatch):
-    """A few images are convolved in another way; as many as the test has are a few, and are not."""
+    """Sets `layers.FEW`, up to which number of images the backend's own convolution is used: tests try both ways."""
     monkeypatch.setattr(layers, "FEW", {"few": 100, "many": 0}[request.param])
     return request.param
 
@@ -350,7 +350,7 @@ def separate(x, kernel, bias):
         ((3, 8, 7, 2), (3, 2, 2, 3)),  # odd sizes of what comes out, and of what goes in
         ((2, 7, 8, 4), (1, 3, 4, 2)),
         ((5, 4, 6, 6), (3, 5, 6, 1)),  # a single window
-        ((2, 5, 5, 1), (5, 5, 1, 2)),  # none
+        ((2, 5, 5, 1), (5, 5, 1, 2)),  # no window
         ((2, 4, 4, 1), (5, 5, 1, 2)),
         ((0, 8, 8, 1), (3, 3, 1, 2)),
     ],
@@ -412,7 +412,7 @@ def test_convolution_and_max_pool_in_float64():
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_every_platform_gets_its_own_convolution_and_max_pool(platform, however_many):
     arguments = integers(2, 6, 6, 2), integers(3, 3, 2, 3), integers(3)
-    # A function of its own: that a trace was of few images is nothing that JAX would know it by.
+    # A new function for each case, as JAX would reuse a trace that was made with another `layers.FEW`.
     program = lowered(lambda *a: layers.convolution_and_max_pool(*a), *arguments, platform=platform)
     assert ("stablehlo.convolution" in program) == (platform != "cpu" or however_many == "few")
     assert ("reduce_window" in program) == (platform != "cpu" and however_many == "many")

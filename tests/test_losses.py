@@ -127,7 +127,7 @@ def test_accuracy():
 
 @pytest.mark.parametrize("run", [losses.accuracy, jax.jit(losses.accuracy)], ids=["eager", "jit"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_row_that_says_nothing_is_wrong_for_every_label(run, value):
+def test_logits_with_nan_or_infinite_maximum_are_wrong_for_every_label(run, value):
     for place in range(3):
         logits = np.zeros((4, 3), np.float32)
         logits[:3, place] = value
@@ -214,14 +214,14 @@ def test_targeted_dlr_is_equation_7_without_its_sign(batch, classes):
     np.testing.assert_allclose(losses.dlr_targeted(logits, labels, targets), wanted, rtol=1e-5)
 
 
-def test_of_two_classes_the_ratio_leaves_the_margin():
+def test_for_two_classes_dlr_is_the_margin():
     logits, labels = np.array([[3.0, 1.0], [3.0, 1.0]], np.float32), np.array([0, 1])
     np.testing.assert_array_equal(losses.dlr(logits, labels), [2, -2])
     np.testing.assert_array_equal(losses.dlr_targeted(logits, labels, 1 - labels), [2, -2])
     np.testing.assert_array_equal(gradient(losses.dlr, logits, labels), [[1, -1], [-1, 1]])
 
 
-def test_equal_logits_give_the_ratio_a_finite_gradient():
+def test_dlr_of_equal_logits_has_a_finite_gradient():
     logits, labels = np.zeros((2, 5), np.float32), np.array([0, 1])
     assert np.isfinite(gradient(losses.dlr, logits, labels)).all()
     assert np.isfinite(gradient(lambda z, y: losses.dlr_targeted(z, y, y + 1), logits, labels)).all()

@@ -18,8 +18,8 @@ from mnist_jax.networks import capsules as capsules_of
 
 REFERENCE = Path(__file__).parents[2] / "shared/reference/seed_networks"
 
-# The layers, the six of the original project in its order: sizes are those of the kernel, or the number of features;
-# after them a convolution's stride and padding, where it has them.
+# The layers of each network; those of the original project's six are in its order. Numbers are a layer's size (shape of
+# the kernel, or number of features), and after it a convolution's stride and padding, where it has them.
 LAYERS = {
     "MLP": "flatten, linear 784 120, relu, linear 120 120, relu, linear 120 10",
     "MLP_d": "flatten, dropout, linear 784 120, relu, dropout, linear 120 120, relu, dropout, linear 120 10",
@@ -47,7 +47,7 @@ LAYERS = {name: layers.split(", ") for name, layers in LAYERS.items()}
 TRAINED = {"MLP": 109_930, "MLP_d": 109_930, "MLP_bn": 110_410, "CNN": 129_090, "CNN_d": 129_090, "CNN_bn": 129_450}
 TRAINED |= {"CNN5_bn": 417_370, "CNN7_bn": 13_259_338}
 TRAINED |= {"AlexNet": 212_658, "AlexNet_bn": 213_090, "VGG_bn": 147_642}
-BRANCHED = {"Inception": 92_642, "ResNet": 94_738, "CapsNet": 731_472}  # which are no chains
+BRANCHED = {"Inception": 92_642, "ResNet": 94_738, "CapsNet": 731_472}  # networks that are no chain of layers: weights
 
 each_network = pytest.mark.parametrize("name", LAYERS)
 
@@ -92,7 +92,7 @@ def random_images(count, seed=0):
 
 
 def numpy_forward(name, weights, images, *, batch_statistics=False, masks=()):
-    """Logits in float64, and the means and variances of what came into every batch normalization."""
+    """Logits in float64, and the mean and variance of the input of every batch normalization."""
     x, names, masks, statistics = images.astype(np.float64), iter(layer_names(weights)), iter(masks), []
     for layer in LAYERS[name]:
         kind = layer.split()[0]
@@ -174,7 +174,7 @@ def resnet(layer, x):
 
 
 def routed(votes, rounds):
-    """`[B, C, I, D]` to `[B, C, D]`, as procedure 1 of the paper has it, capsule by capsule."""
+    """Procedure 1 of Sabour et al. 2017, capsule by capsule: votes `[B, C, I, D]` to `[B, C, D]`."""
     batch, classes, capsules, size = votes.shape
     totals = np.zeros((batch, classes, size))
     for n in range(batch):
@@ -190,7 +190,7 @@ def routed(votes, rounds):
 
 
 def capsules(layer, x, rounds=3):
-    """The digits' capsules `[B, 10, 16]` before squashing."""
+    """The classes' capsules `[B, 10, 16]` before squashing."""
     x = convolved(np.maximum(convolved(x, layer("features.0"), 2), 0), layer("features.2"))
     u = x.reshape(len(x), -1, 8)
     n = (u**2).sum(-1, keepdims=True)

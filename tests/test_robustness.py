@@ -1,4 +1,4 @@
-"""The report on a network's robustness: judged anew, cheapest attack first, and not deceived by masked gradients."""
+"""Robust accuracy by several attacks: successes are recomputed, and masked gradients are detected."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from mnist_jax.geometry import exact_norm
 from mnist_jax.robustness import alone, attempts, breaks, masking, robustness
 
 RADIUS = 0.05
-WAVE = 3e-4  # of the images, that a masking network adds: far below the radius
+WAVE = 3e-4  # amplitude of the ripple, in pixel values: far below the radius
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +24,12 @@ def some(mnist):
 
 
 def masked(params, images):
-    """The same network behind a ripple, whose gradient has nothing to do with what lies farther away."""
+    """The same network with a small ripple added to its images, which makes its gradients useless: they are masked."""
     ripple = WAVE * jnp.sin(images * (50 / WAVE))
     return load_classifier("MLP-original").apply(params, images + ripple)
 
 
-def test_attacks_go_on_where_others_stopped(mlp, some):
+def test_each_attack_gets_the_images_that_the_others_left(mlp, some):
     images, labels = some
     every = attempts(mlp, RADIUS, surrogate=load_classifier("MLP_bn-original"))
     chosen = {name: every[name] for name in ("transfer", "pgd", "nearest")}
@@ -68,7 +68,7 @@ def test_certified_images_are_not_attacked(mlp, some):
 
 
 @pytest.mark.parametrize("wrong", ["too far", "outside"])
-def test_what_is_no_adversarial_image_breaks_nothing(mlp, some, wrong):
+def test_images_that_are_not_adversarial_count_for_nothing(mlp, some, wrong):
     images, labels = some
     gray = np.full_like(images, 0.5)
     assert (np.asarray(mlp(gray)).argmax(1) != labels).any()
@@ -100,7 +100,7 @@ def test_what_is_measured_is_what_is_classified(mlp, some):
     assert len(robustness(mlp, images[:0], labels[:0], 0.1, {"none": lambda x, y: x}).robust) == 0
 
 
-def test_masking_by_numbers():
+def test_masking_compares_accuracies_with_that_of_pgd():
     assert masking({"pgd": 0.9, "square": 0.86, "transfer": 0.95}) == []
     assert masking({"pgd": 0.9, "square": 0.84, "transfer": 0.3}) == ["square", "transfer"]
 

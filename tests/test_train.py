@@ -31,7 +31,7 @@ def test_trains_reports_and_keeps(run, few_digits, tmp_path):
     assert (tmp_path / "runs/MLP-original.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_json_is_all_of_stdout_and_says_what_was_done(run, few_digits, tmp_path):
+def test_json_is_all_of_stdout_and_describes_the_training(run, few_digits, tmp_path):
     arguments = (
         "--model",
         "MLP_d",
@@ -108,7 +108,7 @@ def test_stopped_and_resumed_gives_the_bits_of_an_uninterrupted_run(command, run
     state = weights.with_suffix(".state")
 
     def stopped(number, when, *more):
-        """What a run says that gets this signal after the first line of which `when` holds."""
+        """The stderr of a run that gets this signal after the first line for which `when` is true."""
         process = command("train", *arguments, "--output", "parts", *more, cwd=tmp_path)
         assert any(when(line) for line in process.stderr)
         process.send_signal(number)
@@ -118,7 +118,7 @@ def test_stopped_and_resumed_gives_the_bits_of_an_uninterrupted_run(command, run
         assert not weights.exists()
         return err
 
-    # A kill leaves what was written last; the others write on their way out, also before another epoch is done.
+    # A killed process leaves the state that it saved last; the other signals make it save before it ends.
     stopped(signal.SIGKILL, lambda line: line.startswith("epoch ") and any(p.name.isdecimal() for p in state.glob("*")))
     resumes = "resuming MLP_bn-best after epoch"
     stopped(signal.SIGINT, lambda line: line.startswith(resumes), "--resume")
@@ -156,7 +156,7 @@ def prepared(folder, data_dir, *arguments):
 
 
 def finished(run):
-    """What a training of no steps leaves."""
+    """The result of a training of no steps."""
     with console.Interrupt():
         state, _ = train.begin(run)
         history = [dict.fromkeys(("train_loss", "test_loss", "train_accuracy", "test_accuracy", "seconds"), 0.1)]
@@ -236,9 +236,9 @@ def test_accuracies_have_the_digits_of_double_precision(few_digits, tmp_path):
         (("--model", "MLP", "--resume"), "there is nothing to resume"),
         (("--model", "MLP", "--resume", "--no-save"), "leave one of them out"),
         (("--epochs", "1"), "the following arguments are required: --model"),
-        (("--model", "MLP", "--defense", "pgd"), "--defense needs the --radius that the network is to resist"),
-        (("--model", "MLP", "--radius", "0.1"), "--radius is for --defense"),
-        (("--model", "MLP", "--norm", "2"), "--norm is for --defense"),
+        (("--model", "MLP", "--defense", "pgd"), "--defense needs --radius"),
+        (("--model", "MLP", "--radius", "0.1"), "--radius is only for --defense"),
+        (("--model", "MLP", "--norm", "2"), "--norm is only for --defense"),
         (("--model", "MLP", "--defense", "pdg", "--radius", "1"), "unknown defence 'pdg': did you mean pgd"),
         (("--model", "MLP", "--defense", "ibp", "--radius", "1", "--norm", "2"), "norm must be inf, not 2"),
         (("--model", "MLP", "--defense", "pgd", "--radius", "0"), "--radius: '0' is not a number above 0"),
@@ -273,12 +273,12 @@ def test_output_that_cannot_be_written_is_refused_at_once(refused, few_digits, t
 
 
 def test_full_disk_leaves_nothing_half_written(run, few_digits, tmp_path):
-    """A limit on the size of files stands for the disk: writing fails in the same place, with an OSError."""
+    """A limit on the size of files simulates a full disk: writing fails at the same place, with an OSError."""
     limit = ("sh", "-c", 'ulimit -f 200; exec "$@"', "sh")  # blocks of 512 bytes
     earlier = b"an earlier result"
     (tmp_path / "MLP-original.safetensors").write_bytes(earlier)
     arguments = (*TINY, "--data-dir", few_digits, "--output", tmp_path)
-    # Without the cache of compiled programs, which would meet the limit too.
+    # Without the cache of compiled programs, to which the limit would apply, too.
     without_cache = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
     status, out, err = run("train", *arguments, cwd=tmp_path, prefix=limit, env=without_cache)
     assert (status, out) == (2, ""), err
@@ -287,8 +287,8 @@ def test_full_disk_leaves_nothing_half_written(run, few_digits, tmp_path):
     assert (tmp_path / "MLP-original.safetensors").read_bytes() == earlier
 
 
-def test_first_sign_of_life_comes_before_the_data(command, tmp_path):
-    """Not timed: the device line is there while the process has not yet refused its input."""
+def test_the_device_line_is_printed_before_the_data_is_loaded(command, tmp_path):
+    """By order, not by time: the device line is read before the process refuses its input."""
     process = command("train", *TINY, "--data-dir", "nowhere", cwd=tmp_path)
     assert process.stderr.readline().startswith("device: ")
     process.communicate(timeout=60)
@@ -297,7 +297,7 @@ def test_first_sign_of_life_comes_before_the_data(command, tmp_path):
 def test_a_defence_by_bounds_of_a_network_that_has_none_is_refused(refused, few_digits, tmp_path):
     options = "--model", "CapsNet", "--defense", "ibp", "--radius", 0.1, "--data-dir", few_digits, "--no-save"
     line = refused("train", *options, cwd=tmp_path)
-    assert "CapsNet can't be trained by ibp, which bounds it: no bounds of gt are known here" in line
+    assert "CapsNet can't be trained by ibp, which needs bounds of it: no bounds of gt are known here" in line
 
 
 def test_a_defended_network_has_its_defence_in_its_name(run, few_digits, tmp_path):
@@ -313,7 +313,7 @@ def test_a_defended_network_has_its_defence_in_its_name(run, few_digits, tmp_pat
     path = tmp_path / result["weights"]
     for name in ("MLP-pgd-2-1.5", "MLP-pgd-2-1.5-best"):
         assert checkpoint.find(name, tmp_path / "runs") == path
-    assert checkpoint.find("MLP", tmp_path / "runs") != path  # a plain one is meant
+    assert checkpoint.find("MLP", tmp_path / "runs") != path  # a name without a defence means a plain network
 
 
 OWN = """

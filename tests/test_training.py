@@ -25,7 +25,7 @@ from mnist_jax.networks.capsules import Reconstruction
 from mnist_jax.objective import Plain
 from mnist_jax.recipe import RECIPES, Recipe, constant, fading, one_cycle
 
-SEEN = []  # the labels of one batch after another
+SEEN = []  # the labels of every batch so far
 
 
 def loss(logits, labels):
@@ -34,7 +34,7 @@ def loss(logits, labels):
 
 
 class Small(networks.Network):
-    """A network with batch normalization that compiles at once: it sees 16 of the pixels."""
+    """A network with batch normalization on 16 of the pixels, which compiles fast."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.features = nnx.Sequential(lambda images: images[:, ::7, ::7])
@@ -67,7 +67,7 @@ def started(network, recipe, train, seed=0):
 
 
 def run_epochs(network, recipe, train, state, epochs=1):
-    """The last state, all that was reported, and the batches of labels that were seen."""
+    """The last state, all progress reports, and the labels of every batch."""
     SEEN.clear()
     reports = []
     for _ in range(epochs):
@@ -79,7 +79,7 @@ def run_epochs(network, recipe, train, state, epochs=1):
 
 
 def numbers(tree):
-    """The leaves as NumPy arrays, keys of random numbers as what they consist of."""
+    """The leaves of a pytree as NumPy arrays, random keys as their data."""
     leaves = jax.tree.leaves(tree)
     keys = [jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
     return [np.asarray(jax.random.key_data(leaf) if key else leaf) for leaf, key in zip(leaves, keys, strict=True)]
@@ -107,7 +107,7 @@ def test_two_epochs_are_a_loop_of_optax_steps():
     first = state.weights
     state, reports, seen = run_epochs(MLP, recipe, train, state, epochs=2)
 
-    # Every image once in an epoch, in another order each time, the smaller batch last.
+    # Each epoch has every image once, in its own order, with the smaller batch last.
     assert [len(batch) for batch in seen] == [16, 16, 16, 16, 6] * 2
     orders = [np.concatenate(seen[:5]).tolist(), np.concatenate(seen[5:]).tolist()]
     assert all(sorted(order) == list(range(70)) for order in orders)
@@ -140,7 +140,7 @@ def test_two_epochs_are_a_loop_of_optax_steps():
     moved = max(np.abs(weights[name] - first[name]).max() for name in first)
     assert moved > 1e-3
 
-    # What is reported: means over the images of this epoch so far.
+    # The reports are means over the images of the epoch so far.
     assert [(r.step, r.steps) for r in reports] == [(4, 5), (5, 5)] * 2
     assert [int(r.state.step) for r in reports] == [4, 5, 9, 10]
     assert [int(r.state.epoch) for r in reports] == [0, 1, 1, 2]
@@ -162,7 +162,7 @@ def test_sizes_of_batches(count, sizes):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 32])
-def test_pieces_are_the_whole_order_in_few_shapes(batch_size):
+def test_batches_contain_every_image_once_in_few_shapes(batch_size):
     sizes = [*range(1, 40), *(n * batch_size + left for n in (99, 100, 101, 127, 400, 1562, 1563) for left in (0, 5))]
     for images in sizes:
         order = np.random.default_rng(images).permutation(images)
@@ -176,25 +176,25 @@ def test_pieces_are_the_whole_order_in_few_shapes(batch_size):
         assert len(pieces) <= math.ceil(full / 25)
 
 
-def test_no_images_are_no_pieces():
+def test_no_images_make_no_batches():
     assert list(training._pieces(np.arange(0), 16)) == []
 
 
-def test_equal_pieces_share_a_program():
+def test_arrays_of_batches_of_one_shape_share_a_program():
     traces = []
 
     def counted(logits, labels):
         traces.append(logits.shape)
         return losses.cross_entropy(logits, labels)
 
-    # 101 batches: pieces of 100 and of 1, and what is left over.
+    # 101 full batches, in arrays of 100 and of 1, and a smaller last batch.
     recipe, train = replace(SMALL, objective=Plain(counted), batch_size=2), ten_classes(some_images(203))
     _, reports, _ = run_epochs(Small, recipe, train, started(Small, recipe, train), epochs=2)
     assert [r.step for r in reports] == [100, 101, 102] * 2
     assert traces == [(2, 10), (2, 10), (1, 10)]
 
 
-def test_steps_do_not_depend_on_how_they_are_cut_into_pieces():
+def test_steps_do_not_depend_on_how_many_run_in_one_program():
     recipe = replace(SMALL, averaging=0.9)
     train = ten_classes(some_images(64))
     first = started(SmallWithDropout, recipe, train)
@@ -238,7 +238,7 @@ def test_the_strength_of_the_distortion_follows_its_schedule():
     train, batch = ten_classes(some_images(16)), np.arange(16)[None]
 
     def kernel(recipe, number):
-        """After the step of that number."""
+        """The state after a number of steps."""
         state = started(Small, plain, train)
         state = state._replace(step=state.step + number)
         state, _ = training.train_steps(Small, recipe, 3, state, train, batch, jax.random.key(0))
@@ -252,7 +252,7 @@ def test_the_strength_of_the_distortion_follows_its_schedule():
 # A run
 
 
-def test_sixty_four_images_are_learnt_by_heart():
+def test_sixty_four_images_are_memorized():
     recipe = replace(SMALL, learning_rate=3e-3)
     train = ten_classes(some_images(64))
     state, reports, _ = run_epochs(MLP, recipe, train, started(MLP, recipe, train), epochs=15)
@@ -276,18 +276,18 @@ def test_same_seed_same_bits():
         assert np.all(first.weights[name] != other.weights[name])
 
 
-def test_a_run_goes_on_from_its_state():
+def test_training_resumes_from_its_state():
     train = ten_classes(some_images(40))
     straight, reports, _ = run_epochs(Small, AVERAGED, train, started(Small, AVERAGED, train), epochs=3)
     after_one = next(r.state for r in reports if r.state.epoch == 1)
 
-    # Through the plain numbers, as a file would hold them.
+    # The state is converted to NumPy arrays and back, as by a file.
     restored = jax.tree.unflatten(jax.tree.structure(after_one), numbers(after_one))
     restored = restored._replace(key=jax.random.wrap_key_data(restored.key))
     assert_same_bits(run_epochs(Small, AVERAGED, train, restored, epochs=2)[0], straight)
 
 
-def test_the_seed_changes_the_order_and_the_start():
+def test_the_seed_changes_the_order_and_the_initialization():
     train = some_images(17)
     orders = [run_epochs(Small, ADAM, train, started(Small, ADAM, train, seed))[2] for seed in (0, 1)]
     assert orders[0] != orders[1]
@@ -324,10 +324,10 @@ def test_the_result_without_batch_statistics_is_the_average():
 
 
 @pytest.mark.parametrize("count", [30, 500])
-def test_the_batch_statistics_of_the_result_are_those_of_its_own_weights(count):
+def test_the_batch_statistics_of_the_result_are_computed_with_its_own_weights(count):
     train = some_images(count)
     state = started(Small, AVERAGED, train)
-    # An average with batch statistics that have nothing to do with it.
+    # An average whose batch statistics belong to other weights.
     average = {name: array + 1 for name, array in state.weights.items()}
     got = training.result(Small, state._replace(average=average), train)
     assert got.keys() == average.keys()

@@ -1,4 +1,4 @@
-"""Bounds other than [0, 1]: attacks and certificates in the caller's units; and what comes before a network."""
+"""Bounds other than [0, 1]: attacks and certificates in the caller's units; and preprocessing."""
 
 from fractions import Fraction
 
@@ -87,7 +87,7 @@ def test_brackets_are_in_the_callers_units(problem):
     np.testing.assert_allclose(np.abs(np.asarray(shown) - given[:2]).reshape(2, -1).max(1), upper, rtol=1e-5)
 
 
-def test_what_else_takes_images_knows_the_bounds(problem):
+def test_other_functions_of_images_respect_the_bounds(problem):
     unit, own, images, given, labels, _ = problem
     bytes_ = RANDOM.integers(0, 256, images.shape).astype(np.uint8)
     np.testing.assert_allclose(predict(own, bytes_), predict(unit, bytes_), rtol=1e-4, atol=1e-4)
@@ -113,7 +113,7 @@ def test_all_images_between_the_bounds_are_images_of_the_unit_box():
     assert Units.of((0.0, 255.0), np.float32) == (0, 255, 255)
 
 
-# What comes before a network
+# Preprocessing
 
 
 def test_preprocessing_normalizes_channels_and_moves_them():
@@ -131,7 +131,7 @@ def test_preprocessing_normalizes_channels_and_moves_them():
 
 
 @pytest.mark.parametrize(("arguments", "says"), [(([0.1, np.nan],), "mean"), ((0, 0), "std"), ((0, [1, -1]), "std")])
-def test_preprocessing_by_no_numbers_is_refused(arguments, says):
+def test_mean_and_std_have_to_be_numbers(arguments, says):
     with pytest.raises(ValueError, match=f"{says} must be a finite number"):
         Preprocess(*arguments)
 

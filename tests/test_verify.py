@@ -1,4 +1,4 @@
-"""python -m mnist_jax.evaluate --verify, on files of real attacks, as they are and tampered with."""
+"""python -m mnist_jax.evaluate --verify, on files of real attacks, unchanged and tampered with."""
 
 import json
 
@@ -24,7 +24,7 @@ def results(run, tmp_path_factory):
 
 
 def changed(path, folder, **fields):
-    """A copy of the results with other fields, of the record or of what was found."""
+    """A copy of the results in which some fields, of the record or of its result, are replaced."""
     record = load(path)
     found = record.result._replace(**{k: v for k, v in fields.items() if k in record.result._fields})
     save(
@@ -76,7 +76,9 @@ def test_every_lie_is_found(run, results, tmp_path):
     assert set(wrong) == set(record.indices[fooled[:5]].tolist())
     said = [wrong[index] for index in record.indices[fooled[:5]].tolist()]
     assert "not in [0, 1]" in said[0]
-    assert said[1:4] == [["not of the distance it says"]] * 2 + [["a failure with a distance", "a failure that fools"]]
+    assert said[1:4] == [["not at the stated distance"]] * 2 + [
+        ["a failure with a finite distance", "a failure whose image is adversarial"]
+    ]
     assert "not in [0, 1]" in said[4]
 
 
@@ -97,31 +99,31 @@ def report(path, capsys):
     return {one["index"]: one["what"] for one in said["wrong"]}
 
 
-def test_failures_that_fool_are_found(results, tmp_path, capsys):
-    """Robust accuracy could be raised by them."""
+def test_failures_whose_images_are_adversarial_are_found(results, tmp_path, capsys):
+    """Such failures would make robust accuracy look higher."""
     record = load(results)
     success, distance = np.array(record.result.success), np.array(record.result.distance)
     two = np.flatnonzero(success & (distance > 0))[:2]
     success[two], distance[two] = False, np.inf
     path = changed(results, tmp_path, success=success, distance=distance)
-    assert report(path, capsys) == {int(record.indices[i]): ["a failure that fools"] for i in two}
+    assert report(path, capsys) == {int(record.indices[i]): ["a failure whose image is adversarial"] for i in two}
 
-    # Beyond the radius it may well fool, and at the radius too, as distances are rounded.
+    # An image beyond the radius may be adversarial, and so may one at the radius, as distances are rounded.
     one, length = int(record.indices[two[0]]), float(record.result.distance[two[0]])
     for method, radius, wrong in (
         ("pgd", length * 0.99, False),
         ("pgd", length * 1.00001, False),
         ("pgd", length * 1.01, True),
-        ("fixed_norm", length * 1.01, False),  # it looks at exactly that norm
+        ("fixed_norm", length * 1.01, False),  # this attack searches at exactly that norm
         ("fixed_norm", length * 1.00001, True),
     ):
         about = record.about | {"method": method, "options": {"radius": radius}}
         path = changed(results, tmp_path, success=success, distance=distance, about=about)
-        assert ("a failure that fools" in report(path, capsys).get(one, [])) == wrong
+        assert ("a failure whose image is adversarial" in report(path, capsys).get(one, [])) == wrong
 
 
-def test_an_image_that_fools_as_it_is_is_no_failure(results, tmp_path, capsys, mnist):
-    """Nor is it farther away than 0, which would raise the accuracy."""
+def test_a_misclassified_original_is_a_success_at_distance_0(results, tmp_path, capsys, mnist):
+    """A failure, or a distance above 0, would make the accuracy look higher."""
     trained = checkpoint.load(checkpoint.find("MLP-original", tmp_path)).classifier()
     predictions = np.asarray(trained(normalize(mnist.val.images[:500]))).argmax(1)
     index = int(np.flatnonzero(predictions != mnist.val.labels[:500])[0])
@@ -131,8 +133,12 @@ def test_an_image_that_fools_as_it_is_is_no_failure(results, tmp_path, capsys, m
     nothing["forwards"] = nothing["gradients"]
     for found, success, wrong in (
         (image, True, []),
-        (image, False, ["a failure that fools", "not needed, as the image itself fools"]),
-        (np.full_like(image, 0.5), False, ["not needed, as the image itself fools"]),
+        (
+            image,
+            False,
+            ["a failure whose image is adversarial", "not at distance 0, although the original is adversarial"],
+        ),
+        (np.full_like(image, 0.5), False, ["not at distance 0, although the original is adversarial"]),
     ):
         distance = np.where([success], 0, np.inf)
         fields = nothing | {"images": found[None], "success": np.array([success]), "distance": distance}
@@ -151,7 +157,7 @@ def test_distances_of_any_norm_hold(results, tmp_path, capsys, mnist, norm):
     about = record.about | {"norm": norm}
     assert not report(changed(results, tmp_path, distance=distance, about=about), capsys)
     wrong = report(changed(results, tmp_path, distance=distance * np.float32(1.001), about=about), capsys)
-    assert set(map(tuple, wrong.values())) == {("not of the distance it says",)}
+    assert set(map(tuple, wrong.values())) == {("not at the stated distance",)}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +174,7 @@ def test_distances_of_any_norm_hold(results, tmp_path, capsys, mnist, norm):
         ("method", (None, 1, ["pgd"])),
     ],
 )
-def test_what_a_file_says_wrongly_of_itself_is_one_line(results, tmp_path, key, values):
+def test_a_wrong_description_of_the_results_is_one_line(results, tmp_path, key, values):
     about = load(results).about
     for value in values:
         if key in ("radius", "targets"):

@@ -4,12 +4,16 @@ import contextlib
 import io
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+sys.path.insert(0, str(Path(__file__).parent))  # of this hook
+
+import executed  # isort: skip
 from mnist_jax.attack import methods
 from mnist_jax.commands import attack, certify, demo, evaluate, train
 
@@ -21,8 +25,9 @@ COMMANDS = (train, evaluate, attack, certify, demo)
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {page: included(name) for name, page in INCLUDED.items()}
     pages |= {"reference/attacks.md": attacks(), "reference/commands.md": commands()}
-    for page, text in pages.items():
-        files.append(File.generated(config, page, content=text))
+    pages |= {f"notebook/{name}": content for name, content in executed.pages(TOP / "docs/notebook/tour.py").items()}
+    for page, content in pages.items():
+        files.append(File.generated(config, page, content=content))
     return files
 
 
@@ -38,7 +43,8 @@ def included(name: str) -> str:
     text = (TOP / name).read_text()
     for other, page in INCLUDED.items():
         text = text.replace(f"]({other}", f"]({page}")
-    text = re.sub(r"\[docs/(\w+\.md)\]", lambda page: f"[{title(page[1])}]", text).replace("](docs/", "](")
+    text = re.sub(r"\[docs/(\w+\.md)\]", lambda page: f"[{title(page[1])}]", text)
+    text = text.replace("](docs/", "](").replace("](notebook/tour.py)", "](notebook/tour.md)")
     return re.sub(r"\[([^\]]+)\]\((?:LICENSE|mnist_jax/[^)]*)\)", r"\1", text)
 
 

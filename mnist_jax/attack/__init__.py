@@ -1,6 +1,7 @@
 """Attacks: plain functions from a classifier and images to an `AttackResult`.
 
-Fixed-radius attacks take a `radius`, a number or one for each image; minimal-norm attacks look for the smallest one.
+Fixed-radius attacks take a `radius`, one number or one for each image, and look for any adversarial image within it;
+minimal-norm attacks look for the adversarial image of least distance.
 """
 
 from mnist_jax.attack.engine.problem import ClassifierWarning

@@ -1,4 +1,4 @@
-"""The attacks by their names: what each takes, and what is said of it (`METHOD`, beside its code)."""
+"""The attacks by name: the parameters that each takes, and its description (`METHOD`, which stands beside its code)."""
 
 import inspect
 import sys
@@ -21,7 +21,7 @@ METHODS: dict[str, Callable[..., AttackResult]] = {
 }
 DEFAULT = "nearest"
 
-# Options of a command, and the parameters of an attack that they set.
+# Options of the command line (`--learning-rate` as `learning_rate`), and the parameter of an attack that each one sets.
 OPTIONS = {
     "radius": "radius",
     "steps": "steps",
@@ -35,12 +35,15 @@ OPTIONS = {
 
 
 def about(method: str) -> Method:
-    """What stands beside the attack's code."""
+    """The description of an attack: the `METHOD` of its module."""
     return sys.modules[METHODS[method].__module__].METHOD
 
 
 def parameters(method: str) -> dict[str, inspect.Parameter]:
-    """What the attack takes, by name. One that runs another attack takes what that one does, but for its radius."""
+    """The parameters of an attack, by name.
+
+    An attack that runs another one (`dichotomy`) also takes the keyword parameters of that other attack.
+    """
     own = dict(inspect.signature(METHODS[method]).parameters)
     if "attack" in own:
         inner = inspect.signature(own["attack"].default).parameters.values()
@@ -49,10 +52,10 @@ def parameters(method: str) -> dict[str, inspect.Parameter]:
 
 
 def prepare(method: str, norm: float | None, given: dict[str, Any]) -> tuple[Callable[..., AttackResult], float]:
-    """The attack with the given `OPTIONS`, all but targets and seed, and the norm: that given, or the attack's own.
+    """The attack with the given `OPTIONS` bound, except `targets` and `seed`, and its norm: `norm`, or its default.
 
     Raises:
-      InputError: there is no such attack, or it does not take one of the options, or that norm.
+      InputError: there is no such attack, or it does not take one of the options or this norm.
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
@@ -73,9 +76,9 @@ def prepare(method: str, norm: float | None, given: dict[str, Any]) -> tuple[Cal
 
 
 def objection(method: str, norm: float, **how: Any) -> str:
-    """What the attack says against these arguments, or nothing.
+    """The message of the `ValueError` with which the attack refuses these arguments, or an empty string.
 
-    An attack on no images only looks at its arguments.
+    It is found by an attack on no images, which only checks its arguments.
     """
     radius = {"radius": 1.0} if "radius" in parameters(method) else {}
     try:
@@ -87,11 +90,11 @@ def objection(method: str, norm: float, **how: Any) -> str:
 
 
 def _nothing(params: Any, images: Any) -> Any:
-    raise AssertionError("an attack on no images asks nothing")
+    raise AssertionError("an attack on no images does not call the classifier")
 
 
 def table(*, at_a_radius: bool) -> str:
-    """The attacks at a radius, or those of minimal norm, as a table in Markdown."""
+    """A Markdown table of the fixed-radius attacks, or of the minimal-norm attacks: names, norms, papers, methods."""
     lines = ["| attack | norms | paper, and what it does |", "|:--|:--|:--|"]
     for name in METHODS:
         if ("radius" in parameters(name)) == at_a_radius:
@@ -102,6 +105,6 @@ def table(*, at_a_radius: bool) -> str:
 
 
 def _elsewhere(option: str, method: str, others: list[str]) -> InputError:
-    """The error for an option of others."""
+    """The error for an option or a norm that this method does not take, but the `others` do."""
     where = f"; it does to {', '.join(others)}" if others else ", nor to any other method"
     return InputError(f"--{option.replace('_', '-')} does not apply to {method}{where}")

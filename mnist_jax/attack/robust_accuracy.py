@@ -13,7 +13,7 @@ from mnist_jax.attack.fixed_radius.auto_attack import auto_attack
 from mnist_jax.classifier import Classifier
 from mnist_jax.geometry import INF
 
-CLOSE = 1e-5  # relative: distances are single precision
+CLOSE = 1e-5  # relative tolerance for a distance at the radius: distances are rounded to single precision
 
 
 def robust_accuracy(
@@ -26,25 +26,25 @@ def robust_accuracy(
     attack: Callable[..., AttackResult] = auto_attack,
     **options: Any,
 ) -> np.ndarray:
-    """The share of the images that stay classified correctly, at each of some radii.
+    """The robust accuracy at each of several radii: the share of images for which the attack finds nothing.
 
-    An attack at a radius begins at the smallest one; an image that it breaks there is broken at the larger ones, where
-    it is not attacked any more. An attack of minimal norm, such as `nearest`, runs once.
+    A fixed-radius attack runs at the smallest radius first; an image that is fooled there counts as fooled at all
+    larger radii, and is not attacked again. A minimal-norm attack, such as `nearest`, runs once.
 
     Args:
       classifier: see `Classifier`.
       images: `[B, *shape]` between the classifier's bounds.
       labels: `[B]`.
-      radii: `[R]`, in any order. 0 gives the accuracy on the images as they are.
+      radii: `[R]`, in any order, in the units of the classifier's bounds. Radius 0 gives the clean accuracy.
       norm: p.
-      attack: any attack; what it leaves is an upper bound of what the strongest would.
-      options: passed to the attack; a key is one for each image.
+      attack: any attack. The accuracy it leaves is an upper bound of the accuracy under the strongest attack.
+      options: passed to the attack. From a `key`, one key for each image is made, which it keeps at every radius.
 
     Returns:
-      `[R]`, from 0 to 1; NaN where there are no images.
+      The accuracies `[R]`, from 0 to 1; NaN where there are no images.
 
     Raises:
-      ValueError: an argument is not what it should be.
+      ValueError: an argument is out of its range or has the wrong shape.
     """
     each = np.asarray(radii, float)
     if each.ndim != 1 or not (np.isfinite(each) & (each >= 0)).all():
@@ -53,7 +53,7 @@ def robust_accuracy(
     classes = np.asarray(arguments.classes_of("labels", labels, len(x), None))
     key = options.pop("key", None)
     keys = None if key is None else arguments.keys_of(key, len(x))
-    broken_at = np.full(len(x), np.inf)  # the least of the radii at which the image is broken
+    broken_at = np.full(len(x), np.inf)  # the least radius at which the image is fooled, or the distance found
 
     def attacked(rows: np.ndarray, *radius: float) -> np.ndarray:
         own = options if keys is None else options | {"key": keys[rows]}
@@ -66,7 +66,7 @@ def robust_accuracy(
             rows = np.flatnonzero(np.isinf(broken_at))
             if len(rows):
                 distances = attacked(rows, float(radius))
-                # One that is wrong as it is comes back at distance 0; others are broken at this radius.
+                # An image that is misclassified without any change has distance 0, and so counts at radius 0, too.
                 broken_at[rows] = np.where(distances <= radius * (1 + CLOSE), np.minimum(distances, radius), np.inf)
     within = broken_at[None] <= each[:, None] * (1 + CLOSE)
     return 1 - within.mean(1) if len(x) else np.full(len(each), np.nan)

@@ -1,4 +1,4 @@
-"""Certificates: what no image within a radius can do to a classifier, proved."""
+"""Certificates: proofs that no image within a radius of a given image gets another class from a classifier."""
 
 from mnist_jax.certify.alpha_crown import alpha_crown
 from mnist_jax.certify.branch_and_bound import branch_and_bound

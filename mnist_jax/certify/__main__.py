@@ -1,4 +1,4 @@
-"""python -m mnist_jax.certify: see `commands.certify`."""
+"""The command `python -m mnist_jax.certify`; see `commands.certify`."""
 
 from mnist_jax.commands import certify, console
 

@@ -1,4 +1,4 @@
-"""alpha-CROWN: linear bounds whose slopes are optimized."""
+"""The certificate alpha-CROWN: CROWN's linear bounds, with the slopes of the lower lines optimized."""
 
 from functools import partial
 
@@ -16,9 +16,9 @@ from mnist_jax.classifier import Classifier
 from mnist_jax.geometry import INF
 from mnist_jax.jaxprs.program import Program
 
-AT_ONCE = 8  # images
-STEP = 0.3  # of Adam; it falls to a tenth of it
-SOONER = 0.5  # of Adam's memory of gradients: there are few steps
+AT_ONCE = 8  # largest number of images in a chunk; chosen by hand
+STEP = 0.3  # Adam's first learning rate, in units of the slope; it falls to a tenth of that. Chosen by hand
+SOONER = 0.5  # Adam's b1 and b2, smaller than usual as there are few steps; chosen by hand
 
 
 def alpha_crown(
@@ -30,19 +30,23 @@ def alpha_crown(
     norm: float = INF,
     steps: int = 10,
 ) -> CertifyResult:
-    """Certifies by linear bounds with the best slopes that Adam finds, for every margin and every step of the network.
+    """Certifies images by CROWN's linear bounds, with slopes of the lower lines that Adam optimizes for each bound.
 
     Xu et al., "Fast and complete: enabling complete verification with massively parallel incomplete verifiers", 2021.
-    As in `crown` every step that may bend is bounded by what comes before it. Each of these bounds, and that of each
-    margin, has lower slopes of its own for all that it goes through, and is the best of all that are met.
+    As in `crown`, the argument of every nonlinear operation is bounded first, then the label's lead over every other
+    class. Each of these bounds optimizes its own slopes for all the nonlinear operations before it, and keeps the best
+    value that it had at any step.
 
     Args:
       classifier, images, labels, radius, norm: as in `crown`.
-      steps: of the optimizer, for each bound.
+      steps: number of optimizer steps for each bound.
+
+    Returns:
+      What is proved of each image, and adversarial images that were found on the way.
 
     Raises:
-      ValueError: an argument is not what it should be.
-      UnsupportedOperation: the classifier computes something that no bound is known for.
+      ValueError: an argument has the wrong shape, type or range.
+      UnsupportedOperation: the classifier computes something that no bounds are known for.
     """
     arguments.counts(steps=steps)
     return driver.run(kernel, classifier, images, labels, radius, norm=norm, at_once=AT_ONCE, steps=steps)
@@ -58,17 +62,23 @@ def kernel(
     computation: Program,
     steps: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """The method, inside any transformation: lower bounds of the margin `[B]`, and candidates like the images."""
+    """Lower bounds of the margin `[B]` by alpha-CROWN, and candidates `[B, *shape]` for adversarial images.
+
+    A pure function, for use inside any JAX transformation.
+    """
     bounds = linear.walk(classifier, images, radius, norm, computation)
-    way = partial(optimized, steps)
-    bounds.forwards(partial(linear.tighten, way))
-    return linear.margin(bounds, labels, [way, partial(linear.with_slopes, "flat")])
+    method = partial(optimized, steps)
+    bounds.forwards(partial(linear.tighten, method))
+    return linear.margin(bounds, labels, [method, partial(linear.with_slopes, "flat")])
 
 
 def optimized(
     steps: int, bounds: Bounds, place: int, functions: dict[int, jax.Array], constant: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Bounds with optimized slopes, each function's own; the best that was met, and where the last is attained."""
+    """Lower bounds of linear functions with slopes optimized for each of them; takes and gives what `Bounds.back` does.
+
+    The bounds are the best of all steps; the points where they are nearly attained are those of the last step.
+    """
     ramps = {at: node.ramp for at, node in bounds.nodes.items() if at < place and node.ramp is not None}
     if not ramps:
         return bounds.back(place, functions, constant)
@@ -86,7 +96,7 @@ def optimized(
     def step(_, state):
         slopes, memory, best = state
         gradient, (least, _) = jax.grad(bound, has_aux=True)(slopes)
-        # Where a gradient is no number, as at radius 0, the slope stays; the bound is one all the same.
+        # Where the gradient is not finite, as at radius 0, the slope stays; the bound holds for any slope.
         gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), gradient)
         update, memory = rule.update(gradient, memory)
         slopes = jax.tree.map(lambda s, u: jnp.clip(s + u, 0, 1), slopes, update)

@@ -1,21 +1,24 @@
-"""Bounds of everything that a network computes, and linear bounds of its logits, in one walk over its equations.
+"""Bounds of every value that a network computes, forwards by intervals and backwards by linear functions (CROWN).
 
-Forwards, every value that depends on the image has a center, a half-width around it, and a magnitude; an affine
-equation takes the center through itself and the others through the absolute values of its coefficients, so that no
-interval is formed between two nonlinear steps. At a nonlinear step there is an interval, and lines below and above it.
+Forwards, every value that depends on the image has a center, a half-width around it, and a magnitude. The center goes
+through an affine equation as it is, half-width and magnitude go through the absolute values of its coefficients, so
+that no interval is formed between two nonlinear operations. A nonlinear operation has an interval for its result, and a
+line below and one above it.
 
-Backwards, linear functions of a value are taken to linear functions of the image: affine equations transposed, lines
-in place of the nonlinear steps (Zhang et al., "Efficient neural network robustness certification with general
-activation functions", 2018: CROWN). Bounds of the steps between are made in the same way, on the way forwards.
+Backwards, a linear function of values becomes a linear function of the image: affine equations are transposed, and
+nonlinear operations are replaced by their lines (Zhang et al., "Efficient neural network robustness certification with
+general activation functions", 2018: CROWN). The arguments of nonlinear operations are bounded in the same way, during
+the forward pass.
 
-**Rounding.** Let an affine stretch, from nonlinear steps (or the image) to the next, take the center c, the half-width
-w and the magnitude G to its end. The device's value, and ours of the center, are each within `gamma(n) G` of the exact
-ones, where n counts the roundings on the longest way through, in any order of summation. The coefficients that we take
-back are within `gamma(m) |coefficients|` of the exact ones, which multiply differences to centers, so `gamma(m) w` at
-the end of the stretch. All of that is one error at the end of the stretch, `Value.error`, and whatever linear function
-is taken through the stretch pays for it by the absolute values of its coefficients there. Sums over the steps'
-offsets are charged by the same rule. Lines and the region have their own. Constants that are worked out from the
-weights carry how far they may be off. What underflows is in `TINY` and `UNDERFLOWN`.
+**Rounding.** Call the affine equations from one nonlinear operation (or the image) to the next a stretch. Let a value
+at its end have the center c, the half-width w and the magnitude G. The value that a device computes, and the center
+computed here, are each within `gamma(n) G` of the exact ones, where n is the largest number of roundings on any path
+through the stretch, in any order of summation. The coefficients computed in the backward pass are within
+`gamma(m) |coefficients|` of the exact ones; they multiply differences to centers, so their error is `gamma(m) w` at the
+end of the stretch. The sum of these is `Value.error`: every linear function that is propagated through the stretch is
+charged for it, by the absolute values of its coefficients at the end of the stretch. Sums of the lines' offsets are
+charged by the same rule. Lines and the region account for their own rounding. Constants computed from the weights have
+error bounds. Underflow is covered by `TINY` and `UNDERFLOWN`.
 """
 
 from collections.abc import Callable
@@ -34,18 +37,21 @@ from mnist_jax.certify.rounding import TINY, UNDERFLOWN, gamma, unit
 from mnist_jax.jaxprs import affine, window
 from mnist_jax.jaxprs.program import Equation, Program
 
-EXTRA = 8  # roundings besides those of the sums: of the half-width, of the error itself, of two values' difference
+# Roundings counted besides those of the sums: of the half-width, of the error itself, of the difference of two values.
+EXTRA = 8
 
 
 class Value(NamedTuple):
-    """A value that depends on the image, `[*shape, B]`: within `width` of `center`, but for `error`.
+    """Bounds of a value that depends on the image, `[*shape, B]`: it is within `width + error` of `center`.
 
     Attributes:
-      center, width: see above, as if nothing were rounded.
-      size: magnitude; of everything that is added up to make it, in absolute values. None where rounding is left out.
-      off: how far constants that are not exact may take it.
-      roundings, back: on the longest way from the last nonlinear step to here, and from here back.
-      bent: whether there is a nonlinear step before it.
+      center, width: center and half-width of its interval if nothing were rounded.
+      size: the magnitude: the sum of the absolute values of all terms that are added up. None where rounding is left
+        out.
+      off: by how much errors of constants may change the value; None where all constants are exact.
+      roundings, back: the largest number of roundings on any path from the last nonlinear operation to the value, and
+        in the backward pass from the value to that operation.
+      nonlinear: whether a nonlinear operation comes before it.
     """
 
     center: jax.Array
@@ -54,33 +60,34 @@ class Value(NamedTuple):
     off: jax.Array | None
     roundings: int
     back: int
-    bent: bool
+    nonlinear: bool
 
     @property
     def error(self) -> jax.Array:
-        """By how much all that is rounded may be off here."""
+        """A bound of the errors of the value and of its bounds, by rounding and by constants, `[*shape, B]`."""
         if self.size is None:
             return jnp.zeros_like(self.center)
         forwards, back = (gamma(n + EXTRA, self.center.dtype) for n in (self.roundings, self.back + self.roundings))
-        # The size and the width are sums that were rounded themselves, by as much at most.
+        # The size and the width are sums with rounding errors of their own, at most as large as these.
         error = (2 * forwards * self.size + 3 * back * self.width) * (1 + 1e-3 + 2 * back) + TINY
         return error if self.off is None else error + self.off
 
     @property
     def interval(self) -> Interval:
+        """The interval that contains the value, exact or as a device computes it."""
         reach = self.width + self.error
         return Interval(self.center - reach, self.center + reach)
 
 
 class Node(NamedTuple):
-    """A nonlinear step, once its arguments are bounded.
+    """A nonlinear operation, once its arguments are bounded.
 
     Attributes:
-      arguments: numbers of the values that depend on the image.
-      errors: of the arguments, `[*shape, B]`.
-      usual: lines with the usual slopes.
-      ramp: the step, where there is a choice of the slope below.
-      width: of the result around its center.
+      arguments: numbers of its operands that depend on the image.
+      errors: rounding errors of these operands, `[*shape, B]` each.
+      usual: its lines with the default slopes.
+      ramp: the operation as a ramp, whose lower line can have another slope; None for all others.
+      width: half-width of the result around its center, `[*shape, B]`.
     """
 
     arguments: tuple[int, ...]
@@ -90,31 +97,33 @@ class Node(NamedTuple):
     width: jax.Array
 
     def lines(self, slope: jax.Array | None) -> Lines:
-        """The lines with this slope below, or the usual ones."""
+        """Its lines with this slope of the lower one; the default lines for None, and for what is no ramp."""
         return self.usual if slope is None or self.ramp is None else self.ramp.lines(slope)
 
 
-# Better bounds of a linear function of values: of the walk, the place of the equation, factors by the number of the
-# value, the interval so far, and where a better one is of use.
+# A function that bounds a linear combination of values better than interval arithmetic. Arguments: the bounds so far,
+# the index of the equation that needs them, the factors by the number of the value, the interval so far, and where a
+# better one is of use.
 Tighten = Callable[["Bounds", int, dict[int, float], Interval, jax.Array], Interval]
 
 
 @dataclass
 class Bounds:
-    """The walk.
+    """Bounds of a program's values over a region, for a batch of B images.
 
     Attributes:
-      program, constants: the classifier's.
-      region: where images may be.
-      p: of the norm.
-      rounded: whether bounds are charged for rounding. Those that are not prove nothing, and are made sooner: training
-        follows them.
-      splits: what is supposed of the differences `d` of steps with a `Ramp`, by the place of their equation,
-        `[*shape, B]`: 1 that they are at least 0, -1 that they are at most 0, 0 nothing. Bounds then hold for those
-        images of the region of which it is true.
-      values: of the image, so far.
-      nodes: the nonlinear steps so far, by the place of their equation.
-      underflow: `[B]`, what is lost by underflow.
+      program: the classifier's computation.
+      constants: values of it that do not depend on the image.
+      region: the set of images that the bounds hold for.
+      p: exponent of the norm of the region.
+      rounded: whether bounds are charged for rounding. Without, they prove nothing but take less time: training
+        minimizes them.
+      splits: assumptions on the signs of the differences `d` of ramps (see `Ramp`), by the index of their equation,
+        `[*shape, B]`: 1 for d >= 0, -1 for d <= 0, 0 for none. The bounds then hold for those images of the region for
+        which the assumptions are true.
+      values: bounds of the values so far, by number.
+      nodes: the nonlinear operations so far, by the index of their equation.
+      underflow: by how much underflow may change a bound, `[B]`; NaN where a weight is subnormal.
     """
 
     program: Program
@@ -128,7 +137,7 @@ class Bounds:
     underflow: jax.Array = field(default_factory=lambda: jnp.zeros(1))
 
     def begin(self) -> None:
-        """Sets the value of the image."""
+        """Sets the bounds of the image, from which the forward pass begins."""
         r = self.region
         size = jnp.abs(r.center) + r.width + TINY if self.rounded else None
         self.underflow = jnp.zeros(r.images.shape[-1], r.images.dtype)
@@ -137,6 +146,7 @@ class Bounds:
         self.set(self.program.image, Value(r.center, r.width, size, None, 1, 1, False))
 
     def set(self, number: int, value: Value) -> None:
+        """Sets the bounds of a value, and charges for its underflow."""
         self.values[number] = value
         if value.size is not None:
             over = tuple(range(value.size.ndim - 1))
@@ -145,7 +155,7 @@ class Bounds:
     # Forwards
 
     def forwards(self, tighten: "Tighten") -> None:
-        """Bounds all values, and asks for better bounds of what nonlinear steps are functions of."""
+        """Bounds all values in order; `tighten` gives better bounds of the arguments of nonlinear operations."""
         for place, equation in enumerate(self.program.equations):
             if not self.program.depends.issuperset(equation.results):
                 self.constants.work_out(equation)
@@ -173,13 +183,13 @@ class Bounds:
         before = [v for v in given if v is not None]
         uses = max(self.program.uses[n] for n, d in zip(equation.operands, which, strict=True) if d)
         roundings = max(v.roundings for v in before) + forth
-        bent = any(v.bent for v in before)
+        nonlinear = any(v.nonlinear for v in before)
         returns = max(v.back for v in before) + back + uses
         for number, center, width, size, off in zip(equation.results, centers, widths, sizes, offs, strict=True):
-            self.set(number, Value(center, width, size, off, roundings, returns, bent))
+            self.set(number, Value(center, width, size, off, roundings, returns, nonlinear))
 
     def _off(self, equation, given, constants, which) -> list[jax.Array | None]:
-        """How far constants that are off take the results."""
+        """By how much errors of constants may change the results; None each where all constants are exact."""
         parts = []
         if any(v is not None and v.off is not None for v in given):
             mixed = [
@@ -191,12 +201,12 @@ class Bounds:
         for i, error in enumerate(errors):
             if error is None:
                 continue
-            if equation.name == "div":  # of the reciprocal
+            if equation.name == "div":  # the error of the reciprocal
                 divisor = jnp.abs(jnp.asarray(constants[i]))
                 least = jnp.where(divisor > error, divisor - error, jnp.nan)
                 equation, error = affine.as_product(equation), error / (divisor * least) * (1 + 1e-5)
             reaches = [v if v is None else v.size if v.off is None else v.size + v.off for v in given]
-            if equation.name in affine.LINEAR:  # where the constant is added
+            if equation.name in affine.LINEAR:  # the constant is added: its error multiplies nothing
                 reaches = [v if v is None else jnp.zeros_like(v) for v in reaches]
             others = [affine.without(c) if v is None else v for v, c in zip(reaches, constants, strict=True)]
             others[i] = error
@@ -242,7 +252,7 @@ class Bounds:
         return Node(arguments, errors, lines, None, _half(result))
 
     def _ramp(self, place: int, equation: Equation, tighten: Tighten) -> tuple[Node, Interval]:
-        """The maximum of two, one of which may be a constant."""
+        """A maximum of two values, one of which may be a constant, as a ramp, and the interval of its result."""
         one, other = equation.operands
         if one not in self.program.depends:
             one, other = other, one
@@ -265,7 +275,7 @@ class Bounds:
         if fixed:
             moved = Interval(difference.low + b.center, difference.high + b.center)
             better = tighten(self, place, factors, moved, undecided)
-            # Their own rounding, and the constant's.
+            # For rounding in subtracting the constant, and for the constant's own error.
             u = 2 * unit(a.center.dtype) * (jnp.abs(better.low) + jnp.abs(better.high) + jnp.abs(b.center)) + b.error
             d = difference.within(Interval(better.low - b.center - u, better.high - b.center + u))
         else:
@@ -276,7 +286,7 @@ class Bounds:
             )
         x, y = a.interval, b.interval
         result = Interval(jnp.maximum(x.low, y.low), jnp.maximum(x.high, y.high))
-        if fixed:  # bounds of the argument may be better by now
+        if fixed:  # `tighten` may have given better bounds of the argument than `x` has
             u = 2 * unit(a.center.dtype) * (jnp.abs(b.center) + jnp.abs(d.low) + jnp.abs(d.high)) + b.error
             ramp_low, ramp_high = jnp.maximum(d.low, 0) + b.center - u, jnp.maximum(d.high, 0) + b.center + u
             result = result.within(Interval(ramp_low, ramp_high))
@@ -291,19 +301,20 @@ class Bounds:
     # Backwards
 
     def of(self, image: Any) -> "Bounds":
-        """The walk for one of the images, by its place, as far as `back` needs it."""
+        """The part of these bounds that `back` needs for one of the images, given by its index in the batch."""
         leaves, form = jax.tree.flatten((self.nodes, self.region, self.underflow))
         own = [lax.dynamic_slice_in_dim(x, image, 1, -1) for x in leaves if isinstance(x, jax.Array)]
-        # A barrier: XLA would take them out anew wherever they are read.
+        # A barrier: without it XLA repeats the slicing wherever the slices are read.
         each = iter(lax.optimization_barrier(own))
         parts = [next(each) if isinstance(x, jax.Array) else x for x in leaves]
         nodes, region, underflow = jax.tree.unflatten(form, parts)
         return replace(self, nodes=nodes, region=region, values={}, underflow=underflow)
 
     def within(self, view: window.View, corner: jax.Array) -> "Bounds":
-        """The walk for what a block at a corner `[rank]` sees, as far as `back` needs it.
+        """The part of these bounds that `back` needs for the receptive field of the block at a corner `[rank]`.
 
-        Outside of it all coefficients are zero: what goes back from the block is what it is in the whole.
+        Outside of the receptive field all coefficients are zero, so bounds of the block by this part are those by the
+        whole.
         """
         shapes, dtype = self.program.shapes, self.region.images.dtype
 
@@ -318,16 +329,19 @@ class Bounds:
             arguments = tuple(n for n in equation.operands if n in view.program.depends)
             node = part(self.nodes[whole], seen, shapes[equation.results[0]].shape)
             nodes[at] = node._replace(arguments=arguments)
-        # The radius is one number, which along an axis that is 1 long looks like one for each entry.
+        # The radius must not be cut: along an axis of length 1 its single entry looks like one for each pixel.
         seen = part(self.region, view.image, shapes[self.program.image].shape)
         region = seen._replace(radius=self.region.radius)
         constants = self.constants.beside(known)
         return replace(self, program=view.program, constants=constants, region=region, values={}, nodes=nodes)
 
     def combined(self, factors: dict[int, float]) -> tuple[jax.Array, jax.Array]:
-        """The center of a linear function of values, and the error that it has before it goes back."""
+        """The center of a linear combination of values, and its rounding error before the backward pass.
+
+        `factors` are those of the combination, by the number of the value.
+        """
         values = [(f, self.values[n]) for n, f in factors.items()]
-        sums = 2 * gamma(len(self.nodes) + EXTRA, values[0][1].center.dtype)  # of the constants on the way
+        sums = 2 * gamma(len(self.nodes) + EXTRA, values[0][1].center.dtype)  # for adding the lines' offsets
         center = sum((f * v.center for f, v in values[1:]), values[0][0] * values[0][1].center)
         errors = [abs(f) * (v.error if v.size is None else v.error + sums * v.size) for f, v in values]
         return center, sum(errors[1:], errors[0])
@@ -344,10 +358,10 @@ class Bounds:
     ) -> tuple[jax.Array, jax.Array]:
         """Lower bounds of `constant + sum(coefficients * (values - centers))` over the region.
 
-        Args: as of `taken_back`.
+        Arguments are those of `taken_back`.
 
         Returns:
-          `[N]`, and differences to the images `[1, *shape, N]` where it is nearly attained.
+          The bounds `[N]`, and differences to the images `[1, *shape, N]` at which they are nearly attained.
         """
         a, constant = self.taken_back(place, functions, constant, slopes, multipliers=multipliers, whole=whole)
         least, where = self.region.least(a, self.p)
@@ -363,22 +377,24 @@ class Bounds:
         multipliers: Callable[[int, jax.Array], jax.Array | None] = lambda *_: None,
         whole: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
-        """Linear functions of the image that are below `constant + sum(coefficients * (values - centers))`.
+        """Linear functions of the image that lie below `constant + sum(coefficients * (values - centers))`.
 
         Args:
-          place: of an equation; the values are of those before it.
-          functions: coefficients `[*shape, N]` by the number of the value. The N functions are of as many images, or of
-            one, when the walk is `of` it.
-          constant: `[N]`, what they are at the centers, less the errors of the values there.
-          slopes: of the lines below, for the step at a place; None is the usual one.
-          multipliers: for the step at a place and the coefficients `[*shape, N]` of its result, what its difference `d`
-            is multiplied by before it is subtracted, `[*shape, N]`: of the sign of what is supposed of it, so that the
-            bound holds where that is true; None for nothing (Wang et al., "Beta-CROWN: efficient bound propagation
-            with per-neuron split constraints for neural network robustness verification", 2021, theorem 3.1).
-          whole: else only as far as the last nonlinear steps, which is what interval arithmetic gives.
+          place: index of an equation; the values are results of equations before it.
+          functions: coefficients `[*shape, N]` by the number of the value: of one function for each of N images, or of
+            N functions for the image that these bounds are `of`.
+          constant: `[N]`, the functions' values at the centers, less the rounding errors of the values there.
+          slopes: gives the slope of the lower line of the operation at an index, or None for the default one.
+          multipliers: gives, for the operation at an index and the coefficients `[*shape, N]` of its result, the
+            multiplier by which its difference `d` is subtracted, `[*shape, N]`, or None for none. It has the sign that
+            is assumed of d, so that the bound holds where the assumption is true (Wang et al., "Beta-CROWN: efficient
+            bound propagation with per-neuron split constraints for neural network robustness verification", 2021,
+            theorem 3.1).
+          whole: whether to propagate to the image; else only to the last nonlinear operations, whose intervals are
+            used, as in interval arithmetic.
 
         Returns:
-          coefficients of the image `[1, *shape, N]`, and what the functions are at its center `[N]`.
+          Coefficients of the image `[1, *shape, N]`, and the functions' values at its center `[N]`.
         """
         functions = dict(functions)
         for at in range(place - 1, -1, -1):
@@ -398,12 +414,15 @@ class Bounds:
                 reach = (jnp.abs(a) * self.nodes[at].width).reshape(-1, a.shape[-1]).sum(0)
                 constant = constant - reach * (1 + self._lost(a))
         a = functions.pop(self.program.image, None)
-        if a is None:  # nothing of the image gets here
+        if a is None:  # the propagated functions do not depend on the image
             a = jnp.zeros((*self.region.images.shape[:-1], constant.shape[0]), constant.dtype)
         return a, constant
 
     def affine_back(self, place: int, functions: dict[int, jax.Array]) -> jax.Array:
-        """Coefficients of the image `[1, *shape, N]` in functions of values that are affine in it, for all images."""
+        """Coefficients of the image `[1, *shape, N]` in linear functions of values that are affine in it.
+
+        They are the same for all images. `place` and `functions` are as in `taken_back`.
+        """
         functions = dict(functions)
         for equation in reversed(self.program.equations[:place]):
             results = [functions.pop(n, None) for n in equation.results]
@@ -412,7 +431,7 @@ class Bounds:
         return functions[self.program.image]
 
     def total(self, constant: jax.Array, off: jax.Array | float, least: jax.Array) -> jax.Array:
-        """The sum that a bound is, rounded down."""
+        """The lower bound `constant - off + least`, less what rounding and underflow may add to it."""
         bound = constant - off + least
         rounded = 4 * unit(bound.dtype) * (jnp.abs(constant) + jnp.abs(off) + jnp.abs(least))
         return bound - rounded - jnp.expand_dims(self.underflow, tuple(range(bound.ndim - 1)))
@@ -428,8 +447,10 @@ class Bounds:
     def _through(
         self, node: Node, a: jax.Array, slope: Any, less: jax.Array | None, functions: dict[int, jax.Array]
     ) -> jax.Array:
-        """Takes coefficients of a step's result, and less so many differences, to its arguments; gives what is added to
-        the constant."""
+        """Propagates coefficients `a` of an operation's result to its arguments; gives what is added to the constant.
+
+        `less` are the multipliers of the ramp's difference, as in `taken_back`.
+        """
         lines = node.lines(slope)
         up, down = jnp.maximum(a, 0), jnp.minimum(a, 0)
         lost = self._lost(a)
@@ -444,14 +465,14 @@ class Bounds:
             node.arguments, lines.below, lines.above, node.errors, shares, strict=True
         ):
             part = up * below + down * above
-            # Each of the two by itself: where they cancel, their rounding does not.
+            # Errors are charged for each of the two by itself: where the two cancel, their errors do not.
             total = total - (jnp.abs(part) + jnp.abs(share)) * error * (1 + 2 * lost)
             part = part + share
             _add(functions, number, part)
         return total.reshape(-1, a.shape[-1]).sum(0)
 
     def _lost(self, a: jax.Array) -> float:
-        """By what share sums over a step, and over all of them, are rounded at most."""
+        """The largest relative error of a sum over an operation's entries and over all operations."""
         return 2 * gamma(a[..., 0].size + len(self.nodes) + EXTRA, a.dtype)
 
 
@@ -464,6 +485,6 @@ def _middle(z: Interval) -> jax.Array:
 
 
 def _half(z: Interval) -> jax.Array:
-    """Half the width around the middle, rounded up."""
+    """The half-width of an interval around its `_middle`, rounded up."""
     u = unit(z.low.dtype)
     return (z.high / 2 - z.low / 2) * (1 + 8 * u) + 4 * u * (jnp.abs(z.low) + jnp.abs(z.high)) + TINY

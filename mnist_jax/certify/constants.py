@@ -1,4 +1,4 @@
-"""What a network works out from its weights alone, and how far that may be off."""
+"""Values that a network computes from its weights alone, with bounds of their rounding errors."""
 
 import copy
 from typing import Any
@@ -12,28 +12,33 @@ from mnist_jax.certify.rounding import TINY, gamma, unit
 from mnist_jax.jaxprs import affine
 from mnist_jax.jaxprs.program import Equation, Program
 
-# Increasing or decreasing functions: where an operand is off, so is the result, by at most as much as at the ends.
+# Increasing or decreasing functions: an operand's error changes the result by no more than at the ends of its range.
 MONOTONE = {"sqrt", "rsqrt", "exp", "expm1", "log", "log1p", "tanh", "logistic", "erf", "erfc", "cbrt", "exp2"}
-# Functions of operands that are exact; they are right to some units in the last place.
+# Functions whose results are taken to be within `ELEMENTARY` units of half the last place, for exact operands.
 ELEMENTARY_FUNCTIONS = MONOTONE | {"sin", "cos", "tan", "pow", "integer_pow", "square", "asin", "acos", "atan", "atan2"}
-ABSOLUTE = {"sin", "cos", "tan", "log", "log1p", "expm1"}  # not relative to results near 0
+ABSOLUTE = {"sin", "cos", "tan", "log", "log1p", "expm1"}  # those whose error near 0 is absolute, not relative
+# Sums of products, whose error is that of rounding each term.
 SUMS = {"add", "add_any", "sub", "mul", "div", "dot_general", "conv_general_dilated", "reduce_sum", "cumsum"}
 SUMS |= {"reduce_window_sum"}
+# Those sums that are products of two operands.
 PRODUCTS = {"mul", "dot_general", "conv_general_dilated"}
-# What puts numbers elsewhere, or chooses among them. An error goes where its number goes.
+# Primitives that move numbers, or choose among them, without rounding. The error of a number moves with it.
 MOVES = (set(affine.LINEAR) - SUMS) | {"abs", "max", "min", "reduce_max", "reduce_min", "clamp", "reduce_window_max"}
-# What gives exact numbers of exact ones besides these.
+# Other primitives that give exact results for exact operands.
 EXACT = {"iota", "floor", "ceil", "round", "sign", "sort", "scatter", "device_put", "select_and_gather_add", "cummax"}
 EXACT |= {"cummin", "reduce_precision", "bitcast_convert_type", "nextafter", "top_k", "empty2", "random_bits"}
 
 
 class Constants:
-    """Values `constants[number]` that don't depend on the image, and the errors of those that were rounded.
+    """Values `constants[number]` that do not depend on the image, with error bounds of those that were rounded.
 
-    What is not on the lists here is refused: nothing is known of its error.
+    A primitive that is on none of the lists in this file is refused, as its error is not known.
 
     Attributes:
-      sound: 0, or NaN where a weight is so small that a device may take it for 0; it is added to every bound.
+      program: the classifier's computation.
+      values: the values so far, by number.
+      errors: absolute error bounds of the values that were rounded, by number.
+      sound: 0, or NaN where a weight is subnormal, so that a device may take it for 0; it is added to every bound.
     """
 
     def __init__(self, program: Program, weights: list[Any]):
@@ -47,20 +52,20 @@ class Constants:
         return self.values[number]
 
     def beside(self, values: dict[int, Any]) -> "Constants":
-        """These, and others that a part of the program has."""
+        """These constants together with others, which a part of the program has."""
         both = copy.copy(self)
         both.values = self.values | values
         return both
 
     def error(self, number: int) -> jax.Array | None:
-        """How far the value may be off; None where it is exact."""
+        """The absolute error bound of a value, of its shape; None where it is exact."""
         return self.errors.get(number)
 
     def work_out(self, equation: Equation) -> None:
-        """Works an equation out.
+        """Computes an equation's results and their error bounds.
 
         Raises:
-          UnsupportedOperation: nothing is known of its error.
+          UnsupportedOperation: the error of the equation is not known.
         """
         operands = [self.values[n] for n in equation.operands]
         results = equation.bind(*operands)
@@ -69,7 +74,7 @@ class Constants:
         exact = all(e is None for e in errors)
         if not any(jnp.issubdtype(r.dtype, jnp.inexact) for r in results):
             if not exact:
-                raise equation.refused("it makes whole numbers or truth values of rounded ones")
+                raise equation.refused("it makes integers or booleans of rounded numbers")
         elif equation.name in SUMS:
             self.errors[equation.results[0]] = self._sum(equation, operands, errors)
         elif equation.name in ELEMENTARY_FUNCTIONS:
@@ -77,7 +82,7 @@ class Constants:
         elif not exact and equation.name in MOVES:
             self.errors |= dict(zip(equation.results, self._moved(equation, operands, errors), strict=True))
         elif not (exact and equation.name in MOVES | EXACT):
-            raise equation.refused("nothing is known of its rounding, or of its treatment of rounded numbers")
+            raise equation.refused("its rounding error, or its effect on rounded operands, is not known")
 
     def _sum(self, equation: Equation, operands: list[Any], errors: list[Any]) -> jax.Array:
         sizes = [jnp.abs(jnp.asarray(x)) for x in operands]
@@ -107,14 +112,17 @@ class Constants:
             (x,), (e,) = operands, errors
             return (2 * jnp.abs(x) * e + e * e + own) * (1 + 1e-3)
         if equation.name not in MONOTONE:
-            raise equation.refused("nothing is known of it for numbers that are rounded")
+            raise equation.refused("its error for rounded operands is not known")
         (x,), (e,) = operands, errors
         e = e + 2 * ELEMENTARY * unit(result.dtype) * jnp.abs(x)
         ends = [jnp.abs(equation.bind(x + s * e)[0] - result) for s in (-1, 1)]
         return (jnp.maximum(*ends) + 2 * own) * (1 + 1e-3)
 
     def _moved(self, equation: Equation, operands: list[Any], errors: list[Any]) -> list[jax.Array]:
-        """Errors go where their numbers go; the largest of several maxima moves by the largest error at most."""
+        """The errors of results of a primitive that moves numbers or chooses among them.
+
+        A maximum or minimum of several numbers changes by the largest of their errors at most.
+        """
         offs = [affine.without(x) if e is None else e for x, e in zip(operands, errors, strict=True)]
         if equation.name in ("max", "min", "clamp"):
             shape = jnp.shape(self.values[equation.results[0]])
@@ -128,16 +136,16 @@ class Constants:
             x = jnp.abs(operands[0]).astype(jnp.result_type(operands[0], kind))
             return [((offs[0] + x * 2 * unit(kind)) * (1 + 1e-3) + TINY).astype(kind)]
         if equation.name not in affine.LINEAR:
-            raise equation.refused("nothing is known of it for numbers that are rounded")
+            raise equation.refused("its error for rounded operands is not known")
         places = affine.LINEAR[equation.name](len(operands))
         if any(e is not None for i, e in enumerate(errors) if i not in places):
-            raise equation.refused("rounded numbers choose or place others")
+            raise equation.refused("rounded numbers select or place others")
         given = [e if i in places else x for i, (x, e) in enumerate(zip(operands, offs, strict=True))]
         return affine.by_sizes(equation, added=False).bind(*given)
 
 
 def _subnormal(x: Any) -> jax.Array:
-    """Whether any of the numbers lies below the least normal one, which a comparison might not see."""
+    """Whether any of the numbers is subnormal; read from their bits, since a comparison may take them for 0."""
     x = jnp.asarray(x)
     if x.dtype not in (jnp.float32, jnp.float64):
         return jnp.zeros((), bool)

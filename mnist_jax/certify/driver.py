@@ -1,7 +1,7 @@
-"""What is around every method: it checks, cuts into chunks, compiles, and looks at what the bounds say.
+"""The driver of the certificates: checks arguments, works off images in chunks, compiles, and makes the result.
 
-A method's kernel is a pure function of a classifier, images `[B, *shape]`, labels `[B]` and radii `[B]` that gives
-lower bounds of the margin and candidates for adversarial images; it runs inside any transformation.
+A method's kernel is a pure function of a classifier, images `[B, *shape]`, labels `[B]` and radii `[B]`. It gives lower
+bounds of the margin `[B]` and candidates for adversarial images `[B, *shape]`, and runs inside any JAX transformation.
 """
 
 from collections.abc import Callable
@@ -22,25 +22,25 @@ from mnist_jax.jaxprs import program
 from mnist_jax.units import Units
 
 NORMS = (1.0, 2.0, INF)
-# An adversarial image has to be so by more than logits differ from one batch to the next: so many units of rounding,
-# which is 1e-5 of the largest logit in single precision, as in attacks.
+# An image counts as adversarial where the label's logit is below another one by this many machine epsilons times the
+# largest logit: 1e-5 of it in single precision, as in attacks; more than logits differ from one batch to the next.
 CLEARLY = 84
 
 
-OTHERS = "others"  # of the platforms: those that the classifier does not name
+OTHERS = "others"  # stands for every platform for which the classifier has no branch of its own
 
 
 class CertifyResult(NamedTuple):
-    """What is proved of every image, a pytree with an entry for each.
+    """What a certificate proves of each image: a pytree of arrays with an entry for each.
 
     Attributes:
       certified: `[B]`, whether no image in [0, 1] within the radius gets another class than the label: neither in exact
         arithmetic nor by a device that rounds, whatever the order in which it sums. Nothing is certified where a number
         is NaN or infinite, or a weight so small (below 2^-126 in single precision) that a device may drop it.
-      fooled: `[B]`, whether `images` has an adversarial image within the radius; it was there, or met on the way. What
-        is neither certified nor fooled is open.
-      margin: `[B]`, a lower bound of the least margin, the label's logit less the largest of the others, over all of
-        these images; -inf where there is none.
+      fooled: `[B]`, whether `images` has an adversarial image within the radius: the original itself, or one that was
+        found on the way. An image that is neither certified nor fooled is open.
+      margin: `[B]`, a lower bound of the margin, the label's logit minus the largest other logit, over all images in
+        [0, 1] within the radius; -inf where no finite bound was found.
       images: `[B, *shape]`, adversarial where `fooled`, else the originals.
     """
 
@@ -64,18 +64,19 @@ def run(
     at_once: int,
     **how: Any,
 ) -> CertifyResult:
-    """Runs a kernel on any number of images.
+    """Runs a certificate's kernel on any number of images, chunk by chunk.
 
     Args:
-      kernel: see above; it is given `norm`, what is in `how`, and the classifier's `computation`, by name.
-      labels: None for the classifier's own predictions.
-      norm: 1, 2 or inf.
-      at_once: images in a chunk, at most. It is halved while the device's memory does not suffice.
+      kernel: see the module's docstring; it is also given `norm`, the settings in `how`, and the classifier's
+        `computation`, by name.
+      classifier, images, labels, radius: as in `crown`.
+      norm: p, one of 1, 2 and inf.
+      at_once: largest number of images in a chunk. It is halved while the device's memory does not suffice.
       how: settings that the compiled program depends on; hashable.
 
     Raises:
-      ValueError: an argument is not what it should be.
-      UnsupportedOperation: the classifier computes something that no bound is known for.
+      ValueError: an argument has the wrong shape, type or range.
+      UnsupportedOperation: the classifier computes something that no bounds are known for.
     """
     norm = check_norm(norm, NORMS)
     if classifier.bounds != UNIT:
@@ -83,7 +84,7 @@ def run(
     with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
         x, classes, radii = checked(classifier, images, labels, radius)
         program_ = partial(_run, kernel, tuple(sorted({**how, "norm": norm}.items())))
-        # Two programs at most: of one image, as at a prompt, and of many.
+        # At most two programs are compiled: one for a single image, as at a prompt, and one for a full chunk.
         size = min(at_once, chunk_size(at_once)) if len(x) > 1 else 1
         while True:
             try:
@@ -104,9 +105,10 @@ def in_units(
     norm: float,
     **how: Any,
 ) -> CertifyResult:
-    """What a method for images in [0, 1] gives, in the units of the classifier's bounds.
+    """Runs a method for images in [0, 1] on images, and radii, in the units of the classifier's bounds.
 
-    The radius inside is larger by what rounding makes of images and radius. Adversarial images are judged anew.
+    The radius in [0, 1] is enlarged by what rounding changes when images and radius are converted. Adversarial images
+    are judged again after they were converted back.
     """
     with jax.numpy_dtype_promotion("standard"):
         x, classes, radii = checked(classifier, images, labels, radius)
@@ -120,7 +122,10 @@ def in_units(
 
 @jax.jit
 def _outside(classifier, images, inner, labels, result: CertifyResult) -> tuple[jax.Array, jax.Array]:
-    """Which images are adversarial, and these, in the caller's units."""
+    """Which images are adversarial once they are converted back, `[B]`, and the images in the caller's units.
+
+    `inner` are the originals in [0, 1], and `result` is what the method found for these.
+    """
     units = Units.of(classifier.bounds, images.dtype)
     found = units.outside(images, result.images - inner)
     with jax.default_matmul_precision("highest"):
@@ -131,7 +136,10 @@ def _outside(classifier, images, inner, labels, result: CertifyResult) -> tuple[
 def checked(
     classifier: Classifier, images: ArrayLike, labels: ArrayLike | None, radius: ArrayLike
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Images, labels `[B]`, and radii `[B]` of at least what was asked for."""
+    """The arguments of a certificate as arrays: images `[B, *shape]`, labels `[B]`, and radii `[B]`, rounded up.
+
+    Raises `ValueError` where an argument has the wrong shape, type or range.
+    """
     x = arguments.images_of(classifier, images)
     logits = jax.eval_shape(classifier, x[:1]) if len(x) else None
     if labels is None:
@@ -141,7 +149,7 @@ def checked(
 
 
 def _not_below(asked: ArrayLike, radii: jax.Array) -> jax.Array:
-    """The radii, the next larger numbers of their type where they were rounded down."""
+    """The radii, or the next larger number of their type where a radius that was asked for was rounded down."""
     if unstable.traced(asked):
         return radii
     exact = np.asarray(asked, np.float64)
@@ -162,7 +170,7 @@ def _run(kernel, how, classifier, images, labels, radius) -> CertifyResult:
     def bound(computation: program.Program, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
         return kernel(classifier, *arrays, computation=computation, **dict(how))
 
-    # Where the classifier does something else on some platforms, so do its bounds.
+    # A classifier with branches for some platforms has bounds for each of these, and for all others.
     usual = read(OTHERS)
     each = {name: partial(bound, read(name)) for name in sorted(usual.platforms)}
     otherwise, arrays = partial(bound, usual), (images, labels, radius)
@@ -175,12 +183,12 @@ def _run(kernel, how, classifier, images, labels, radius) -> CertifyResult:
 
 
 def misclassified(classifier: Classifier, images: jax.Array, labels: jax.Array) -> jax.Array:
-    """Whether the classifier gives another class, by more than rounding can undo, or logits that say nothing."""
+    """Whether images are misclassified `[B]`: by more than rounding can undo, or with NaN or infinite logits."""
     logits = losses.wide(classifier.as_written()(images))
     finite = jnp.where(jnp.isfinite(logits), jnp.abs(logits), 0)
     return (losses.margin(logits, labels) < -clearly(logits.dtype) * finite.max(1)) | losses.broken(logits)
 
 
 def clearly(dtype: Any) -> float:
-    """The share of the largest logit by which another logit has to exceed that of the label."""
+    """By how much another logit has to exceed the label's, as a share of the largest logit in absolute value."""
     return CLEARLY * float(jnp.finfo(dtype).eps)

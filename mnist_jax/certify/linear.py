@@ -1,4 +1,8 @@
-"""Linear functions taken back to the image: bounds of the steps on the way, and of the margin."""
+"""Bounds by backward propagation: of the arguments of nonlinear operations, of the leads and of the margin.
+
+The lead of the label over another class is the label's logit minus that class's logit: a linear function of the logits
+that is positive while the label is ahead of that class. The margin is the least lead.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
@@ -16,7 +20,7 @@ from mnist_jax.classifier import Classifier
 from mnist_jax.jaxprs import window
 from mnist_jax.jaxprs.program import Program
 
-LANES = 128  # linear functions that go back together
+LANES = 128  # linear functions that are propagated backwards together; chosen by hand
 
 
 def walk(
@@ -28,24 +32,36 @@ def walk(
     *,
     rounded: bool = True,
 ) -> Bounds:
-    """A walk that is about to begin."""
+    """The bounds of a classifier's computation over a ball around each image, with that of the image alone so far.
+
+    `rounded` says whether they are charged for rounding, as in `Bounds`.
+    """
     constants = Constants(computation, jax.tree.leaves(classifier.params))
     bounds = Bounds(computation, constants, Region.around(images, radius), norm, rounded)
     bounds.begin()
     return bounds
 
 
-# A way to bound linear functions: as `Bounds.back` with the walk, the place of an equation, functions and constants.
-Way = Callable[[Bounds, int, dict[int, jax.Array], jax.Array], tuple[jax.Array, jax.Array]]
+# A method that bounds linear functions from below, with the arguments and results of `Bounds.back`: the bounds, the
+# index of an equation, coefficients and constants.
+Method = Callable[[Bounds, int, dict[int, jax.Array], jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def tighten(
-    way: Way, bounds: Bounds, place: int, factors: dict[int, float], interval: Interval, wanted: jax.Array
+    method: Method, bounds: Bounds, place: int, factors: dict[int, float], interval: Interval, wanted: jax.Array
 ) -> Interval:
-    """Bounds of the entries where they are wanted: for an image at a time, as other images want others.
+    """Better bounds of a linear combination of values, by backward propagation of the entries where they are wanted.
 
-    What is affine in the image is the same function for all of them, and taken back once. Entries that see little, as
-    in convolutions, go back in blocks, and only through what these see.
+    Values that are affine in the image have the same coefficients for all images, and are propagated once. Others are
+    propagated for one image after another, as each image wants other entries. Entries with a small receptive field, as
+    in convolutions, are propagated in blocks, and only through their receptive field.
+
+    Args:
+      method: bounds them from below.
+      place: index of an equation; the values are of equations before it.
+      factors: of the combination, by the number of the value.
+      interval: bounds so far, `[*shape, B]`.
+      wanted: where better ones are of use, `[*shape, B]`.
     """
     shape, batch = interval.low.shape[:-1], interval.low.shape[-1]
     size = interval.low[..., 0].size
@@ -55,7 +71,7 @@ def tighten(
     groups = _entries if view is None else partial(_blocks, window.blocks(shape, view.block))
 
     def seen(bounds: Bounds, entries: jax.Array) -> tuple[Bounds, int, dict[int, jax.Array]]:
-        """The walk for these entries, up to a place, and functions that are 1 in one of them, and then -1."""
+        """The bounds that entries `[L]` need, the index to begin at, and functions: each entry, then minus each."""
         if view is None:
             one = jax.nn.one_hot(entries, size, axis=0, dtype=center.dtype).reshape(*shape, -1)
             part, end, numbers = bounds, place, {n: n for n in factors}
@@ -67,7 +83,7 @@ def tighten(
         return part, end, {numbers[n]: f * both for n, f in factors.items()}
 
     def better(wanted: jax.Array, least: Callable, found: Interval) -> Interval:
-        """Goes through the entries that are wanted `[size]`; `least` is given some at a time."""
+        """The interval with better bounds of the entries that are wanted `[size]`, which `least` bounds in groups."""
         entries, count = groups(wanted)
 
         def some(k: Any, found: Interval) -> Interval:
@@ -91,13 +107,13 @@ def tighten(
         def least(entries: jax.Array) -> list[jax.Array]:
             part, end, functions = seen(whole, entries)
             at = jnp.concatenate([own[entries], -own[entries]]) - jnp.concatenate([own_off[entries]] * 2)
-            return jnp.split(way(part, end, functions, at)[0], 2)
+            return jnp.split(method(part, end, functions, at)[0], 2)
 
         new = better(wanted[:, i], least, Interval(found.low[:, i], found.high[:, i]))
         return Interval(found.low.at[:, i].set(new.low), found.high.at[:, i].set(new.high))
 
     flat = Interval(*(z.reshape(size, batch) for z in interval))
-    if any(bounds.values[n].bent for n in factors):
+    if any(bounds.values[n].nonlinear for n in factors):
         found = jax.lax.fori_loop(0, batch, of_one, flat)
     else:
         found = better(wanted.any(1), of_all, flat)
@@ -105,7 +121,7 @@ def tighten(
 
 
 def _entries(wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Entries `[K, L]`, so many at a time, of which as many rows as are told have all that are wanted `[size]`."""
+    """All entries in groups `[K, L]`, those wanted `[size]` first, and how many of the groups have a wanted one."""
     together = min(LANES // 2, len(wanted))
     order = jnp.argsort(~wanted)
     order = jnp.concatenate([order, jnp.repeat(order[-1:], -len(wanted) % together)])
@@ -113,16 +129,16 @@ def _entries(wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _blocks(entries: np.ndarray, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """As `_entries`, of blocks with these entries `[K, L]`."""
+    """The blocks with entries `[K, L]`, those with a wanted entry first, and how many of these there are."""
     some = wanted[entries].any(1)
     return jnp.asarray(entries)[jnp.argsort(~some)], some.sum()
 
 
-def leads(bounds: Bounds, labels: jax.Array, ways: Sequence[Way]) -> tuple[jax.Array, jax.Array]:
-    """Lower bounds of the label's logit less each of the others `[C, B]`, inf for the label itself.
+def leads(bounds: Bounds, labels: jax.Array, methods: Sequence[Method]) -> tuple[jax.Array, jax.Array]:
+    """Lower bounds of the label's lead over each class `[C, B]`, inf for the label itself.
 
-    They are the best by any of the ways or by intervals; where the first of them is nearly attained comes with it,
-    differences to the images `[C, 1, *shape, B]`.
+    They are the best of those by interval arithmetic and by each of `methods`. With them come differences to
+    the images `[C, 1, *shape, B]` at which the bound by the first of the methods is nearly attained.
     """
     number, end = bounds.program.logits, len(bounds.program.equations)
     (center, off), classes = bounds.combined({number: 1.0}), bounds.program.shapes[number].shape[1]
@@ -132,16 +148,16 @@ def leads(bounds: Bounds, labels: jax.Array, ways: Sequence[Way]) -> tuple[jax.A
         function = label - jax.nn.one_hot(other, classes, dtype=center.dtype)[None, :, None]
         at = (function * center - jnp.abs(function) * off).sum((0, 1))
         found = [bounds.back(end, {number: function}, at, whole=False)]
-        found += [way(bounds, end, {number: function}, at) for way in ways]
+        found += [method(bounds, end, {number: function}, at) for method in methods]
         least = reduce(jnp.maximum, [bound for bound, _ in found])  # NaN stays
-        return jnp.where(other == labels, jnp.inf, least), found[min(1, len(ways))][1]
+        return jnp.where(other == labels, jnp.inf, least), found[min(1, len(methods))][1]
 
     return jax.lax.map(lead, jnp.arange(classes))
 
 
-def margin(bounds: Bounds, labels: jax.Array, ways: Sequence[Way]) -> tuple[jax.Array, jax.Array]:
-    """Lower bounds of the margin `[B]`, the best of `leads`, and candidates by the first of the ways."""
-    least, where = leads(bounds, labels, ways)
+def margin(bounds: Bounds, labels: jax.Array, methods: Sequence[Method]) -> tuple[jax.Array, jax.Array]:
+    """Lower bounds of the margin `[B]`, the least of `leads`, and the images `[B, *shape]` that belong to these."""
+    least, where = leads(bounds, labels, methods)
     worst = least.argmin(0)
     d = jax.vmap(lambda d, c: d[c], (-1, 0), -1)(where, worst)
     return least.min(0), bounds.region.at(d)
@@ -150,7 +166,7 @@ def margin(bounds: Bounds, labels: jax.Array, ways: Sequence[Way]) -> tuple[jax.
 def with_slopes(
     rule: str, bounds: Bounds, place: int, functions: dict[int, jax.Array], constant: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Bounds with slopes below by a rule of `relaxations.steepness`."""
+    """Lower bounds as by `Bounds.back`, with slopes of the lower lines by a rule of `relaxations.steepness`."""
 
     def slope(place: int) -> jax.Array | None:
         ramp = bounds.nodes[place].ramp

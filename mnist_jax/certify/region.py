@@ -1,4 +1,4 @@
-"""Where an adversarial image may be: a ball around each image, and the box of all images, together."""
+"""The region of a certificate, a p-norm ball around each image and the box [0, 1] together, and minima over it."""
 
 from typing import NamedTuple
 
@@ -8,21 +8,24 @@ import jax.numpy as jnp
 from mnist_jax.certify.rounding import TINY, gamma, unit
 from mnist_jax.geometry import INF
 
-NEWTON = 8  # steps to the multiplier for p = 2; any multiplier gives a bound, and more of them change the sixth digit
-HALVINGS = 18  # of the range of the multiplier for p = 1, likewise
-SMALL = 1e-6  # a radius below it is so for the multiplier to begin with, which stays finite
-INSIDE = 1 - 1e-6  # share of the radius that a candidate keeps within
-ROUNDED = 2.0**-23  # and every pixel of it comes so much nearer, which is more than rounding takes it away
+# Fixed-point steps for the dual multiplier, p = 2. Any multiplier gives a bound; more steps change its sixth digit.
+NEWTON = 8
+HALVINGS = 18  # bisection steps for the dual multiplier, p = 1; more of them change the bound's sixth digit
+SMALL = 1e-6  # least radius by which the first multiplier is divided, so that it stays finite at radius 0
+# Candidates are moved towards the original, so that rounding does not take them out of the ball: differences are
+# multiplied by the share INSIDE, and their absolute values are reduced by ROUNDED, an epsilon of single precision.
+INSIDE = 1 - 1e-6
+ROUNDED = 2.0**-23
 
 
 class Region(NamedTuple):
-    """Images within a p-norm of some images, and in [0, 1]. The batch is the last axis, as in `jaxprs.affine`.
+    """The images in [0, 1] within a p-norm of each of B images. The batch is the last axis, as in `jaxprs.affine`.
 
     Attributes:
-      images: `[1, *shape, B]`.
-      low, high: the least and largest difference to them in every pixel, by ball and box.
-      center: middle of the box that low and high are, as rounded.
-      width: half the width of that box around the center, rounded up.
+      images: the originals, `[1, *shape, B]`.
+      low, high: the least and largest difference to the original that ball and box allow in each pixel.
+      center: the middle between them, as an image, as rounded.
+      width: half of `high - low`, rounded up so that center and width cover the region.
       radius: `[1, ..., 1, B]`.
     """
 
@@ -35,7 +38,7 @@ class Region(NamedTuple):
 
     @classmethod
     def around(cls, images: jax.Array, radius: jax.Array) -> "Region":
-        """The region around images `[B, *shape]`."""
+        """The region around images `[B, *shape]` with radii `[B]`."""
         x = jnp.moveaxis(images, 0, -1)[None]
         radius = radius.reshape(*[1] * (x.ndim - 1), -1)
         u = unit(x.dtype)
@@ -45,32 +48,34 @@ class Region(NamedTuple):
         return cls(x, low, high, center, width, radius)
 
     def at(self, d: jax.Array) -> jax.Array:
-        """Images `[B, *shape]` at such differences as `least` gives `[1, *shape, B]`, in the region for certain."""
-        d = jnp.where(jnp.isfinite(d), d, 0)  # where nothing is bounded, nothing is attained
+        """The images `[B, *shape]` at differences `[1, *shape, B]`, as from `least`, moved safely into the region."""
+        d = jnp.where(jnp.isfinite(d), d, 0)  # a bound of NaN is attained nowhere: the original is given
         d = jnp.sign(d) * jnp.maximum(jnp.abs(d) * INSIDE - ROUNDED, 0)
         return jnp.moveaxis(jnp.clip(self.images + d, 0, 1)[0], -1, 0)
 
     def of_all(self) -> "Region":
-        """The region with all images before the lanes: `[B, 1, *shape, 1]`."""
+        """The region with the batch as the first axis and a last axis of length 1: `[B, 1, *shape, 1]`."""
         return Region(*(jnp.moveaxis(x, -1, 0)[..., None] for x in self))
 
     def least_of_all(self, a: jax.Array, p: float) -> jax.Array:
-        """As `least`, of the same functions `[1, *shape, S]` for all images: `[S, B]`."""
+        """Lower bounds `[S, B]` as by `least`, of the same S functions `[1, *shape, S]` for all images."""
         if p == INF:
             total = jnp.abs(a).reshape(-1, a.shape[-1]).T @ self.width.reshape(-1, self.width.shape[-1])
             return -total * (1 + 2 * gamma(a[..., 0].size + 8, a.dtype))
         return jax.lax.map(lambda one: Region(*one).least(a, p)[0], self.of_all()).T
 
     def least(self, a: jax.Array, p: float) -> tuple[jax.Array, jax.Array]:
-        """A lower bound of `<a, x - center>` over the region, and nearly where it is attained.
+        """Lower bounds of linear functions `<a, x - center>` over the region, and where they are nearly attained.
+
+        For p = inf the minimum has a closed form. For p = 1 and 2 the bound is the value of the dual problem, which
+        lies below the minimum whatever the multiplier.
 
         Args:
-          a: `[1, *shape, N]`, functions of as many images, or of one.
-          p: 1, 2 or inf. For p < inf it is the value of the dual problem at some multiplier, which bounds it from
-            below whatever the multiplier.
+          a: coefficients `[1, *shape, N]`, of one function for each of N images or of N functions for one image.
+          p: exponent of the norm: 1, 2 or inf.
 
         Returns:
-          bounds `[N]`, and differences to the images `[1, *shape, N]`.
+          Bounds `[N]`, and differences to the images `[1, *shape, N]`.
         """
         u = unit(a.dtype)
         lost = 2 * gamma(a[..., 0].size + 8, a.dtype)
@@ -82,7 +87,7 @@ class Region(NamedTuple):
         radius = jnp.broadcast_to(self.radius, scale.shape)
         value, size, d = (_least_1 if p == 1 else _least_2)(a / scale, self.low, self.high, radius)
         value, size = value * scale, (size + TINY) * scale
-        # To the center, and for its rounding.
+        # From differences to the images to differences to the center, charged for rounding.
         shift = self.center - self.images
         value = value - _sum(a * shift)
         size = size + _sum(jnp.abs(a) * (jnp.abs(shift) + jnp.abs(d)))
@@ -91,7 +96,7 @@ class Region(NamedTuple):
 
 
 def _sum(x: jax.Array) -> jax.Array:
-    """Over all but the lanes: `[1, ..., 1, N]`."""
+    """The sum over all axes but the last: `[1, ..., 1, N]`."""
     return x.sum(tuple(range(x.ndim - 1)), keepdims=True)
 
 
@@ -100,7 +105,10 @@ def _largest(x: jax.Array) -> jax.Array:
 
 
 def _least_2(a, low, high, radius):
-    """For multipliers m, `sum(a d + m d^2 / 2) - m r^2 / 2` at the d that minimize it in the box."""
+    """The dual value for p = 2: the minimum over d in the box of `sum(a d + m d^2 / 2) - m r^2 / 2`, m the multiplier.
+
+    Gives the value, the sum of its terms' absolute values, and d scaled into the ball.
+    """
     tiny = jnp.finfo(a.dtype).tiny
     squared = radius**2
     multiplier = jnp.sqrt(_sum(a**2)) / jnp.maximum(radius, SMALL)
@@ -109,7 +117,7 @@ def _least_2(a, low, high, radius):
         return jnp.clip(-a / jnp.maximum(multiplier, tiny), low, high)
 
     def closer(_, multiplier):
-        # Where these are stopped by the box, the others have the rest of the radius.
+        # Pixels at a face of the box stay there; the others share the rest of the squared radius.
         d = inside(multiplier)
         free = (d > low) & (d < high)
         rest = squared - _sum(jnp.where(free, 0, d**2))
@@ -117,7 +125,7 @@ def _least_2(a, low, high, radius):
         better = jnp.sqrt(weight / jnp.maximum(rest, tiny))
         return jnp.where((rest > 0) & (weight > 0), jnp.minimum(better, multiplier), multiplier)
 
-    # The value's derivative by the multiplier is 0 at the best one, so that none is taken.
+    # The value's derivative by the multiplier is 0 at the best one, so it need not be differentiated.
     multiplier = jax.lax.stop_gradient(jax.lax.fori_loop(0, NEWTON, closer, multiplier))
     d = inside(multiplier)
     value = _sum(a * d + multiplier * d**2 / 2) - multiplier * squared / 2
@@ -127,7 +135,10 @@ def _least_2(a, low, high, radius):
 
 
 def _least_1(a, low, high, radius):
-    """For multipliers m, `-m r - sum(room max(|a| - m, 0))`: a knapsack, filled by the largest coefficients first."""
+    """The dual value for p = 1, `-m r - sum(room max(|a| - m, 0))`, m the multiplier: a fractional knapsack.
+
+    `room` is how far each pixel can move; those with the largest coefficients move first. Gives what `_least_2` gives.
+    """
     size_of = jnp.abs(a)
     room = jnp.where(a > 0, -low, high)
 

@@ -1,7 +1,8 @@
-"""Linear bounds of what is not linear: for every step, an interval of its result, and a line below and one above.
+"""Linear relaxations of nonlinear operations: an interval of the result, a line below it and a line above.
 
-All lines are in terms of differences to centers, of the arguments and of the result. Whatever a slope is rounded to,
-its line is moved until it holds with the slope as it is; what rounds here is counted at `SLACK` units.
+Lines are functions of the arguments' differences to their centers, and give the result's difference to its center.
+A line holds with its slope as rounded: its offset is computed for that slope, and moved by a slack for the rounding of
+the offset itself.
 """
 
 from collections.abc import Callable
@@ -12,9 +13,9 @@ import jax.numpy as jnp
 
 from mnist_jax.certify.rounding import TINY, unit
 
-SLACK = 16  # roundings of each number that a line is made of, at most
-# What a device's elementary functions are taken to be right to, in units of half the last place; those that tend to a
-# limit also absolutely, as some devices make them of others.
+SLACK = 16  # largest number of roundings of each number in a line's offset
+# Largest error assumed of a device's elementary functions, in units of half the last place of their value; for those
+# with `Curve.limited`, also in units of half the last place of 1, as some devices compute them from other functions.
 ELEMENTARY = 32
 
 
@@ -25,16 +26,16 @@ class Interval(NamedTuple):
     high: jax.Array
 
     def within(self, other: "Interval") -> "Interval":
-        """What both say. NaN in one of them stays, so that nothing is proved by it."""
+        """The intersection. NaN in one of the two stays NaN, so that it proves nothing."""
         return Interval(jnp.maximum(self.low, other.low), jnp.minimum(self.high, other.high))
 
 
 class Lines(NamedTuple):
-    """`low + sum(below * (z - center)) <= y - center of y <= high + sum(above * (z - center))`.
+    """Linear bounds of y: `low + sum(below * (z - center)) <= y - center of y <= high + sum(above * (z - center))`.
 
     Attributes:
-      below, above: a slope `[*shape, B]` for each argument.
-      low, high: `[*shape, B]`.
+      below, above: slopes of the lower and of the upper line, `[*shape, B]` for each argument z.
+      low, high: their offsets, `[*shape, B]`.
     """
 
     below: tuple[jax.Array, ...]
@@ -47,11 +48,11 @@ class Curve(NamedTuple):
     """An increasing, decreasing or even function of one variable.
 
     Attributes:
-      f, derivative: of arrays.
-      bend: "convex", "concave", or "sigmoid" where it is first convex, below 0, and then concave.
+      f, derivative: the function and its derivative, on arrays.
+      bend: "convex", "concave", or "sigmoid": convex below 0 and concave above.
       grows: whether it is increasing; None where it is even and convex.
-      limited: whether it tends to a limit, so that its error is absolute.
-      units: of half the last place, that its value is right to.
+      limited: whether its error is absolute for values near 0; else it is relative.
+      units: largest error of its value, in units of half the last place.
     """
 
     f: Callable[[jax.Array], jax.Array]
@@ -62,7 +63,7 @@ class Curve(NamedTuple):
     units: int = ELEMENTARY
 
     def error(self, value: jax.Array) -> jax.Array:
-        """How far the device's value may be off."""
+        """The largest error of a value of it that a device computes."""
         return error(value, self.limited, self.units)
 
 
@@ -99,12 +100,12 @@ def even_power(y: int) -> Curve:
 
 
 def power_units(y: int) -> int:
-    """What a whole power, by repeated multiplication, is right to."""
+    """The largest error of an integer power, by repeated multiplication, in units of half the last place."""
     return ELEMENTARY + 4 * abs(y)
 
 
 def curve_of(name: str, params: dict[str, Any]) -> Curve | None:
-    """The curve that a step of one argument is; None where it is none. For reciprocals see `reciprocal`."""
+    """The curve of a primitive of one argument; None where there is none. Reciprocals have `reciprocal`."""
     if name == "integer_pow":
         return even_power(params["y"]) if params["y"] > 0 else None
     if name == "tanh" and params.get("accuracy") is not None:
@@ -113,22 +114,27 @@ def curve_of(name: str, params: dict[str, Any]) -> Curve | None:
 
 
 def error(f: jax.Array, limited: bool, units: int = ELEMENTARY) -> jax.Array:
-    """How far the device's value of an elementary function may be off."""
+    """The largest error of an elementary function's value f that a device computes (see `Curve.limited`)."""
     return units * unit(f.dtype) * (jnp.abs(f) + (1 if limited else 0)) + TINY
 
 
 def curve_interval(curve: Curve, z: Interval) -> Interval:
+    """The interval of a curve over an interval of its argument."""
     at_low, at_high = curve.f(z.low), curve.f(z.high)
     low, high = (at_high, at_low) if curve.grows is False else (at_low, at_high)
     if curve.grows is None:
-        at_zero = curve.f(low * 0)  # of NaN it is NaN
+        at_zero = curve.f(low * 0)  # stays NaN where low is
         low = jnp.where((z.low <= 0) & (z.high >= 0), at_zero, jnp.minimum(at_low, at_high))
         high = jnp.maximum(at_low, at_high)
     return Interval(low - curve.error(low), high + curve.error(high))
 
 
 def curve_lines(curve: Curve, z: Interval, center: jax.Array, result: jax.Array) -> Lines:
-    """Lines of a curve: the chord, and a tangent; where neither bounds it, through an end, no steeper than anywhere."""
+    """Lines of a curve over an interval of its argument: a chord on one side, a tangent at the middle on the other.
+
+    Where a sigmoid's interval has 0 inside, neither bounds it: both lines then have the least slope at the ends of the
+    interval, and go through an end. `center` is that of the argument, `result` that of the curve's value.
+    """
     (low, high), f, slope = z, curve.f, curve.derivative
     f_low, f_high = f(low), f(high)
     middle = low + (high - low) / 2
@@ -161,7 +167,7 @@ def curve_lines(curve: Curve, z: Interval, center: jax.Array, result: jax.Array)
 
 
 def _through(x, y, slope, center):
-    """At the center, the line through a point."""
+    """The value at the center of the line through a point (x, y)."""
     return y - slope * (x - center)
 
 
@@ -174,9 +180,9 @@ def _upper(z, f_low, f_high, slope, center):
 
 
 def reciprocal(z: Interval) -> tuple[Interval, Curve]:
-    """The interval of `1 / z`, which is NaN where z may be 0, and a curve that bounds it where it is not.
+    """The interval of `1 / z`, NaN where z may be 0, and the curve of it for positive z.
 
-    Below 0 it is concave: it is bounded as minus that of `-z`.
+    For negative z, `1 / z` is bounded as minus the reciprocal of `-z`.
     """
     apart = (z.low > 0) | (z.high < 0)
     low, high = jnp.where(apart, 1 / z.high, jnp.nan), jnp.where(apart, 1 / z.low, jnp.nan)
@@ -201,21 +207,22 @@ def reciprocal_lines(z: Interval, center: jax.Array, result: jax.Array) -> Lines
 
 
 def steepness(d: Interval, how: str) -> jax.Array:
-    """The slope of the line below `max(d, 0)`: 0 or 1 where d has one sign, else by the rule.
+    """The slope of the lower line of `max(d, 0)`: 1 where d >= 0, 0 where d <= 0, else by the rule `how`.
 
-    "adaptive" takes the one that leaves less area (Zhang et al. 2018, section 3.3), "flat" 0.
+    The rule "adaptive" takes 0 or 1, whichever leaves less area between the lines (Zhang et al. 2018, section 3.3); the
+    rule "flat" takes 0.
     """
     middle = (d.high > -d.low) if how == "adaptive" else jnp.zeros_like(d.low, bool)
     return jnp.where(d.low >= 0, 1.0, jnp.where(d.high <= 0, 0.0, middle)).astype(d.low.dtype)
 
 
 class Ramp(NamedTuple):
-    """`y = base + max(d, 0)` with `d = argument - base`, of which base may be a constant.
+    """A maximum of two values as a ramp: `y = base + max(d, 0)` with `d = argument - base`; the base may be a constant.
 
     Attributes:
       d: bounds of the difference.
-      argument, base, result: their centers.
-      spread: how far the base may be from its center.
+      argument, base, result: centers of the argument, of the base and of y.
+      spread: largest difference of the base to its center.
       fixed: whether the base is a constant.
     """
 
@@ -227,21 +234,22 @@ class Ramp(NamedTuple):
     fixed: bool
 
     def lines(self, slope: jax.Array) -> Lines:
-        """The line below has this slope, in [0, 1], taken as 0 or 1 where d has one sign; the one above is the chord.
+        """Lines of the ramp: the lower one with this slope, in [0, 1], the upper one the chord.
 
-        `slope` may have axes between those of the value and the last, as `[*shape, S, B]`.
+        Where d has one sign, the slope is 0 or 1 whatever is given. `slope` may have further axes before the last one:
+        `[*shape, ..., B]`.
         """
         d, u = self.d, unit(self.argument.dtype)
-        low, high = jnp.minimum(d.low, 0), jnp.maximum(d.high, 0)  # NaN stays NaN
+        low, high = jnp.minimum(d.low, 0), jnp.maximum(d.high, 0)  # these keep NaN
         wide = high > low
         chord = jnp.where(wide, high / jnp.where(wide, high - low, 1), 0.5)
-        chord = jnp.where(d.low >= 0, 1.0, jnp.where(d.high <= 0, 0.0, jnp.clip(chord, 0, 1))).astype(u_type(d))
-        chord = chord + 0 * (d.low + d.high)  # NaN, or inf - inf, is no slope
+        chord = jnp.where(d.low >= 0, 1.0, jnp.where(d.high <= 0, 0.0, jnp.clip(chord, 0, 1))).astype(d.low.dtype)
+        chord = chord + 0 * (d.low + d.high)  # NaN where a bound is not finite: there is no chord
         center = self.argument - self.base
         at_low = jnp.maximum(d.low, 0) - chord * (d.low - center)
         at_high = jnp.maximum(d.high, 0) - chord * (d.high - center)
         sizes = jnp.abs(self.argument) + jnp.abs(self.base) + jnp.abs(self.result) + jnp.abs(d.low) + jnp.abs(d.high)
-        # A maximum moves by no more than a constant base that is off; a base that is none pays for itself.
+        # The error of a constant base changes y by no more than itself; a base that is a value has its own error.
         slack = SLACK * u * (sizes + self.spread) + TINY + (self.spread if self.fixed else 0)
         high_line = jnp.maximum(at_low, at_high) + self.base - self.result + slack
         between = slope.ndim - d.low.ndim
@@ -256,18 +264,15 @@ class Ramp(NamedTuple):
         return Lines((slope, 1 - slope), (chord, 1 - chord), low_line, high_line)
 
 
-def u_type(d: Interval) -> Any:
-    return d.low.dtype
-
-
 def product_interval(x: Interval, y: Interval) -> Interval:
+    """The interval of a product of two values."""
     corners = jnp.stack([x.low * y.low, x.low * y.high, x.high * y.low, x.high * y.high])
     low, high = corners.min(0), corners.max(0)
     return Interval(low - error(low, False), high + error(high, False))
 
 
 def product_lines(x: Interval, y: Interval, centers: tuple[jax.Array, jax.Array], result: jax.Array) -> Lines:
-    """Two of the four planes of McCormick 1976 that bound a product, one below and one above."""
+    """Linear bounds of a product of two values: two of McCormick's four planes (1976), one below and one above."""
     (a, b), u = centers, unit(result.dtype)
     low = y.low * a + x.low * b - x.low * y.low - result
     high = y.high * a + x.low * b - x.low * y.high - result

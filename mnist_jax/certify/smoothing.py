@@ -1,4 +1,4 @@
-"""Randomized smoothing: certificates of the classifier that votes on noisy images."""
+"""Randomized smoothing: certificates for the classifier that takes the majority vote over noisy copies of an image."""
 
 from typing import NamedTuple
 
@@ -6,25 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from scipy.stats import beta, norm
 
 from mnist_jax import arguments, losses
 from mnist_jax.classifier import Classifier
 
-LEAST_SIGMA, LARGEST_SIGMA = 1e-3, 1e3  # of noise that pixels in single precision neither swallow nor drown in
-AT_ONCE = 500  # noisy images that go through the network together
-SLACK = 1e-6  # relative: by more than single precision, in which noise is drawn, may differ from the deviation
+# Standard deviations allowed: below, rounding to single precision changes the noise; above, the noise loses the image.
+LEAST_SIGMA, LARGEST_SIGMA = 1e-3, 1e3
+AT_ONCE = 500  # noisy images that go through the network together; chosen by hand
+# Share by which a radius is reduced: more than the deviation of noise drawn in single precision may differ from sigma.
+SLACK = 1e-6
 
 
 class SmoothingResult(NamedTuple):
-    """What is true of the smoothed classifier, each entry with the probability that was asked for.
+    """What is certified of the smoothed classifier; for each image it is wrong with probability `failure` at most.
 
     Attributes:
-      classes: `[B]`, what it predicts; -1 where it abstains.
-      abstained: `[B]`, whether the samples left open which class is the most frequent.
-      radius: `[B]`, float64: every image within this 2-norm gets the same class from it; 0 where it abstains.
-      counts: `[B, C]`, how often each class was chosen, of the samples; noise for which the classifier's logits are no
-        numbers counts for none.
+      classes: `[B]`, the class that the smoothed classifier predicts; -1 where it abstains.
+      abstained: `[B]`, whether the samples do not show that one class has a probability above 1/2.
+      radius: `[B]`, float64: every image within this 2-norm gets the same class; 0 where it abstains.
+      counts: `[B, C]`, how many of the samples got each class; a sample with NaN or infinite logits counts for none.
     """
 
     classes: np.ndarray
@@ -43,27 +43,30 @@ def smoothing(
     failure: float = 0.001,
     key: jax.Array,
 ) -> SmoothingResult:
-    """Certifies the smoothed classifier: what the classifier says most often of an image with normal noise.
+    """Certifies the smoothed classifier, which gives the class that the classifier gives most often under normal noise.
 
-        g(x) = the class c with the largest P(f(x + e) = c),   e normal, of deviation sigma in every pixel
+        g(x) = the class c with the largest P(f(x + e) = c),   e normal, of standard deviation sigma in every pixel
         radius = sigma * Phi^-1(p),   p a lower bound of P(f(x + e) = g(x)), where it is above 1/2
 
     Cohen, Rosenfeld & Kolter, "Certified adversarial robustness via randomized smoothing", 2019, theorem 1 and
-    CERTIFY. A few samples choose the class, others, of a number that is fixed beforehand, bound its probability
-    (Clopper & Pearson 1934). It says nothing about the classifier itself. Whoever looks several times, and keeps the
-    best, has to divide `failure` among the looks.
+    CERTIFY. `selection` samples choose the class, and `samples` others, a number fixed beforehand, bound its
+    probability (Clopper & Pearson 1934). Nothing is said about the classifier itself. Whoever certifies an image
+    several times and keeps the best result has to divide `failure` by the number of times.
 
     Args:
-      classifier: asked about images that leave [0, 1]; noise is not clipped.
+      classifier: it is given images outside of [0, 1], too, as noisy images are not clipped.
       images: `[B, *shape]` in [0, 1].
-      sigma: deviation of the noise, from 0.001 to 1000: single precision has normal noise only there.
-      samples: for the bound; they limit the radius to `sigma * Phi^-1(failure^(1 / samples))`.
-      selection: samples that choose the class.
-      failure: probability, for each image, that what is said of it is wrong; above 0 and below 1.
-      key: a `jax.random` key. Every image has noise of its own.
+      sigma: standard deviation of the noise, from 0.001 to 1000, in the units of the pixels.
+      samples: number of noisy images for the bound; they limit the radius to `sigma * Phi^-1(failure^(1 / samples))`.
+      selection: number of noisy images that choose the class.
+      failure: probability, for each image, that its result is wrong; above 0 and below 1.
+      key: a `jax.random` key. Each image gets its own noise.
+
+    Returns:
+      The predicted classes, radii and counts.
 
     Raises:
-      ValueError: an argument is out of its range.
+      ValueError: an argument has the wrong shape, type or range.
     """
     arguments.numbers(LEAST_SIGMA, LARGEST_SIGMA, sigma=sigma)
     arguments.numbers(0, 1, above=True, below=True, failure=failure)
@@ -81,20 +84,27 @@ def smoothing(
         few, counts = ask(0, selection), ask(1, samples)
     chosen = few.argmax(1) if len(x) else np.zeros(0, int)
     p = lower_bound(counts[np.arange(len(x)), chosen], samples, failure)
+    from scipy.stats import norm  # which takes half a second to import
+
     radius = np.where(p > 0.5, float(deviation) * norm.ppf(p) * (1 - SLACK), 0.0)
     abstained = ~(radius > 0)
     return SmoothingResult(np.where(abstained, -1, chosen), abstained, np.where(abstained, 0.0, radius), counts)
 
 
 def lower_bound(successes: ArrayLike, samples: int, failure: float) -> np.ndarray:
-    """A number that the probability of a success is not below, but with probability `failure` (Clopper & Pearson)."""
+    """A lower bound of the probability of success, from a number of successes in `samples` trials.
+
+    It is wrong with probability `failure` at most (Clopper & Pearson 1934, the one-sided interval).
+    """
+    from scipy.stats import beta
+
     k = np.asarray(successes)
     return np.where(k > 0, beta.ppf(failure, np.maximum(k, 1), samples - k + 1), 0.0)
 
 
 @jax.jit
 def votes(classifier: Classifier, sigma: jax.Array, image: jax.Array, key: jax.Array, samples: jax.Array) -> jax.Array:
-    """How often each class is chosen `[C]`, of so many noisy copies of the image."""
+    """How many of `samples` noisy copies of an image `[*shape]` get each class, `[C]`."""
 
     def some(i: jax.Array, votes: jax.Array) -> jax.Array:
         noise = jax.random.normal(jax.random.fold_in(key, i), (AT_ONCE, *image.shape), image.dtype)

@@ -1,1 +1,1 @@
-"""The command lines, and what they share."""
+"""The command lines (`python -m mnist_jax.NAME`), and the code that they share."""

@@ -1,4 +1,4 @@
-"""Attack the images of a split, and keep what was found, image by image."""
+"""Attack the images of a split, and keep the adversarial images found."""
 
 import argparse
 import os
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from mnist_jax import startup
@@ -15,11 +14,13 @@ from mnist_jax.attack.methods import DEFAULT, METHODS
 from mnist_jax.commands import campaign, console, job, prompt
 from mnist_jax.commands.campaign import Campaign
 from mnist_jax.errors import InputError
+from mnist_jax.evaluation import predict
 from mnist_jax.storage import checkpoint
 from mnist_jax.storage.results import Record
 from mnist_jax.unstable import compile_quickly
 
 SHOWN = 24  # images in the figure
+FEW = 4  # images, see `_few`
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -29,22 +30,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=checkpoint.RUNS, help="folder for the results")
     parser.add_data_options(dataset=None)
     campaign.add_options(parser, "the attack")
-    more = parser.add_argument_group("where the method has them", argument_default=argparse.SUPPRESS)
+    more = parser.add_argument_group("options that only some methods have", argument_default=argparse.SUPPRESS)
     own = "(default: the method's)"
     more.add_argument(
-        "--targets", type=job.parts, help="class to reach, or one for each image, by name or number, as in 3,5"
+        "--targets", type=job.parts, help="target class, or one for each image, by name or number, as in 3,5"
     )
     more.add_argument("--effort", type=_effort, help=f"fast, standard, thorough, or a number of gradients {own}")
     more.add_argument("--steps", type=console.number(int, 1, console.MANY), help=f"gradients of one run {own}")
-    more.add_argument("--restarts", type=console.number(int, 1, console.MANY), help=f"runs at most {own}")
-    more.add_argument("--queries", type=console.number(int, 1, console.MANY), help=f"evaluations at most {own}")
+    more.add_argument("--restarts", type=console.number(int, 1, console.MANY), help=f"largest number of runs {own}")
+    queries = f"largest number of evaluations of the network for an image {own}"
+    more.add_argument("--queries", type=console.number(int, 1, console.MANY), help=queries)
     rate = console.number(float, 0, 10, above=True)
-    more.add_argument("--learning-rate", type=rate, help=f"in the method's own units {own}")
+    more.add_argument("--learning-rate", type=rate, help=f"step size, in the method's own units {own}")
     return parser.parse_args(argv)
 
 
 def _effort(text: str) -> int | str:
-    """A number, or a name that the attack knows."""
+    """The option's type: a number of gradients, or a name, which the attack checks."""
     try:
         int(text)
     except ValueError:
@@ -53,7 +55,7 @@ def _effort(text: str) -> int | str:
 
 
 def draw(run: Campaign, record: Record[AttackResult]) -> Path | None:
-    """The figure of the first few images that were attacked with success."""
+    """Draws the first images with a success (without any, the first images), and returns the figure's path."""
     from mnist_jax import plot  # Matplotlib takes a while to import
 
     worth = np.flatnonzero((record.result.distance > 0) & record.result.success)
@@ -61,12 +63,14 @@ def draw(run: Campaign, record: Record[AttackResult]) -> Path | None:
     originals = run.images[first] / np.float32(255)
     found, distances = (np.asarray(a)[first] for a in (record.result.images, record.result.distance))
     named = np.array(run.chosen.subject.class_names)
-    predictions = named[np.asarray(run.classifier(jnp.asarray(found))).argmax(1)]
+    predictions = named[predict(run.classifier, found, chunk=len(found)).argmax(1)]
     labels = named[record.labels[first]]
     return console.draw(run.figure, lambda: plot.attacks(originals, found, labels, predictions, distances, run.norm))
 
 
 def text(summary: dict[str, Any]) -> str:
+    """The summary as lines for a person."""
+
     def figure(value: float | None, form: str = ".4g") -> str:
         return "-" if value is None else format(value, form)
 
@@ -87,8 +91,15 @@ def text(summary: dict[str, Any]) -> str:
     )
 
 
+def _few(options: argparse.Namespace) -> bool:
+    """Whether so few images are attacked that compiling takes longer than all else."""
+    return len(getattr(options, "ids", ())) <= FEW if "ids" in options else getattr(options, "count", FEW + 1) <= FEW
+
+
 def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
+    if _few(options):
+        compile_quickly()
     console.start()
     run = campaign.prepare(options, options.method)
     record, summary = campaign.carry_out(run, options)
@@ -98,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def open_prompt() -> tuple[Callable[..., prompt.Answer], ...]:
-    """The original's three functions, for `python -i`, which opens its prompt after them; not where input is bad."""
+    """The functions that the prompt of `python -i -m mnist_jax.attack` offers; bad input ends the process instead."""
     startup.over()
     try:
         options = parse(None)

@@ -1,4 +1,4 @@
-"""Brackets of the distance of the nearest adversarial image, of images of a split, as a command's options ask."""
+"""`certify --method bracket`: brackets of the distances from a split's images to their nearest adversarial images."""
 
 import argparse
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from mnist_jax.errors import InputError
 from mnist_jax.storage.results import Record
 
 METHOD = "bracket"
-SECONDS = 60.0  # for each image, unless the options say otherwise
-WITHIN = (0.01, 0.05)  # relative to the upper end: how near to it the lower one is, in the summary
-ROUNDING = 1e-5  # relative: ends are single precision, and the lower one is rounded down
+SECONDS = 60.0  # default of --seconds: the time limit of an image; chosen, not tuned
+WITHIN = (0.01, 0.05)  # the summary counts brackets whose width, relative to the upper end, is at most each of these
+ROUNDING = 1e-5  # relative slack: both ends are float32, and the lower one is rounded down
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bracketing(Job[Bracket]):
-    """An attack from above and proofs from below, of every image."""
+    """For each image, an upper end by an attack and a lower end by proofs (`mnist_jax.bracket`)."""
 
     noun, verb, kind, kept = "a bracketing", "bracketing", Bracket, "brackets"
 
@@ -57,7 +57,7 @@ class Bracketing(Job[Bracket]):
 
 
 def within(result: Bracket, share: float) -> np.ndarray:
-    """Of which images the lower end is so near to the upper one."""
+    """Which brackets are at most `share` of their upper end wide, `[B]`; those without an upper end are not."""
     upper = result.upper.astype(float)
     return np.isfinite(upper) & (result.lower >= (1 - share - ROUNDING) * np.where(np.isfinite(upper), upper, 0))
 
@@ -65,7 +65,7 @@ def within(result: Bracket, share: float) -> np.ndarray:
 def prepare(options: argparse.Namespace) -> Bracketing:
     """Checks the options, loads network and images. Raises `InputError` before anything is written."""
     if "radius" in options:
-        raise InputError("--radius is not for --method bracket, which looks for the least of each image")
+        raise InputError("--radius is not for --method bracket, which brackets each image's own distance")
     norm = certification.norm_of(options)
     chosen, given = job.choose(options), {"seconds": SECONDS} | job.given(options, ["seconds"])
     bracketing = Bracketing(chosen=chosen, method=METHOD, norm=norm, given=given)
@@ -74,7 +74,7 @@ def prepare(options: argparse.Namespace) -> Bracketing:
 
 
 def carry_out(run: Bracketing, options: argparse.Namespace) -> dict[str, Any]:
-    """Brackets what the options ask for, and draws it; the summary."""
+    """Brackets the images, draws the figure, and returns the summary."""
     from mnist_jax import plot  # Matplotlib takes a while to import
 
     record, summary = job.carry_out(run, options)
@@ -84,7 +84,7 @@ def carry_out(run: Bracketing, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def text(summary: dict[str, Any]) -> str:
-    """The summary for a person."""
+    """The summary as lines for a person."""
     ends, right = summary["medians"], summary["images"] - summary["misclassified"]
     lower, upper = ("-" if end is None else format(end, ".4g") for end in ends.values())
     failed = right - summary["found"]

@@ -1,4 +1,4 @@
-"""An attack on images of a split, as a command's options ask for it."""
+"""A campaign: an attack on images of a split, with its options, progress line and summary (`attack`, `--robust`)."""
 
 import argparse
 from collections.abc import Callable
@@ -20,10 +20,10 @@ __all__ = ["Campaign", "add_options", "carry_out", "cost", "prepare"]
 
 
 def add_options(parser: console.Parser, title: str) -> None:
-    """The options of every campaign. Those that are not given are not among what is parsed."""
+    """Adds the options of every campaign. Options that are not given are absent from the parsed namespace."""
     norms = "a number from 1, inf, or 0 (default: the attack's)"
     group = job.add_options(parser, title, verb="attack", norms=norms)
-    group.add_argument("--seed", type=console.number(int, 0, 2**32 - 1), help="of what is random in the attack")
+    group.add_argument("--seed", type=console.number(int, 0, 2**32 - 1), help="seed of the attack's random numbers")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,7 +33,7 @@ class Campaign(Job[AttackResult]):
     noun, verb, kind, kept = "an attack", "attacking", AttackResult, "attack results"
 
     attack: Callable[..., AttackResult]
-    key: jax.Array | None  # of which every image has its own, whatever is attacked beside it
+    key: jax.Array | None  # folded with an image's index: its random numbers don't depend on the other images
 
     def on(self, places: np.ndarray) -> AttackResult:
         more: dict[str, Any] = {} if self.targets is None else {"targets": self.targets[places]}
@@ -47,8 +47,8 @@ class Campaign(Job[AttackResult]):
         return f"median {_median(result):.4g}"
 
     def summarize(self, record: Record[AttackResult]) -> dict[str, Any]:
-        """The numbers of the summary: of the images that had to be attacked, those that an attack does not give back as
-        they were, at distance 0."""
+        """The numbers of the summary. Success, distances and costs are of the images that were not adversarial already
+        (those that an attack does not return unchanged, at distance 0)."""
         result = record.result
         attacked = result.distance > 0
         reached = ~attacked & (False if self.targets is None else record.labels == self.targets)
@@ -88,7 +88,7 @@ def prepare(options: argparse.Namespace, method: str) -> Campaign:
 
 
 def _class(name: str, class_names: tuple[str, ...]) -> int:
-    """The label of the class of that name, or else number."""
+    """The label of a class given by its name, or by its number where no class has that name."""
     if name in class_names:
         return class_names.index(name)
     if not name.removeprefix("-").isdecimal():
@@ -107,12 +107,13 @@ def _targets(targets: list[int] | None, count: int) -> np.ndarray | None:
 
 
 def _median(result: AttackResult) -> float:
-    """Of the distances of the images that had to be attacked."""
+    """The median distance over the images that were not adversarial already; 0 where there are none."""
     attacked = result.distance[result.distance > 0]
     return float(np.median(attacked.astype(float))) if len(attacked) else 0.0
 
 
 def cost(summary: dict[str, Any]) -> str:
+    """The means of gradients and forward passes per image, and the speed, in words."""
     return (
         f"{summary['gradients']:.0f} gradients and {summary['forwards']:.0f} forwards an image, "
         f"{summary['images_per_second']:g} images per second"

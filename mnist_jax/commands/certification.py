@@ -1,4 +1,4 @@
-"""Certificates of images of a split, as a command's options ask for them."""
+"""`certify` with a deterministic method: certificates of a split's images at a radius, or at each image's largest."""
 
 import argparse
 import inspect
@@ -24,14 +24,14 @@ METHODS: dict[str, Callable[..., certify.CertifyResult]] = {
     if "radius" in inspect.signature(function).parameters
 }
 DEFAULT = "crown"
-DIVIDING = "branch_and_bound"  # the method of these that takes --seconds
+DIVIDING = "branch_and_bound"  # the only one of METHODS that takes --seconds
 
-EACH = 8  # images that each core works on between two looks at Ctrl-C
+EACH = 8  # images per core between two checks for Ctrl-C: enough to keep every core busy; chosen, not tuned
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Certification(Job[Certificates]):
-    """Certificates at a radius, or else at the largest radius of each image."""
+    """Certificates at the radius given, or without one at the largest certified radius of each image."""
 
     noun, verb, kind, kept = "a certification", "certifying", Certificates, "certificates"
 
@@ -47,20 +47,20 @@ class Certification(Job[Certificates]):
         except certify.UnsupportedOperation as error:
             raise unsupported(self.chosen.subject.path, error) from error
         certified, fooled, margin, shown = map(np.asarray, result)
-        if "radius" not in self.given:  # where a device does not give the same bits twice
+        if "radius" not in self.given:  # the second proof can fail where a device rounds differently each time
             radius = np.where(certified, radius, 0)
         return Certificates(radius, certified, fooled, margin, shown)
 
     def at_once(self, count: int) -> int:
         if self.method == DIVIDING:
             return device.cores()  # an image may take minutes
-        return EACH * device.cores()  # a proof takes long, and this is enough for all cores
+        return EACH * device.cores()
 
     def status(self, result: Certificates) -> str:
         return f"{result.certified.sum()} certified, {_open(result).sum()} open"
 
     def summarize(self, record: Record[Certificates]) -> dict[str, Any]:
-        """The numbers of the summary; without a radius, those of the certified images' largest."""
+        """The numbers of the summary; without a radius, also statistics of the certified images' largest radii."""
         result = record.result
         numbers = {
             "images": len(result.certified),
@@ -81,16 +81,21 @@ class Certification(Job[Certificates]):
 
 
 def _open(result: Certificates) -> np.ndarray:
+    """Which images are neither certified nor fooled, `[B]`."""
     return ~(result.certified | result.fooled)
 
 
 def unsupported(path: Path, error: certify.UnsupportedOperation) -> InputError:
-    """The error for the network at `path`, which computes something that no bound is known for."""
+    """The error for the network at `path`, which has an operation that no bound is known for."""
     return InputError(f"{path} can't be certified: {first_line(error)}")
 
 
 def prover(path: Path, record: Record[Certificates]) -> Callable[..., certify.CertifyResult]:
-    """The method that made the record at `path`. It, and this, raise `InputError` where it can't be used here."""
+    """The certification method that made the record at `path`.
+
+    Raises:
+      InputError: the method or the norm is unknown; calling the method raises it for a network that has no bounds.
+    """
     name, norm = record.about["method"], record.about["norm"]
     if name not in METHODS or norm not in NORMS:
         raise InputError(f"{path} is of {name} in norm {norm:g}, which is unknown here; a newer mnist_jax may know it")
@@ -105,7 +110,7 @@ def prover(path: Path, record: Record[Certificates]) -> Callable[..., certify.Ce
 
 
 def norm_of(options: argparse.Namespace) -> float:
-    """The norm of the options, inf unless they have one. Raises `InputError` where nothing is proved in it."""
+    """The norm p that the options name, by default inf. Raises `InputError` where certificates don't support it."""
     try:
         return check_norm(getattr(options, "norm", np.inf), NORMS)
     except ValueError as error:
@@ -116,7 +121,7 @@ def prepare(options: argparse.Namespace) -> Certification:
     """Checks the options, loads network and images. Raises `InputError` before anything is written."""
     norm = norm_of(options)
     if options.method == DIVIDING and "radius" not in options:
-        raise InputError(f"--method {DIVIDING} needs a --radius; --method bracket looks for the least of each image")
+        raise InputError(f"--method {DIVIDING} needs a --radius; --method bracket brackets each image's own distance")
     chosen, given = job.choose(options), job.given(options, ["radius", "seconds"])
     certification = Certification(chosen=chosen, method=options.method, norm=norm, given=given)
     certification.announce()

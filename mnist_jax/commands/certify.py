@@ -1,4 +1,4 @@
-"""Certify the images of a split, at a radius or at the largest that each allows, and keep what is proved."""
+"""Certify the images of a split, at a radius or each at its largest certified radius, and keep the certificates."""
 
 import argparse
 from pathlib import Path
@@ -14,9 +14,9 @@ from mnist_jax.storage import checkpoint
 from mnist_jax.storage.results import Certificates, Record, check_about, load
 
 METHODS = (*certification.METHODS, bracketing.METHOD, smoothing.METHOD)
-TIMED = (DIVIDING, bracketing.METHOD)  # those that take --seconds
+TIMED = (DIVIDING, bracketing.METHOD)  # the methods that take --seconds
 
-CLOSE = 1e-5  # relative: distances are single precision
+CLOSE = 1e-5  # relative slack when distances and radii are compared: both are float32
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -28,7 +28,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--attack-results", type=Path, metavar="FILE", help=results)
     parser.add_data_options(dataset=None)
     job.add_options(parser, "the certificates", verb="certify", norms="1, 2 or inf (default: inf)")
-    seconds = f"for each image, at most, with --method {' or '.join(TIMED)} (default: 60)"
+    seconds = f"time limit of an image, with --method {' or '.join(TIMED)} (default: 60)"
     parser.add_argument("--seconds", type=console.number(float, 0, above=True), default=argparse.SUPPRESS, help=seconds)
     smoothing.add_options(parser)
     options = parser.parse_args(argv)
@@ -48,8 +48,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def distances(path: Path, run: Certification) -> np.ndarray:
-    """Of the images of the run, what an attack found. Raises `InputError` unless it attacked them all, in the same norm
-    and the same network, without targets or a radius."""
+    """The distances `[B]` that an attack found for the images of the run, from the file of its results.
+
+    Raises:
+      InputError: the attack was on another network, split or norm, or had targets or a radius, or lacks an image.
+    """
     record = load(path)
     if not isinstance(record.result, AttackResult):
         raise InputError(f"{path} is not a file of attack results")
@@ -57,7 +60,7 @@ def distances(path: Path, run: Certification) -> np.ndarray:
     if differ := console.different({key: run.about[key] for key in ("norm", "weights", "split", "data")}, record.about):
         raise InputError(f"{path} is of an attack with other {' and '.join(differ)} than what is certified here")
     if limits := [option for option in ("radius", "targets") if option in record.about["options"]]:
-        raise InputError(f"{path} is of an attack with {limits[0]}; nearest without it looks for what is needed here")
+        raise InputError(f"{path} is of an attack with {limits[0]}; attack once more without it, by nearest")
     row = {index: place for place, index in enumerate(record.indices.tolist())}
     if missing := [index for index in run.indices.tolist() if index not in row]:
         raise InputError(f"{path} has no result for image {missing[0]}; attack all images that are certified here")
@@ -65,7 +68,7 @@ def distances(path: Path, run: Certification) -> np.ndarray:
 
 
 def contradictions(certificates: Certificates, found: np.ndarray) -> int:
-    """How many images have an adversarial image within their certified radius; says so where there are any."""
+    """Counts the images that have an adversarial image within their certified radius, and warns where there are any."""
     count = int((certificates.certified & (found < certificates.radius * (1 - CLOSE))).sum())
     if count:
         console.note(f"warning: {count} images have an adversarial image within their certified radius")
@@ -73,7 +76,10 @@ def contradictions(certificates: Certificates, found: np.ndarray) -> int:
 
 
 def draw(run: Certification, record: Record[Certificates], found: np.ndarray | None) -> Path | None:
-    """The figure of certified accuracy by radius, and of what the attack found; None where all have one radius."""
+    """Draws certified accuracy by radius, and the attack's accuracy where `found` has its distances.
+
+    Returns the figure's path; None where one radius was given for all images, or the figure can't be written.
+    """
     if "radius" in run.given:
         return None
     from mnist_jax import plot  # Matplotlib takes a while to import
@@ -82,6 +88,8 @@ def draw(run: Certification, record: Record[Certificates], found: np.ndarray | N
 
 
 def text(summary: dict[str, Any]) -> str:
+    """The summary as lines for a person."""
+
     def figure(value: float | None) -> str:
         return "-" if value is None else format(value, ".4g")
 

@@ -1,4 +1,4 @@
-"""What the command lines share: options, errors for people, the device line, results as text or JSON."""
+"""Shared by the command lines: option types, error messages, signals, the device line, results as text or JSON."""
 
 import argparse
 import contextlib
@@ -9,27 +9,26 @@ import os
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-import jax
 from tqdm import tqdm
 
 from mnist_jax import device, startup
+from mnist_jax.compiled import keep_compiled
 from mnist_jax.data import DATASETS
 from mnist_jax.errors import InputError
 from mnist_jax.startup import INTERRUPTED
 from mnist_jax.storage import files
 
-BAD_INPUT = 2
-TERMINATED = 143  # as a shell reports a process that a request to end has ended
-MANY = 1_000_000  # of what is done again and again: nobody waits for more, and more would not fit its counters
+BAD_INPUT = 2  # exit status after an InputError; argparse's
+TERMINATED = 143  # exit status after SIGTERM, as shells report it: 128 + 15
+MANY = 1_000_000  # upper limit of options that count steps, runs or samples: nobody waits longer, and int32 holds it
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with one line for an error and no abbreviated options."""
+    """argparse's parser with `--json`, without abbreviated options; a wrong option is an `InputError` of one line."""
 
     def __init__(self, module: str, description: str | None):
         super().__init__(
@@ -49,7 +48,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(kind: Callable[[str], Any], low: float, high: float = math.inf, *, above: bool = False) -> Callable:
-    """An option's type: a number that is at least `low`, or larger where `above`, and at most `high`."""
+    """The type of an option (for argparse): a number from `low` to `high`; `low` itself is excluded where `above`."""
 
     def parse(text: str):
         try:
@@ -68,14 +67,14 @@ def number(kind: Callable[[str], Any], low: float, high: float = math.inf, *, ab
 
 
 class Terminated(KeyboardInterrupt):
-    """A request to end, SIGTERM, as other programs and the system make it."""
+    """SIGTERM, by which other programs and the system ask a process to end."""
 
 
 def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
-    """Runs a command's `main`; ends the process with a person's line for an error of input, and no traceback."""
+    """Runs a command's `main` and exits with its status; bad input gives one line on stderr instead of a traceback."""
     try:
         status = _status(main)
-    except BrokenPipeError:  # whoever read the output has left
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         _abandon(sys.stdout)
         _abandon(sys.stderr)
         status = 1
@@ -88,7 +87,7 @@ def _status(main: Callable[[list[str] | None], int | None]) -> int:
         _prepare_output()
         try:
             return main(None) or 0
-        except SystemExit:  # of --help
+        except SystemExit:  # raised by --help
             show("", end="")
             return 0
     except InputError as error:
@@ -99,14 +98,14 @@ def _status(main: Callable[[list[str] | None], int | None]) -> int:
 
 
 def ended(request: KeyboardInterrupt) -> int:
-    """Says what ended the command; gives the status."""
+    """Prints whether Ctrl-C or SIGTERM ended the command, and returns its exit status."""
     terminated = isinstance(request, Terminated)
     note("terminated" if terminated else "interrupted")
     return TERMINATED if terminated else INTERRUPTED
 
 
 def complain(error: InputError) -> None:
-    """The line for an error, and, where something can't be written, what the options can do about it."""
+    """Prints the line of an error; if a file can't be written, also which option helps."""
     hint = ""
     if isinstance(error, files.NotWritten):
         hint = f"; {'free some space or ' if error.full else ''}choose another --output"
@@ -114,27 +113,27 @@ def complain(error: InputError) -> None:
 
 
 def _prepare_output() -> None:
-    """A terminal may not have every letter of a file's name."""
+    """Escapes letters (of a file's name) that the terminal's encoding lacks, instead of raising an error."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _abandon(stream: Any) -> None:
-    """Sends what is still to be written to nowhere: Python would try again when it ends, and complain."""
-    with contextlib.suppress(OSError, ValueError):  # not a file of the system's
+    """Redirects a broken stream to /dev/null: Python would flush it when the process ends, and report an error."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a file descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Interrupt:
-    """Ctrl-C or a request to end, noticed between two pieces of work; a second one ends the process at once.
+    """Remembers Ctrl-C or SIGTERM until the command looks, between two pieces of work; a second one acts at once.
 
-    A context: on leaving it, signals do what they did before.
+    A context manager: on leaving it, the earlier signal handlers are restored.
     """
 
-    wanted: KeyboardInterrupt | None = None  # to be raised
+    wanted: KeyboardInterrupt | None = None  # the exception that the command is to raise, once a signal came
 
     def __enter__(self) -> "Interrupt":
-        # Python lets no other thread set what signals do, nor do they reach it.
+        # Only the main thread may set signal handlers, and only it runs them.
         main = threading.current_thread() is threading.main_thread()
         numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
         self.before = {number: signal.signal(number, self) for number in numbers}
@@ -151,49 +150,36 @@ class Interrupt:
 
 
 def start() -> None:
-    """Says on which device the work will be done, and keeps compiled programs for the next time."""
+    """Prints the device that JAX uses, and turns JAX's persistent compilation cache on.
+
+    Raises:
+      InputError: JAX has no device for the platform that JAX_PLATFORMS asks for.
+    """
     try:
         note(f"device: {device.describe()}")
-    except (RuntimeError, AssertionError) as error:  # JAX's, which has no reason to give from the second time on
+    except (RuntimeError, AssertionError) as error:  # JAX gives the reason only when it fails for the first time
         wanted = os.environ.get("JAX_PLATFORMS", "")
         reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
         raise InputError(f"JAX has no device for JAX_PLATFORMS={wanted}{reason}; unset it or name another") from error
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", _programs())
-    # By default JAX keeps only what took a second to compile, and so nothing of ours.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    # A program that can't be kept or read is compiled again next time: no reason for several lines each.
-    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
-
-
-def _programs() -> str | None:
-    """The folder for compiled programs, if there can be one."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "mnist_jax", "programs")
-    if not folder.is_absolute():  # no home, and the standard wants a relative XDG_CACHE_HOME ignored
-        return None
     try:
-        str(folder).encode()  # XLA takes no other names
-        files.make_folder(folder)
-    except (UnicodeEncodeError, files.NotWritten) as error:
-        reason = error if isinstance(error, InputError) else f"the name {str(folder)!a} is not UTF-8"
-        note(f"note: compiled programs are not kept for the next time: {reason}")
-        return None
-    return str(folder)
+        keep_compiled()
+    except InputError as error:
+        note(f"note: compiled programs are not kept for the next time: {error}")
 
 
 def note(line: str) -> None:
-    """A line for the person: stderr, so that stdout holds results only."""
+    """Prints a line for a person on stderr, so that stdout holds results only."""
     try:
-        tqdm.write(line, file=sys.stderr)  # above a bar, if there is one
+        tqdm.write(line, file=sys.stderr)  # above a progress bar, if there is one
         sys.stderr.flush()
     except BrokenPipeError:
         raise
-    except OSError:  # a full disk: no reason to lose the results too
+    except OSError:  # for example a full disk: the results must not be lost for a message
         _abandon(sys.stderr)
 
 
 def show(text: str, end: str = "\n") -> None:
-    """Prints a part of the result. Raises `InputError` where nothing can be written to stdout."""
+    """Prints a part of the result on stdout. Raises `InputError` where stdout can't be written."""
     try:
         print(text, end=end, flush=True)
     except BrokenPipeError:
@@ -204,17 +190,20 @@ def show(text: str, end: str = "\n") -> None:
 
 
 def different(wanted: dict[str, Any], was: dict[str, Any]) -> list[str]:
-    """In what something that was kept, by what it says of itself, is not what is wanted now."""
+    """The keys of `wanted` whose values differ in `was`, the description of something that was saved earlier."""
     return [key for key in wanted if was.get(key) != wanted[key]]
 
 
 def report(result: dict[str, Any], text: str, *, as_json: bool) -> None:
-    """The result on stdout, as one JSON object or as text."""
+    """Prints the result on stdout, as one JSON object or as text."""
     show(json.dumps(files.strict(result), allow_nan=False) if as_json else text)
 
 
 def draw(path: Path, figure: Callable[[], bytes]) -> Path | None:
-    """Writes a figure; where that can't be done there is a line and none: the results are more than their figure."""
+    """Writes the PNG that `figure()` returns to `path`, and returns `path`.
+
+    Where it can't be written, prints a note and returns None: a command doesn't fail for its figure alone.
+    """
     try:
         files.write(path, figure())
     except files.NotWritten as error:

@@ -14,15 +14,18 @@ from mnist_jax.storage import checkpoint
 from mnist_jax.unstable import compile_quickly
 
 HERE = "127.0.0.1"
-NAMES = [HERE, "localhost", "[::1]", "::1"]  # of this machine; another site's name that leads here is refused
-PORT = 7860  # as Gradio's pages
-MOST_AT_ONCE = 32  # requests; a page has two of them at work
-BETWEEN_LOOKS = 0.2  # seconds, at Ctrl-C
+# Host names under which this machine may be asked. Others are refused: another site's name could be made to lead here.
+NAMES = [HERE, "localhost", "[::1]", "::1"]
+PORT = 7860  # default; the one that Gradio's pages have, too
+MOST_AT_ONCE = 32  # requests that are answered at the same time; an open page makes two; chosen, not tuned
+BETWEEN_LOOKS = 0.2  # seconds between two checks for Ctrl-C
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = console.Parser("demo", __doc__)
-    parser.add_argument("--host", default=HERE, help="address to listen on; 0.0.0.0 lets every machine of the net in")
+    parser.add_argument(
+        "--host", default=HERE, help="address to listen on; 0.0.0.0 admits the network's other machines"
+    )
     parser.add_argument("--port", type=console.number(int, 0, 65535), default=PORT, help="0 for any that is free")
     names = "networks of MNIST to offer, by path or by a name such as CNN (default: all that ship with the project)"
     parser.add_argument("--models", nargs="+", metavar="NAME", default=argparse.SUPPRESS, help=names)
@@ -31,7 +34,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises `InputError` where that can't be done."""
+    """A socket that listens on that address and port. Raises `InputError` where the system refuses it."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
@@ -44,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
         raise InputError(f'the page needs {" and ".join(missing)}: pip install "mnist_jax[demo]"')
-    compile_quickly()  # one image at a time: the first answer comes sooner
+    compile_quickly()  # for single images compiling takes longer than the programs run: the first answer comes sooner
     console.start()
     import uvicorn
 
@@ -54,6 +57,9 @@ def main(argv: list[str] | None = None) -> None:
     shipped = sorted(checkpoint.shipped().glob("*.safetensors"))
     paths = [checkpoint.find(model, options.output) for model in options.models] if "models" in options else shipped
     demo = Demo(paths, data.load_split("val"))
+    if "models" in options:  # the others are loaded when they are asked for
+        for name in demo.paths:
+            demo.network(name)
     hosts = NAMES if options.host in NAMES else ["*"]
     settings = uvicorn.Config(
         application(demo, hosts),
@@ -72,5 +78,5 @@ def main(argv: list[str] | None = None) -> None:
     with console.Interrupt() as interrupt:
         while serving.is_alive() and interrupt.wanted is None:
             serving.join(BETWEEN_LOOKS)
-    # A piece of a search can't be interrupted, and nothing is written: so nobody waits for it.
+    # A search that runs can't be interrupted, and there is nothing to save: the process ends without waiting for it.
     os._exit(console.ended(interrupt.wanted) if interrupt.wanted else 1)

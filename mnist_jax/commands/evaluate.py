@@ -1,4 +1,4 @@
-"""Print the accuracies of trained networks, or the robust accuracy of one, or recheck a file of results."""
+"""Print the accuracies of trained networks or the robust accuracy of one, or recheck a file of results."""
 
 import argparse
 import functools
@@ -21,10 +21,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     which.add_argument("--all", action="store_true", help="every network that ships with the project")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--verify", type=Path, metavar="RESULTS", help="recheck a file of attack results or certificates")
-    what.add_argument("--robust", action="store_true", help="accuracy at a radius, by AutoAttack's standard ensemble")
+    ensemble = "robust accuracy at a radius, by AutoAttack's standard ensemble"
+    what.add_argument("--robust", action="store_true", help=ensemble)
     parser.add_argument("--output", type=Path, default=checkpoint.RUNS, help="folder of your own networks, and results")
     parser.add_data_options(dataset=None)
-    always = set(vars(parser.parse_args([])))  # those of a campaign are there only where they are given
+    always = set(vars(parser.parse_args([])))  # the options above; those of a campaign appear only where they are given
     campaign.add_options(parser, "with --robust")
     options = parser.parse_args(argv)
     if not (options.model or options.all or options.verify):
@@ -37,6 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def chosen(options: argparse.Namespace) -> list[Path | str]:
+    """The networks to evaluate: paths of checkpoints, or a network of the user's own as --model names it."""
     if own_model.is_meant(options.model):
         return [options.model]
     if not options.all:
@@ -50,7 +52,7 @@ load = functools.cache(data.load)  # most networks are of one dataset
 
 
 def evaluate(model: Path | str, options: argparse.Namespace) -> dict[str, Any]:
-    """The accuracies of a network, on the data it was trained for unless the options name others."""
+    """The accuracies of a network on all splits of its own dataset, or of the dataset that the options name."""
     if isinstance(model, str):
         name = options.dataset or "mnist"
         dataset = load(name, options.data_dir)
@@ -66,7 +68,7 @@ def evaluate(model: Path | str, options: argparse.Namespace) -> dict[str, Any]:
     return {"model": path.stem, "path": str(path), "dataset": name, "accuracies": accuracies}
 
 
-WIDTH = 32  # letters of a network's name, with its defence
+WIDTH = 32  # letters of the column of names; the longest shipped one, with its defence, fits
 
 HEADER = f"{'network':{WIDTH}}" + "".join(f"{split:>9}" for split in SPLITS)
 
@@ -76,7 +78,7 @@ def row(result: dict[str, Any]) -> str:
 
 
 def check(options: argparse.Namespace) -> int:
-    """Rechecks the results of --verify; 1 where something that the file says does not hold."""
+    """Rechecks the file of results that --verify names. Returns the exit status: 1 where a claim does not hold."""
     record = results.load(options.verify, "attack results or certificates")
     results.check_about(options.verify, record)
     model, split, dataset = (record.about[key] for key in ("model", "split", "dataset"))
@@ -99,10 +101,10 @@ def check(options: argparse.Namespace) -> int:
 
 
 def robust(options: argparse.Namespace) -> None:
-    """Attacks what --robust asks for; prints the share of the images that stay classified correctly."""
+    """Attacks the images by AutoAttack, and prints the robust accuracy: the share that stays classified correctly."""
     record, summary = campaign.carry_out(campaign.prepare(options, "auto_attack"), options)
     summary |= {
-        "accuracy": float((record.result.distance > 0).mean()),  # 0: misclassified as it is
+        "accuracy": float((record.result.distance > 0).mean()),  # a misclassified image has distance 0
         "robust_accuracy": float((~record.result.success).mean()),
     }
     lines = (

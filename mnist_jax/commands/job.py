@@ -1,4 +1,7 @@
-"""Something done with images of a split, as a command's options ask for it: begun, interrupted, gone on with, kept."""
+"""Jobs: a method applied to images of a split, whose results are saved while it runs, and which can be resumed.
+
+An attack, certificates, brackets and smoothing are jobs: each is a subclass of `Job`, and `carry_out` runs it.
+"""
 
 import argparse
 import math
@@ -23,25 +26,27 @@ from mnist_jax.networks import Network
 from mnist_jax.storage import checkpoint, files
 from mnist_jax.storage.results import R, Record, check_about, load, made_by, save, targets_of
 
-CHUNKS_AT_ONCE = 4  # between two looks at Ctrl-C: more of them fill their batches better
+CHUNKS_AT_ONCE = 4  # chunks between two checks for Ctrl-C: chunks together waste less of a last, partly empty batch
 MODELS = "a checkpoint's path, a name such as CNN or CNN-original, an ONNX file, or FILE.py:FUNCTION for your own"
-SECONDS_BETWEEN_SAVES = 3.0  # every save writes all results so far
+STARTING = "compiling, and the first images"  # shown beside the bar until the first images are done
+SECONDS_BETWEEN_SAVES = 3.0  # at least, as every save writes all results so far anew; chosen, not tuned
 
 
 def add_options(parser: console.Parser, title: str, *, verb: str, norms: str) -> argparse._ArgumentGroup:
-    """The options of every job. Those that are not given are not among what is parsed."""
+    """Adds the options of every job. Options that are not given are absent from the parsed namespace."""
     group = parser.add_argument_group(title, argument_default=argparse.SUPPRESS)
     group.add_argument("--norm", type=norm_of, help=f"p of the norm: {norms}")
     group.add_argument("--radius", type=console.number(float, 0, 1e6), help="largest norm of the perturbations")
     group.add_argument("--split", help=f"one of {', '.join(data.SPLITS)} (default: val)")
     which = group.add_mutually_exclusive_group()
-    which.add_argument("--count", type=console.number(int, 1), help=f"{verb} the first so many (default: all)")
-    which.add_argument("--ids", type=integers, help=f"{verb} just these, as in 3,14")
-    group.add_argument("--resume", action="store_true", help=f"keep what is done, and {verb} the rest")
+    which.add_argument("--count", type=console.number(int, 1), help=f"{verb} the first COUNT images (default: all)")
+    which.add_argument("--ids", type=integers, help=f"{verb} the images at these indices only, as in 3,14")
+    group.add_argument("--resume", action="store_true", help=f"keep the results that are saved, and {verb} the rest")
     return group
 
 
 def norm_of(text: str) -> float:
+    """The type of the option --norm (for argparse): 0, a number of at least 1, or inf."""
     try:
         value = float(text)
     except ValueError:
@@ -52,14 +57,14 @@ def norm_of(text: str) -> float:
 
 
 def parts(text: str) -> list[str]:
-    """An option's type: names or numbers, as in 3,bag."""
+    """The type of an option (for argparse): names or numbers, as in 3,bag."""
     if not all(found := [part.strip() for part in text.split(",")]):
         raise argparse.ArgumentTypeError(f"{text!r} has nothing between two commas")
     return found
 
 
 def integers(text: str) -> list[int]:
-    """An option's type: whole numbers, as in 3,14."""
+    """The type of an option (for argparse): whole numbers, as in 3,14."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
@@ -67,9 +72,9 @@ def integers(text: str) -> list[int]:
 
 
 class Subject(NamedTuple):
-    """A trained network, and images to try it on."""
+    """A trained network, and the images that a job works on."""
 
-    path: Path  # of the network
+    path: Path  # of the network's file
     classifier: Classifier
     class_names: tuple[str, ...]
     dataset: str
@@ -77,8 +82,13 @@ class Subject(NamedTuple):
 
 
 def subject(model: str, split: str, options: argparse.Namespace, dataset: str | None = None) -> Subject:
-    """The network of that name or path, and a split of the dataset: that of the options, else the one named here, else
-    the one that the network was trained for. Raises `InputError`."""
+    """Loads the network that `model` names, and a split of a dataset.
+
+    The dataset is that of the options, else `dataset`, else the one that the network was trained for.
+
+    Raises:
+      InputError: the network or the data can't be loaded, or don't fit each other.
+    """
     if own_model.is_meant(model):
         name = options.dataset or dataset or "mnist"
         images = data.load_split(split, name, options.data_dir)
@@ -93,7 +103,7 @@ def subject(model: str, split: str, options: argparse.Namespace, dataset: str | 
 
 
 def check_fits(path: Path, network: type[Network], dataset: str, split: data.Split) -> None:
-    """Raises `InputError` unless the network at `path` is for images and classes such as those of the split."""
+    """Raises `InputError` unless the network at `path` takes the split's images and has the classes of its dataset."""
     shape = split.images.shape[1:]
     if shape != network.shape:
         raise InputError(
@@ -104,14 +114,17 @@ def check_fits(path: Path, network: type[Network], dataset: str, split: data.Spl
 
 def _check_classes(path: Path, classes: int, dataset: str, split: data.Split) -> None:
     known = len(data.DATASETS[dataset].class_names or ()) if dataset in data.DATASETS else 0
-    count = known or int(split.labels.max()) + 1  # at least
+    count = known or int(split.labels.max()) + 1  # of an unknown dataset, a lower bound
     if count > classes or (known and count < classes):
         raise InputError(f"{path} knows {classes} classes, but {dataset} has {count}")
 
 
 def own(model: str, dataset: str, split: data.Split) -> tuple[Path, Classifier, tuple[str, ...]]:
-    """The file of a network of the user's own (`own_model`), its classifier, and the names of its classes. Raises
-    `InputError` unless it is for images and classes such as those of the split."""
+    """Loads a network of the user's own (`own_model`): the path of its file, its classifier, its classes' names.
+
+    Raises:
+      InputError: it can't be loaded, does not take the split's images, or has other classes than the dataset.
+    """
     path, classifier, classes = own_model.load(model, split.images.shape[1:])
     _check_classes(path, classes, dataset, split)
     names = data.DATASETS[dataset].class_names if dataset in data.DATASETS else None
@@ -119,23 +132,23 @@ def own(model: str, dataset: str, split: data.Split) -> tuple[Path, Classifier, 
 
 
 class Chosen(NamedTuple):
-    """What the options of a job say it is about."""
+    """The network and the images that a job's options choose, and the folder of its results."""
 
     subject: Subject
     split: str
-    indices: np.ndarray  # of the images, in the split
-    folder: Path  # for the results
+    indices: np.ndarray  # of the images in the split
+    folder: Path  # of the results
 
 
 def choose(options: argparse.Namespace) -> Chosen:
-    """Loads network and images. Raises `InputError`."""
+    """Loads the network and the images that the options name. Raises `InputError` where they are wrong."""
     split = getattr(options, "split", "val")
     about = subject(options.model, split, options)
     return Chosen(about, split, _indices(options, split, len(about.split.labels)), options.output)
 
 
 def _indices(options: argparse.Namespace, split: str, count: int) -> np.ndarray:
-    """The indices of the images to work on."""
+    """The indices, in the split of `count` images, that --count or --ids choose."""
     if "ids" not in options:
         wanted = getattr(options, "count", count)
         if wanted > count:
@@ -149,39 +162,39 @@ def _indices(options: argparse.Namespace, split: str, count: int) -> np.ndarray:
 
 
 def given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
-    """Those of the options that were given, which the results depend on."""
+    """The options with these names that were given, by name; the results depend on them."""
     return {name: getattr(options, name) for name in names if name in options}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Job(ABC, Generic[R]):
-    """Something done with each of some images, by a method in a norm, whose results a file keeps."""
+    """A method applied to each of the chosen images in a norm, whose results a file keeps."""
 
-    noun: ClassVar[str]  # what it is, with its article
-    verb: ClassVar[str]  # what it is doing
-    kind: ClassVar[type]  # of its results
-    kept: ClassVar[str]  # what these are
+    noun: ClassVar[str]  # the job in messages, as in "an attack"
+    verb: ClassVar[str]  # its activity in messages, as in "attacking"
+    kind: ClassVar[type]  # type of its results
+    kept: ClassVar[str]  # its results in messages, as in "attack results"
 
     chosen: Chosen
     method: str
     norm: float
-    given: dict[str, Any]  # options
-    targets: np.ndarray | None = None  # the classes to reach, one for each image
+    given: dict[str, Any]  # options that the results depend on
+    targets: np.ndarray | None = None  # target class of each image
 
     @abstractmethod
     def on(self, places: np.ndarray) -> R:
-        """The results for the images at these places, as NumPy arrays."""
+        """The results for the images at `places`, positions in `indices`, as NumPy arrays."""
 
     @abstractmethod
     def status(self, result: R) -> str:
-        """What stands beside the bar, of the results so far."""
+        """A few words about the results so far, shown beside the progress bar."""
 
     @abstractmethod
     def summarize(self, record: Record[R]) -> dict[str, Any]:
         """The numbers of the summary."""
 
     def at_once(self, count: int) -> int:
-        """Of so many images, how many are done between two looks at Ctrl-C: as many as fill the chunks."""
+        """How many of `count` images are worked on between two checks for Ctrl-C: whole chunks of them."""
         return CHUNKS_AT_ONCE * chunk_size(max(count, 1))
 
     @property
@@ -194,7 +207,7 @@ class Job(ABC, Generic[R]):
 
     @cached_property
     def images(self) -> np.ndarray:
-        """uint8."""
+        """The chosen images, uint8 `[N, height, width, channels]`."""
         return self.chosen.subject.split.images[self.indices]
 
     @cached_property
@@ -203,7 +216,7 @@ class Job(ABC, Generic[R]):
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """All that the results depend on: it is compared before others join them."""
+        """Everything that the results depend on; results are added to a file only where all of it is the same."""
         subject = self.chosen.subject
         return made_by(
             subject.path,
@@ -218,7 +231,7 @@ class Job(ABC, Generic[R]):
 
     @property
     def path(self) -> Path:
-        """Of the results."""
+        """The file of the results."""
         radius = f"-radius{self.given['radius']:g}" if "radius" in self.given else ""
         stem = self.chosen.subject.path.stem
         return self.chosen.folder / f"{stem}-{self.method}-l{self.norm:g}{radius}-{self.chosen.split}.npz"
@@ -228,15 +241,22 @@ class Job(ABC, Generic[R]):
         return self.path.with_suffix(".png")
 
     def announce(self) -> None:
-        """Says what will be done. Raises `InputError` where its results can't be kept."""
+        """Prints what will be done. Raises `InputError` where the folder of the results can't be written."""
         files.make_folder(self.chosen.folder)
         subject = self.chosen.subject
         console.note(f"{self.verb} {subject.path}: {len(self.indices)} images of {subject.dataset} {self.chosen.split}")
 
 
 def carry_out(job: Job[R], options: argparse.Namespace) -> tuple[Record[R], dict[str, Any]]:
-    """Does what was not done before the --resume; keeps the results now and then. Gives those of the images that were
-    asked for, in their order, and a summary of them."""
+    """Runs a job, saving its results while it runs; with --resume only on the images that have no saved result.
+
+    Returns:
+      The results of the images that the options ask for, in that order, and a summary of them.
+
+    Raises:
+      InputError: the saved results are of another job, or the results can't be written.
+      KeyboardInterrupt: Ctrl-C or SIGTERM, after the results so far were saved.
+    """
     for path in (job.path, job.figure):
         files.sweep(path)
     before, aside = (_earlier(job), None) if "resume" in options else (None, _room(job))
@@ -253,7 +273,7 @@ def carry_out(job: Job[R], options: argparse.Namespace) -> tuple[Record[R], dict
 
 
 def _earlier(job: Job[R]) -> Record[R]:
-    """The results of the interrupted job to go on with."""
+    """The saved results that --resume adds to. Raises `InputError` where there are none, or they are of another job."""
     path = job.path
     if not path.exists():
         raise InputError(f"there is nothing to resume: {path} does not exist; leave --resume out to start anew")
@@ -264,7 +284,7 @@ def _earlier(job: Job[R]) -> Record[R]:
 
 
 def _load(job: Job[R]) -> Record[R]:
-    """What is there under the name of the results. Raises `InputError` where it is something else."""
+    """Reads the file under the name of the results. Raises `InputError` where it holds no results of such a job."""
     record = load(job.path, job.kept)
     if not isinstance(record.result, job.kind):
         raise InputError(f"{job.path} is not a file of {job.kept}")
@@ -273,13 +293,16 @@ def _load(job: Job[R]) -> Record[R]:
 
 
 def _room(job: Job[R]) -> Path | None:
-    """Where to keep what is there under the name of the results, unless it is what will be there again."""
+    """The name to which an earlier file of results is to be moved; None where there is none, or nothing of it is lost.
+
+    Nothing is lost where this job makes the same results again.
+    """
     if not job.path.exists():
         return None
     try:
         record = _load(job)
     except InputError:
-        what = f"which is none of this {job.noun.split()[1]}"
+        what = f"which is not a file of {job.kept}"
     else:
         different = _differences(job, record)
         what = f"of {job.noun} with other {different}" if different else "with more images (--resume would go on)"
@@ -291,10 +314,10 @@ def _room(job: Job[R]) -> Path | None:
 
 
 def _differences(job: Job[R], record: Record[R]) -> str:
-    """In what the job differs from that of the record, in words; nothing where their results belong together."""
+    """The respects in which the job differs from the record's, in words; empty where one file may hold both results."""
     ours, theirs = job.about, record.about
     options, were = ours["options"], theirs["options"]
-    different = console.different(ours | {"options": were}, theirs)  # options apart, below
+    different = console.different(ours | {"options": were}, theirs)  # all but the options, which are compared below
     changed = sorted(key for key in {*options, *were} - {"targets"} if options.get(key) != were.get(key))
     if changed:
         had = ", ".join(f"{key} {were[key]}" if key in were else f"no {key}" for key in changed)
@@ -304,14 +327,17 @@ def _differences(job: Job[R], record: Record[R]) -> str:
         different.append("targets")
     elif before is not None and job.targets is not None:
         now = dict(zip(job.indices.tolist(), job.targets.tolist(), strict=True))
-        # Images that only one of them has may have any.
+        # Only the images that both have must have the same target.
         if any(now.get(index, target) != target for index, target in zip(record.indices.tolist(), before, strict=True)):
             different.append("targets")
     return " and ".join(different)
 
 
 def _work(job: Job[R], record: Record[R] | None, aside: Path | None) -> tuple[Record[R], int]:
-    """All results, with those of the record, and how many are new."""
+    """Works on the images that the record lacks; gives the record with their results, and how many they are.
+
+    The first save moves the earlier file to `aside`, where that is given.
+    """
     saved = -math.inf
     done = set() if record is None else set(record.indices.tolist())
     todo = np.array([place for place, index in enumerate(job.indices.tolist()) if index not in done], int)
@@ -325,6 +351,7 @@ def _work(job: Job[R], record: Record[R] | None, aside: Path | None) -> tuple[Re
         tqdm(total=count, initial=count - left, unit="image", disable=None) as bar,
         console.Interrupt() as interrupt,
     ):
+        bar.set_postfix_str(STARTING if left else "")
         for places in _blocks(todo, job.at_once(left)):
             new = Record(job.indices[places], job.labels[places], job.on(places), about)
             record = new if record is None else _join(record, new)
@@ -344,7 +371,7 @@ def _work(job: Job[R], record: Record[R] | None, aside: Path | None) -> tuple[Re
 
 
 def _blocks(places: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """The places, so many at a time."""
+    """The places in blocks of `size`; the last may be smaller."""
     yield from (places[i : i + size] for i in range(0, len(places), size))
 
 

@@ -1,4 +1,4 @@
-"""A function or class in a file of the user's own, named as FILE.py:NAME."""
+"""Import a function or class from a Python file of the user's own, named as FILE.py:NAME."""
 
 import hashlib
 import importlib.util
@@ -10,7 +10,7 @@ from mnist_jax.errors import InputError, first_line
 
 
 class Own(NamedTuple):
-    """What the name means, the name, the file, and its fingerprint."""
+    """A function or class of the user's: itself, its name, the path of its file, and the file's SHA-256."""
 
     function: Callable[..., Any]
     name: str
@@ -19,15 +19,15 @@ class Own(NamedTuple):
 
 
 def is_meant(text: str) -> bool:
-    """Whether an option names something in a file."""
+    """Whether an option's text has the form FILE.py:NAME."""
     return ".py:" in text
 
 
 def load(text: str, module_name: str) -> Own:
-    """What NAME is in the file, which is imported under the name of a module.
+    """Imports the file of FILE.py:NAME as the module `module_name`, and gives its function or class NAME.
 
     Raises:
-      InputError: the file can't be read or run, or has no such name.
+      InputError: the file can't be read or run, or has no function or class NAME.
     """
     path, _, name = text.rpartition(":")
     try:

@@ -1,4 +1,4 @@
-"""A network of the user's own: an ONNX file, or a function of a file that gives a classifier, FILE.py:NAME."""
+"""Load a network of the user's own: an ONNX file, or FILE.py:NAME, a function that returns a classifier."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ ONNX = ".onnx"
 
 
 class OwnModel(NamedTuple):
-    """The file, what it gives, of images in [0, 1], and how many classes that knows."""
+    """The path of the file, its classifier, which takes images in [0, 1], and the number of classes."""
 
     path: Path
     classifier: Classifier
@@ -28,21 +28,23 @@ class OwnModel(NamedTuple):
 
 
 def is_meant(model: object) -> bool:
-    """Whether what --model says is one of these."""
+    """Whether --model names an ONNX file or FILE.py:NAME."""
     return isinstance(model, str) and (model.endswith(ONNX) or own_file.is_meant(model))
 
 
 def load(model: str, shape: tuple[int, ...]) -> OwnModel:
-    """The network, for images of that shape. An ONNX file may take them with their channels first.
+    """Loads the network that --model names, for images of `shape` (height, width, channels).
+
+    An ONNX network that takes its channels first gets them so.
 
     Raises:
-      InputError: the file can't be read or run, gives no classifier, or one for other images.
+      InputError: the file can't be read or run, gives no classifier, or its classifier does not take such images.
     """
     path, classifier = _of_onnx(Path(model), shape) if model.endswith(ONNX) else _of_python(model)
     image = jax.ShapeDtypeStruct((1, *shape), np.float32)
     try:
         classes = jax.eval_shape(classifier, image).shape[1]
-    except Exception as error:  # of whatever the function does
+    except Exception as error:  # the user's function may raise anything
         raise InputError(
             f"{path} does not take images of {data.size(shape)} pixels ({type(error).__name__}: {first_line(error)})"
         ) from error

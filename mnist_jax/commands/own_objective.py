@@ -1,4 +1,4 @@
-"""An objective in a file of the user's own, named as FILE.py:NAME."""
+"""Load a training objective from a Python file of the user's own, named as FILE.py:NAME."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ MODULE = "own_objective"  # the name under which the file is imported
 
 
 class Own(NamedTuple):
-    """The objective, its name, and a fingerprint of the file that it is in."""
+    """An objective of the user's: its name, itself, and the SHA-256 of its file."""
 
     name: str
     objective: Objective
@@ -18,10 +18,12 @@ class Own(NamedTuple):
 
 
 def load(text: str, norm: float, radius: float) -> Own:
-    """What NAME in the file gives when it is called with `norm` and `radius`: a frozen dataclass, for instance.
+    """The objective that `NAME(norm=norm, radius=radius)` returns, NAME being a function or class of the file.
+
+    A frozen dataclass with `__call__` is one; it must be hashable.
 
     Raises:
-      InputError: the file can't be read or run, has no such name, or does not give an objective.
+      InputError: the file can't be read or run, has no function or class NAME, or that does not give an objective.
     """
     factory, name, path, file = own_file.load(text, MODULE)
     try:

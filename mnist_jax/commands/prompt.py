@@ -1,6 +1,6 @@
-"""The original project's three functions for the interactive prompt: one image, one figure.
+"""The original project's three attack functions at Python's prompt: each attacks one image and draws a figure.
 
-python -i -m mnist_jax.attack --model MLP
+`python -i -m mnist_jax.attack --model MLP` opens it.
 """
 
 import argparse
@@ -29,33 +29,37 @@ from mnist_jax.errors import InputError
 from mnist_jax.geometry import exact_norm
 from mnist_jax.storage import files
 
-STEPS = 1000  # of one attack, at most
-MOST = 1e6  # of a norm or a rate: float32 has more, but nothing here
-CLOSE = 1e-5  # relative: by so much can rounding move a norm
+STEPS = 1000  # gradient steps of an attack; the original project's
+MOST = 1e6  # largest norm or learning rate that is accepted; larger ones have no use and could overflow float32
+CLOSE = 1e-5  # relative slack when a norm is compared with a bound, for the rounding of float32 images
 
 
 class Answer(NamedTuple):
-    """What an attack on one image gives, the arrays `[H, W]`, or `[H, W, 3]` of a coloured one; where it failed, of the
-    last attempt."""
+    """The result of an attack on one image; after a failure, its last attempt.
+
+    Attributes:
+      success: whether the image found is misclassified, at an allowed distance.
+      image, r, adv: the image, the perturbation and their sum, `[H, W]`, or `[H, W, 3]` in colour.
+    """
 
     success: bool
     image: np.ndarray
     r: np.ndarray
     adv: np.ndarray
 
-    def __repr__(self) -> str:  # at a prompt it would be thousands of numbers
+    def __repr__(self) -> str:  # short, as the prompt would print thousands of numbers otherwise
         return f"(success={self.success}, and image, r, adv: arrays {list(self.image.shape)})"
 
 
 class Prompt(NamedTuple):
-    """A network and a split, and the attacks on one of its images."""
+    """A network and a split, with the functions that attack one of its images."""
 
     name: str
     classifier: Classifier
     class_names: tuple[str, ...]
     split: data.Split
     output: Path  # folder of the figures
-    drawing: threading.Thread  # see `_draw_once`
+    drawing: threading.Thread  # runs `_draw_once`
 
     def attack(self, img_id: int, lr: float = 0.005, div: float = 0.2, p: float = 2) -> Answer:
         """Looks for an adversarial image whose perturbation has p-norm `div`, in 1000 steps of Adam at rate `lr`.
@@ -69,13 +73,16 @@ class Prompt(NamedTuple):
     def minimal_attack_dichotomy(
         self, img_id: int, p: float = 2, a: float = 0, b: float = 4, lr: float = 0.005
     ) -> Answer:
-        """Looks for the smallest norm between `a` and `b` at which `attack` succeeds; see `dichotomy`."""
+        """Looks for the smallest norm between `a` and `b` at which `attack` succeeds, by bisection; see `dichotomy`."""
         p, a, b, lr = _search(p, a, b, lr)
         run = partial(dichotomy, norm=p, low=a, high=b, steps=STEPS // 20, learning_rate=lr)
         return self._answer("dichotomy", img_id, p, run, a, b)
 
     def minimal_attack(self, img_id: int, p: float = 2, a: float = 0, b: float = 4, lr: float = 0.005) -> Answer:
-        """Descends on confidence and norm at once; see `automatic`. Success is a distance between `a` and `b`."""
+        """Minimizes the confidence in the label and the norm together; see `automatic`.
+
+        It succeeds if the norm of the perturbation found is between `a` and `b`.
+        """
         p, a, b, lr = _search(p, a, b, lr)
         run = partial(automatic, norm=p, steps=STEPS, learning_rate=lr)
         return self._answer("automatic", img_id, p, run, a, b)
@@ -89,7 +96,10 @@ class Prompt(NamedTuple):
         a: float = 0,
         b: float = math.inf,
     ) -> Answer:
-        """What the attack finds, with a figure and a line. Success is a distance from `a` to `b`."""
+        """Runs an attack on one image, draws the figure, prints a line, and returns the answer.
+
+        It succeeds if the perturbation fools the network and its norm is from `a` to `b`.
+        """
         number, count = _index(img_id), len(self.split.labels)
         if number is None or not 0 <= number < count:
             raise InputError(f"img_id must be from 0 to {count - 1}, a whole number, not {img_id!r}")
@@ -99,7 +109,7 @@ class Prompt(NamedTuple):
         label = self.split.labels[number]
         try:
             result = jax.tree.map(np.asarray, run(self.classifier, images, label[None]))
-        except ValueError as error:  # the attack's, of a norm or another argument
+        except ValueError as error:  # the attack does not accept the norm or another argument
             raise InputError(f"{method}: {error}") from error
         image, found = images[0], result.images[0]
         (before, sure_before), (after, sure_after) = describe(
@@ -114,7 +124,7 @@ class Prompt(NamedTuple):
             verdict = f"{before} is taken for {after}" if fools else f"no success, still taken for {after}"
         if fools and not success:
             verdict = f"no success between {a:g} and {b:g}: {verdict}"
-        self.drawing.join()  # Matplotlib's settings are those of all threads
+        self.drawing.join()  # Matplotlib must not draw in two threads at the same time
         files.make_folder(self.output)
         path = console.draw(
             self.output / f"{self.name}-{number}-{method}-l{p:g}.png",
@@ -126,7 +136,7 @@ class Prompt(NamedTuple):
 
 
 def _index(value: object) -> int | None:
-    """The whole number that it is, if it is one: of Python or NumPy, but not True."""
+    """`value` as an int if it is a whole number of Python or NumPy (booleans are not), else None."""
     try:
         return None if isinstance(value, bool | np.bool_) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -134,7 +144,7 @@ def _index(value: object) -> int | None:
 
 
 def _number(name: str, value: object) -> float:
-    """The number that it is, also as text, such as "inf"."""
+    """`value`, a number or its text such as "inf", as a float. Raises `InputError`, which calls it `name`."""
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
@@ -151,7 +161,7 @@ def _finite(name: str, value: float) -> float:
 
 
 def _search(p: float, a: float, b: float, lr: float) -> tuple[float, float, float, float]:
-    """The arguments of a search between two norms, checked."""
+    """Checks the arguments of a search for a norm between `a` and `b`. Raises `InputError`."""
     p, a, b = _number("p", p), _finite("a", _number("a", a)), _number("b", b)
     if a > b:
         raise InputError(f"a must be at most b, not {a:g} and {b:g}")
@@ -165,7 +175,7 @@ def _rate(value: object) -> float:
 
 
 def _draw_once(shape: tuple[int, ...]) -> None:
-    """Matplotlib takes a while to import and to draw for the first time: until the first attack is compiled."""
+    """Imports Matplotlib and draws an empty figure, both slow the first time, while the user types or JAX compiles."""
     from mnist_jax import plot
 
     nothing = np.zeros(shape, np.float32)
@@ -173,7 +183,7 @@ def _draw_once(shape: tuple[int, ...]) -> None:
 
 
 def describe(classifier: Classifier, images: np.ndarray, class_names: tuple[str, ...]) -> list[tuple[str, float]]:
-    """The class that the classifier sees in each of a few images `[B, *shape]`, and its confidence in it."""
+    """The name of the predicted class of each image `[B, *shape]`, and the confidence in it (softmax)."""
     probabilities = np.asarray(_probabilities(classifier, images))
     return [(class_names[row.argmax()], float(row.max())) for row in probabilities]
 
@@ -184,7 +194,7 @@ def _probabilities(classifier: Classifier, images: jax.Array) -> jax.Array:
 
 
 def prepare(options: argparse.Namespace) -> tuple[Callable[..., Answer], Callable[..., Answer], Callable[..., Answer]]:
-    """The three functions for the network and the split that the options name. Raises `InputError`."""
+    """Loads the network and the split that the options name; gives the three functions. Raises `InputError`."""
     name = getattr(options, "split", "val")
     about = subject(options.model, name, options)
     shape = about.split.images.shape[1:]
@@ -199,7 +209,7 @@ def prepare(options: argparse.Namespace) -> tuple[Callable[..., Answer], Callabl
 
 
 def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What Python prints of an exception at the prompt: of one that is meant for a person, a line."""
+    """The prompt's `sys.excepthook`: prints an `InputError` as one line, other exceptions with their traceback."""
     if isinstance(error, InputError):
         console.complain(error)
     else:

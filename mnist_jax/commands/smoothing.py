@@ -1,4 +1,4 @@
-"""What the smoothed classifier says for certain of images of a split, as a command's options ask for it."""
+"""`certify --method smoothing`: certificates of the smoothed classifier for images of a split."""
 
 import argparse
 from dataclasses import dataclass
@@ -20,25 +20,26 @@ OPTIONS = ("sigma", "samples", "failure", "seed")
 
 
 def add_options(parser: console.Parser) -> None:
-    """The options of --method smoothing. Those that are not given are not among what is parsed."""
+    """Adds the options of --method smoothing. Options that are not given are absent from the parsed namespace."""
     group = parser.add_argument_group("with --method smoothing", argument_default=argparse.SUPPRESS)
-    group.add_argument("--sigma", type=console.number(float, LEAST_SIGMA, LARGEST_SIGMA), help="deviation of the noise")
+    sigma = "standard deviation of the noise"
+    group.add_argument("--sigma", type=console.number(float, LEAST_SIGMA, LARGEST_SIGMA), help=sigma)
     samples = "noisy copies of each image (default: 10000); 100000 are usual, and allow larger radii"
     group.add_argument("--samples", type=console.number(int, 1, console.MANY), help=samples)
-    failure = "probability, for each image, that what is said is wrong (default: 0.001)"
+    failure = "largest probability, for each image, that its certificate is wrong (default: 0.001)"
     group.add_argument("--failure", type=console.number(float, 0, 0.5, above=True), help=failure)
-    group.add_argument("--seed", type=console.number(int, 0, 2**32 - 1), help="of the noise (default: 0)")
+    group.add_argument("--seed", type=console.number(int, 0, 2**32 - 1), help="seed of the noise (default: 0)")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Smoothing(Job[Smoothed]):
     """Certificates of the smoothed classifier, in the 2-norm."""
 
-    noun, verb, kind, kept = "a certification", "smoothing", Smoothed, "what smoothing certifies"
+    noun, verb, kind, kept = "a certification", "smoothing", Smoothed, "certificates by smoothing"
 
     def on(self, places: np.ndarray) -> Smoothed:
         images, key = np.asarray(data.normalize(self.images[places])), jax.random.key(self.given["seed"])
-        # Of the image's place in the split: however many are done, and in what order, its noise is the same.
+        # The key depends on the image's index in the split alone, so its noise does not depend on the other images.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, self.indices[places])
         how = {name: self.given[name] for name in ("sigma", "samples", "failure")}
         return Smoothed(*certify.smoothing(self.classifier, images, key=keys, **how))
@@ -55,7 +56,7 @@ class Smoothing(Job[Smoothed]):
         return self.chosen.folder / f"{stem}.npz"
 
     def summarize(self, record: Record[Smoothed]) -> dict[str, Any]:
-        """The numbers of the summary: an image is certified up to its radius where the class is right."""
+        """The numbers of the summary. An image is certified at r where its class is right and its radius exceeds r."""
         result, right = record.result, record.result.classes == record.labels
         radii = np.where(right, result.radius, 0.0)
         numbers = {
@@ -71,9 +72,9 @@ class Smoothing(Job[Smoothed]):
 def prepare(options: argparse.Namespace) -> Smoothing:
     """Checks the options, loads network and images. Raises `InputError` before anything is written."""
     if "sigma" not in options:
-        raise InputError("--method smoothing needs --sigma, the deviation of the noise that the network knows")
+        raise InputError("--method smoothing needs --sigma, the standard deviation of the noise in the training")
     if "radius" in options:
-        raise InputError("--radius is not for --method smoothing, which gives every image the largest that it can")
+        raise InputError("--radius is not for --method smoothing, which certifies a radius for each image")
     if getattr(options, "norm", 2) != 2:
         raise InputError(f"--norm {options.norm:g} does not apply to smoothing, which certifies in norm 2")
     chosen = job.choose(options)
@@ -84,7 +85,7 @@ def prepare(options: argparse.Namespace) -> Smoothing:
 
 
 def text(summary: dict[str, Any]) -> str:
-    """The summary for a person."""
+    """The summary as lines for a person."""
     median = "-" if summary["median"] is None else f"{summary['median']:.4g}"
     certified = ", ".join(f"{value:.2%} at {radius}" for radius, value in summary["certified_accuracies"].items())
     options = summary["options"]

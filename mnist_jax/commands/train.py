@@ -1,4 +1,4 @@
-"""Train a network and keep its weights, what made them, and a figure of how it went."""
+"""Train a network; keep its weights with the settings that made them, and a figure of loss and accuracy by epoch."""
 
 import argparse
 import math
@@ -24,48 +24,49 @@ from mnist_jax.recipe import OF_DEFENCES, RECIPES, Recipe
 from mnist_jax.storage import checkpoint, files
 from mnist_jax.version import VERSION
 
-SECONDS_BETWEEN_SAVES = 3.0  # of the state: a kill costs no more than this, and saving next to nothing
+SECONDS_BETWEEN_SAVES = 3.0  # at least; a save takes a fraction of a second, and a killed process loses little
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = console.Parser("train", __doc__)
     parser.add_argument("--model", required=True, help=f"one of {', '.join(NETWORKS)}")
-    recipes = f"one of {', '.join(RECIPES)} (default: original), or with --defense {OF_DEFENCES[-1]} (default: best)"
+    recipes = f"one of {', '.join(RECIPES)} (default: original); with --defense also {OF_DEFENCES[-1]} (default: best)"
     parser.add_argument("--recipe", default=argparse.SUPPRESS, help=recipes)
     defense = f"one of {', '.join(DEFENSES)}, or FILE.py:NAME for an objective of your own"
     parser.add_argument("--defense", default=argparse.SUPPRESS, help=defense)
-    norm = "of the perturbations that --defense is for (default: inf)"
+    norm = "p of the norm of the perturbations that --defense is against (default: inf)"
     parser.add_argument("--norm", type=job.norm_of, default=argparse.SUPPRESS, help=norm)
     radius = console.number(float, 0, above=True)
-    parser.add_argument("--radius", type=radius, default=argparse.SUPPRESS, help="of these perturbations, in the norm")
-    own = "(default: the recipe's)"
+    largest = "largest norm of these perturbations"
+    parser.add_argument("--radius", type=radius, default=argparse.SUPPRESS, help=largest)
+    own = "in place of the recipe's"
     parser.add_argument("--epochs", type=console.number(int, 1, 100_000), default=argparse.SUPPRESS, help=own)
     parser.add_argument("--batch-size", type=console.number(int, 1), default=argparse.SUPPRESS, help=own)
     rate = console.number(float, 0, 10, above=True)
     parser.add_argument("--learning-rate", type=rate, default=argparse.SUPPRESS, help=own)
-    parser.add_argument("--seed", type=console.number(int, 0, 2**32 - 1), default=0, help="whole number")
+    parser.add_argument("--seed", type=console.number(int, 0, 2**32 - 1), default=0, help="seed of the random numbers")
     parser.add_argument("--output", type=Path, default=checkpoint.RUNS, help="folder for the results")
     parser.add_argument("--save", action=argparse.BooleanOptionalAction, default=True, help="write to --output")
-    parser.add_argument("--resume", action="store_true", help="go on with the interrupted training of this name")
+    parser.add_argument("--resume", action="store_true", help="continue the interrupted training of this name")
     parser.add_data_options()
     options = parser.parse_args(argv)
     if "defense" in options and "radius" not in options:
-        parser.error("--defense needs the --radius that the network is to resist")
+        parser.error("--defense needs --radius, the largest norm of the perturbations that it is against")
     for option in ("norm", "radius"):
         if option in options and "defense" not in options:
-            parser.error(f"--{option} is for --defense")
+            parser.error(f"--{option} is only for --defense")
     return options
 
 
 class Defended(NamedTuple):
-    """The defence as files' names have it, or empty; and the fingerprint of the user's own file that it is from."""
+    """The defence as names of files contain it, and the SHA-256 of the user's own file that defines it; or empty."""
 
     name: str
     file: str
 
 
 class Run(NamedTuple):
-    """A training, as the options ask for it."""
+    """A training run that the options describe: network, recipe, data, seed, and where it is saved."""
 
     network: type[Network]
     recipe: Recipe
@@ -84,7 +85,7 @@ class Run(NamedTuple):
         return self.output / (self.name + suffix)
 
     def about(self) -> dict[str, Any]:
-        """All that the trained network depends on: what a resumed training has in common with the interrupted one."""
+        """Everything that the trained network depends on; a resumed training must have the same as the interrupted."""
         return {
             "recipe": self.recipe.name,
             "defense": self.defense.name,
@@ -100,7 +101,7 @@ class Run(NamedTuple):
 
 
 def choose(options: argparse.Namespace, network: type[Network]) -> tuple[Defended, Recipe]:
-    """The defence and the recipe. Raises `InputError` where there is no such one."""
+    """The defence and the recipe that the options name. Raises `InputError` where one of them does not exist."""
     if "defense" not in options:
         return Defended("", ""), network.recipe(getattr(options, "recipe", "original"))
     norm, name = getattr(options, "norm", INF), getattr(options, "recipe", "best")
@@ -122,13 +123,13 @@ def prepare(options: argparse.Namespace) -> Run:
     recipe = replace(recipe, **given)
     dataset = data.load(options.dataset, options.data_dir)
     network = network.of(dataset.shape, len(dataset.class_names))
-    networks.shapes(network)  # refuses images that are too small for it
+    networks.shapes(network)  # raises an InputError where the images are too small for the network
     if recipe.batch_size > len(dataset.train.labels):
         raise InputError(
             f"--batch-size {recipe.batch_size} is larger than the training set of {len(dataset.train.labels)} images"
         )
     if options.resume and not options.save:
-        raise InputError("--resume needs the state that --no-save does not keep; leave one of them out")
+        raise InputError("--resume continues from a saved state, and --no-save saves none; leave one of them out")
     if options.save:
         try:
             str(options.output.absolute()).encode()
@@ -139,7 +140,7 @@ def prepare(options: argparse.Namespace) -> Run:
 
 
 def begin(run: Run) -> tuple[training.State, list[dict[str, Any]]]:
-    """The state to start from, fresh or that of the interrupted training, and the history so far."""
+    """The state to start from, new or of the interrupted training, and the history so far, a dict for each epoch."""
     if run.save:
         for suffix in (".safetensors", ".png", ".state"):
             files.sweep(run.path(suffix))
@@ -167,21 +168,23 @@ def begin(run: Run) -> tuple[training.State, list[dict[str, Any]]]:
 
 
 def pack(state: training.State) -> dict[str, Any]:
-    """The state as plain arrays, which can be written."""
+    """The state as a dict of plain arrays, which a file can hold (a key can't be saved as it is)."""
     return state._replace(key=jax.random.key_data(state.key))._asdict()
 
 
 def unpack(saved: dict[str, Any]) -> training.State:
+    """The inverse of `pack`."""
     state = training.State(**saved)
     return state._replace(key=jax.random.wrap_key_data(state.key))
 
 
 class Keeper:
-    """Keeps the state on the disk: not after every epoch, as an epoch can take less time than writing."""
+    """Saves the training's state to disk every few seconds; an epoch can take less time than a save."""
 
     def __init__(self, run: Run, kept: int) -> None:
-        self.run, self.kept, self.last = run, kept, -math.inf  # the first epoch at once
-        self.about = run.about()  # once: it reads all the images
+        # `kept`: epochs in the saved state; `last`: time of the last save, so that the first epoch is saved at once.
+        self.run, self.kept, self.last = run, kept, -math.inf
+        self.about = run.about()  # computed once, as it hashes all images
 
     def keep(self, state: training.State, history: list[dict[str, Any]]) -> None:
         if self.run.save and len(history) > self.kept:
@@ -195,12 +198,16 @@ class Keeper:
 
 
 def fit(run: Run, state: training.State, history: list[dict[str, Any]], interrupt: console.Interrupt) -> training.State:
-    """Trains to the end, with a bar and a line an epoch; appends to `history`. Raises `KeyboardInterrupt`."""
+    """Trains all epochs, with a progress bar and a line for each epoch, and appends each epoch's record to `history`.
+
+    Raises:
+      KeyboardInterrupt: Ctrl-C or SIGTERM, after the state of the last whole epoch was saved.
+    """
     keeper, began = Keeper(run, len(history)), time.monotonic()
     earlier = history[-1]["seconds"] if history else 0.0
     split = data.Split(*map(jnp.asarray, run.dataset.train))
     total = run.recipe.steps(len(split.labels))
-    # No bar where nobody watches: the lines of the epochs are enough in a file.
+    # With disable=None the bar appears on a terminal only: in a file the lines of the epochs are enough.
     with tqdm(total=total, initial=int(state.step), unit="step", disable=None, dynamic_ncols=True) as bar:
         while len(history) < run.recipe.epochs:
             number = len(history) + 1
@@ -209,7 +216,7 @@ def fit(run: Run, state: training.State, history: list[dict[str, Any]], interrup
                 bar.set_postfix_str(f"loss {progress.loss:.4f}, accuracy {progress.accuracy:.2%}", refresh=False)
                 bar.update(int(progress.state.step) - bar.n)
                 if interrupt.wanted:
-                    keeper.keep(state, history)  # as it was after the last whole epoch
+                    keeper.keep(state, history)  # the state after the last whole epoch
                     raise interrupt.wanted
             state = progress.state
             record = measure(run, classify(run, state, split)) | {
@@ -223,11 +230,12 @@ def fit(run: Run, state: training.State, history: list[dict[str, Any]], interrup
 
 
 def classify(run: Run, state: training.State, train: data.Split) -> Classifier:
+    """The network with the weights that the training has reached, as a classifier."""
     return Classifier(run.network.apply, training.result(run.network, state, train))
 
 
 def measure(run: Run, classifier: Classifier) -> dict[str, float]:
-    """Loss and accuracy on `test`."""
+    """Mean loss and accuracy on the split `test`."""
     logits, labels = predict(classifier, run.dataset.test.images), run.dataset.test.labels
     return {
         "test_loss": mean(run.recipe.loss(logits, labels)),
@@ -236,6 +244,7 @@ def measure(run: Run, classifier: Classifier) -> dict[str, float]:
 
 
 def epoch_line(record: dict[str, Any], epochs: int) -> str:
+    """The line that is printed after an epoch."""
     train, test = (
         f"{split} loss {record[f'{split}_loss']:.4f}, accuracy {record[f'{split}_accuracy']:.2%}"
         for split in ("train", "test")
@@ -244,7 +253,7 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
 
 
 def finish(run: Run, state: training.State, history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Measures the result and keeps it; gives what the command prints as JSON."""
+    """Measures the accuracies, saves the weights and the figure, and returns what --json prints."""
     classifier = classify(run, state, run.dataset.train)
     accuracies = {split: accuracy(classifier, getattr(run.dataset, split)) for split in ("train", "test", "val")}
     more = {"class_names": list(run.dataset.class_names), "accuracies": accuracies, "history": history}
@@ -254,7 +263,7 @@ def finish(run: Run, state: training.State, history: list[dict[str, Any]]) -> di
         from mnist_jax import plot  # Matplotlib takes a while to import
 
         weights, figure = run.path(".safetensors"), run.path(".png")
-        # Times stay out of the file, so that two runs with one seed give the same file.
+        # The file has no times in it, so that two trainings with the same seed give the same file.
         untimed = [{k: v for k, v in record.items() if k != "seconds"} for record in history]
         trained = checkpoint.Checkpoint(run.network, classifier.params, about | {"history": untimed})
         aside = room(run)
@@ -271,7 +280,8 @@ def finish(run: Run, state: training.State, history: list[dict[str, Any]]) -> di
 
 
 def room(run: Run) -> Path | None:
-    """Where to keep the network that is there under this one's name, unless it was made in the same way."""
+    """The name to which an earlier network under this one's name is to be moved; None where there is none, or it was
+    trained with the same settings."""
     path, about = run.path(".safetensors"), run.about()
     if not path.exists():
         return None
@@ -290,6 +300,7 @@ def room(run: Run) -> Path | None:
 
 
 def summary(result: dict[str, Any]) -> str:
+    """The result as lines for a person."""
     accuracies = "  ".join(f"{split} {value:.2%}" for split, value in result["accuracies"].items())
     lines = [f"accuracy: {accuracies}"]
     if result["weights"]:
@@ -304,7 +315,7 @@ def main(argv: list[str] | None = None) -> None:
     console.start()
     run = prepare(options)
     console.note(f"training {run.name}: {describe(run)}")
-    # From here on: a KeyboardInterrupt raised in the middle of a library's call could be lost in it.
+    # Signals are only noted from here on: a KeyboardInterrupt raised inside a library's call could get lost in it.
     with console.Interrupt() as interrupt:
         state, history = begin(run)
         try:
@@ -315,15 +326,16 @@ def main(argv: list[str] | None = None) -> None:
                 f"stopped after epoch {len(history)}; " + ("--resume goes on from there" if kept else "nothing kept")
             )
             raise
-        except UnsupportedOperation as error:  # of a defence by bounds, when its first step is compiled
+        except UnsupportedOperation as error:  # raised by a certified defence when its first step is compiled
             raise InputError(
-                f"{options.model} can't be trained by {options.defense}, which bounds it: {first_line(error)}"
+                f"{options.model} can't be trained by {options.defense}, which needs bounds of it: {first_line(error)}"
             ) from error
         result = finish(run, state, history)
     console.report(result, summary(result), as_json=options.json)
 
 
 def describe(run: Run) -> str:
+    """The sizes and the settings of the training, in words."""
     recipe = run.recipe
     return (
         f"{recipe.epochs} epochs of {len(run.dataset.train.labels)} images ({run.dataset.name}), "

@@ -1,8 +1,8 @@
-"""MNIST and datasets of the same kind: small images of some classes, in four IDX files.
+"""Load MNIST and datasets of the same kind: small labelled images in four IDX files.
 
 The files come from this package (mnist), from a folder of the user's, or through tensorflow-datasets, which
-knows addresses and checksums and keeps a cache. They are read directly, so their order is kept. How large images
-are, how many classes there are and what these are called is the dataset's.
+knows addresses and checksums and keeps a cache. They are read directly, so that the order of the images is that of the
+files. The size of the images and the number and names of the classes depend on the dataset.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ SPLITS = ("train", "test", "val")
 class Split(NamedTuple):
     """Images with their labels. The arrays may share memory and be read-only: copy before writing."""
 
-    images: Any  # uint8 [N, height, width, channels], of numpy or, on a device, of jax
+    images: Any  # uint8 [N, height, width, channels]; a NumPy array, or a JAX array where it is on a device
     labels: Any  # int32 [N], from 0
 
 
 class Dataset(NamedTuple):
-    """The three splits of a dataset, each in the order of the original files, and the names of its classes by label."""
+    """The three splits of a dataset, each in the order of the original files, and the class names by label."""
 
     name: str
     train: Split
@@ -42,23 +42,25 @@ class Dataset(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of an image."""
+        """The shape of an image: height, width, channels."""
         return self.train.images.shape[1:]
 
 
 def load(name: str = "mnist", data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Load a dataset: `train` and `test` from its training files, `val` from its official test (t10k) files.
 
-    Of N training images `test` is the last N // 6 and `train` the rest: 50,000 and 10,000 of MNIST's 60,000.
+    Of the N images in the training files `test` is the last N // 6 and `train` the rest: 10,000 and 50,000 of MNIST's
+    60,000.
 
     Args:
         name: one of `DATASETS`. `mnist` comes with this package; the others are downloaded once, into the
             cache of tensorflow-datasets (`downloads` in TFDS_DATA_DIR, by default ~/tensorflow_datasets).
-            With `data_dir`, it may be any other name too, of letters, digits and underscores.
-        data_dir: a folder with the four IDX files to use instead, raw, .gz or .xz, of any number of images.
-            No checksum is compared. Under a name of `DATASETS` they have the shape and the classes of that
-            dataset; under any other, images `[N, height, width]` or `[N, height, width, 1 or 3]` of any size. Then
-            the classes are the lines of its classes.txt, else the labels of the training file, from 0 to the largest.
+            With `data_dir`, any other name of letters, digits and underscores is allowed too.
+        data_dir: a folder with four IDX files to read instead, raw, .gz or .xz, with any number of images.
+            Their checksums are not compared. If `name` is one of `DATASETS`, they must have the image shape and the
+            labels of that dataset. Otherwise the images may have any size, `[N, height, width]` or
+            `[N, height, width, 1 or 3]`; the class names are then the lines of the folder's classes.txt, or without
+            that file the numbers from 0 to the largest label of the training file.
 
     Raises:
         InputError: the name is unknown; a file is missing, unreadable, damaged, altered, or doesn't hold
@@ -75,10 +77,15 @@ def load(name: str = "mnist", data_dir: str | os.PathLike[str] | None = None) ->
 
 
 def load_split(split: str, name: str = "mnist", data_dir: str | os.PathLike[str] | None = None) -> Split:
-    """One of the `SPLITS` of a dataset, from its two files alone; see `load`.
+    """Load one of the `SPLITS` of a dataset, reading only the two files that it needs.
+
+    Args:
+        split: one of `SPLITS`.
+        name: as in `load`.
+        data_dir: as in `load`.
 
     Raises:
-        InputError: the split is unknown, or as `load`.
+        InputError: the split is unknown, or `load` would raise it.
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
@@ -92,7 +99,7 @@ def load_split(split: str, name: str = "mnist", data_dir: str | os.PathLike[str]
 
 
 def fingerprint(split: Split) -> str:
-    """What stands for all images and labels of a split, in their order."""
+    """The SHA-256 of a split's images and labels, in their order, as a hexadecimal string."""
     digest = hashlib.sha256()
     for array in (np.asarray(split.images, np.uint8), np.asarray(split.labels, "<i4")):
         digest.update(f"{array.shape}".encode())
@@ -101,7 +108,7 @@ def fingerprint(split: Split) -> str:
 
 
 def size(shape: tuple[int, ...]) -> str:
-    """The shape of an image in words."""
+    """The shape of an image as text: "28x28", or "32x32x3" with several channels."""
     height, width, channels = shape
     return f"{height}x{width}" + (f"x{channels}" if channels > 1 else "")
 
@@ -109,20 +116,21 @@ def size(shape: tuple[int, ...]) -> str:
 def normalize(images: Any) -> Any:
     """Map grey levels 0 to 255 onto [0, 1]: uint8 to float32, the shape kept, for numpy and jax arrays.
 
-    The result is `images / 255` rounded once, as PyTorch's ToTensor gives it, to the last bit, compiled or not.
+    Each value is exactly `images / 255` rounded to float32, as in PyTorch's ToTensor, inside and outside of `jax.jit`.
 
     Raises:
-        TypeError: the images are not uint8 (they have been normalised already?).
+        TypeError: the images are not uint8; perhaps they are normalised already.
     """
     if images.dtype != np.uint8:
         raise TypeError(f"normalize takes uint8 images, not {images.dtype}")
-    # XLA turns a division by 255 into a product with 1/255, which misses half of the levels by their last bit.
-    # In x/255 = x/256 + x/256/255 the first term is exact and the second so small that its error doesn't count.
+    # XLA turns a division by 255 into a product with 1/255, which is wrong in the last bit for half of the grey levels.
+    # In x/255 = x/256 + x/256/255 the first term is exact, and the second's rounding error is too small to matter.
     part = images.astype("float32") * np.float32(1 / 256)
     return part + part * np.float32(1 / 255)
 
 
 def _form(name: str, data_dir: str | os.PathLike[str] | None) -> Form:
+    """The form of a known dataset, or of the user's own in `data_dir`. Raises `InputError` where it is neither."""
     if name in DATASETS:
         return DATASETS[name]
     if data_dir is None:
@@ -134,13 +142,14 @@ def _form(name: str, data_dir: str | os.PathLike[str] | None) -> Form:
 
 
 def _files(form: Form, data_dir: str | os.PathLike[str] | None, stems: tuple[str, ...]) -> list[File]:
+    """Reads the files with these stems from the folder, from this package, or through tensorflow-datasets."""
     if data_dir is not None:
         return source.from_folder(data_dir, stems)
     return source.from_package(stems) if form.name == "mnist" else source.from_network(form, stems)
 
 
 def _numbers(split: Split, labels_file: File) -> tuple[str, ...]:
-    """The names of classes that are known by their labels alone."""
+    """The class names of a dataset that has none: the numbers from 0 to the largest label."""
     largest = int(split.labels.max())
     if not largest:
         raise InputError(f"{labels_file.path} has one label only, 0: at least two classes are needed")
@@ -148,6 +157,7 @@ def _numbers(split: Split, labels_file: File) -> tuple[str, ...]:
 
 
 def _train_and_test(whole: Split, images_file: File) -> tuple[Split, Split]:
+    """Divides the training file's images: all but the last sixth, and the last sixth."""
     images, labels = whole
     held_out = len(images) // 6
     if not held_out:
@@ -156,9 +166,12 @@ def _train_and_test(whole: Split, images_file: File) -> tuple[Split, Split]:
 
 
 def _decode(file: File, dimensions: tuple[int, ...]) -> np.ndarray:
-    """The uint8 array in an IDX file: a magic number, the size of each dimension (big-endian), the values."""
+    """The uint8 array in an IDX file, whose number of dimensions is one of `dimensions`.
+
+    The format: a magic number, the size of each dimension (4 bytes each, big-endian), the values.
+    """
     magic = int.from_bytes(file.raw[:4], "big")
-    magics = [0x800 + count for count in dimensions]  # 8 stands for unsigned bytes
+    magics = [0x800 + count for count in dimensions]  # 0x08 means unsigned bytes, the last byte counts the dimensions
     if len(file.raw) >= 4 and magic not in magics:
         wanted = " or ".join(f"{one:#x}" for one in magics)
         raise InputError(f"{file.path} is not the right IDX file: its magic number is {magic:#x}, not {wanted}")
@@ -171,6 +184,7 @@ def _decode(file: File, dimensions: tuple[int, ...]) -> np.ndarray:
 
 
 def _decode_split(form: Form, images_file: File, labels_file: File) -> Split:
+    """The images and labels in two IDX files. Raises `InputError` unless they fit each other and the form."""
     images, labels = _decode(images_file, (3, 4)), _decode(labels_file, (1,)).astype(np.int32) - form.first_label
     if len(images) != len(labels):
         raise InputError(f"{images_file.path} holds {len(images)} images, but {labels_file.path} {len(labels)} labels")
@@ -185,7 +199,7 @@ def _decode_split(form: Form, images_file: File, labels_file: File) -> Split:
 
 
 def _check(form: Form, split: Split, images_file: File, labels_file: File) -> None:
-    """Raises `InputError` unless images and labels are of that form."""
+    """Raises `InputError` unless the images have a shape and the labels values that the form allows."""
     where = form.name + ("; another --dataset name takes any" if form.name in DATASETS else "")
     shape = split.images.shape[1:]
     if form.shape is not None and shape != form.shape:

@@ -1,23 +1,23 @@
-"""What is known of a dataset before its files are read, and the datasets that are known by name."""
+"""The datasets that are known by name: what their files are called and contain."""
 
 import string
 from typing import NamedTuple
 
-# Images and labels of the training file, and of the official test file.
+# Names of the four files, without .gz or .xz: training images and labels, official test images and labels.
 STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 class Form(NamedTuple):
-    """What the files of a dataset are called and what they hold.
+    """What the files of a dataset are called and what they contain.
 
     Attributes:
       name: of the dataset.
-      class_names: by label; None where the labels say how many there are.
-      shape: height, width and channels of an image; None where any will do.
-      stems: the files, without what compresses them.
-      archive: the zip that they are in where they are downloaded; empty where each is by itself.
-      first_label: in the files; here labels begin at 0.
-      transposed: whether rows and columns of the images are exchanged in the files.
+      class_names: by label; None where the classes are to be counted from the labels.
+      shape: height, width and channels of an image; None where any shape is allowed.
+      stems: names of the four files, as in `STEMS`, without the suffix of a compressed file.
+      archive: name of the zip archive that is downloaded and contains them; empty where each file is downloaded.
+      first_label: the smallest label in the files; loaded labels begin at 0.
+      transposed: whether the files have rows and columns of the images exchanged.
     """
 
     name: str
@@ -31,11 +31,11 @@ class Form(NamedTuple):
 
 _SHAPE = (28, 28, 1)
 
-# The names of the classes are those of the datasets' authors.
+# Class names as the datasets' authors give them.
 _CLOTHES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
 _KANA = "o,ki,su,tsu,na,ha,ma,ya,re,wo"
 
-_LETTERS = Form(  # small and capital ones are one class
+_LETTERS = Form(  # EMNIST's split "letters", in which a small letter and its capital are one class
     "emnist",
     tuple(string.ascii_lowercase),
     _SHAPE,

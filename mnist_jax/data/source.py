@@ -1,4 +1,4 @@
-"""The files of a dataset, from this package, a folder, or tensorflow-datasets, and whether they are whole."""
+"""Read the files of a dataset from this package, a folder, or tensorflow-datasets, and check that they are intact."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 from mnist_jax.data.form import STEMS, Form
 from mnist_jax.errors import InputError
 
-# How long, in seconds, a server may take to start answering: name lookup, connection and reply together.
+# Seconds until a server must have begun to answer: name lookup, connection and reply together; chosen, not tuned.
 _PATIENCE = 10.0
 
 _EMBEDDED = Path(__file__).parent / "mnist"
 
-# The SHA-256 of the files of mnist, uncompressed.
+# SHA-256 of the canonical MNIST files, uncompressed.
 _SHA256 = dict(
     zip(
         STEMS,
@@ -38,15 +38,18 @@ _SHA256 = dict(
 
 _DECOMPRESS = {".gz": gzip.decompress, ".xz": lzma.decompress}
 
-_CLASSES = "classes.txt"  # in a folder of one's own: the names of the classes, one a line
+_CLASSES = "classes.txt"  # optional file in a folder of the user's: a class name on each line
 
 
 class File(NamedTuple):
+    """The content of a file, with its path for error messages."""
+
     path: Path
     raw: bytes  # uncompressed
 
 
 def from_package(stems: tuple[str, ...]) -> list[File]:
+    """Reads files of the MNIST that this package contains. Raises `InputError` where one is damaged."""
     remedy = "reinstall mnist_jax"
 
     def read(stem: str) -> File:
@@ -55,12 +58,13 @@ def from_package(stems: tuple[str, ...]) -> list[File]:
         _verify(path, hashlib.sha256(raw).hexdigest(), _SHA256[stem], remedy)
         return File(path, raw)
 
-    # xz is what takes the time, and it lets other threads run.
+    # Threads help: decompression takes most of the time, and releases Python's lock.
     with ThreadPoolExecutor() as pool:
         return list(pool.map(read, stems))
 
 
 def from_folder(folder: str | os.PathLike[str], stems: tuple[str, ...]) -> list[File]:
+    """Reads files from a folder of the user's, raw, .gz or .xz. Raises `InputError` where one is missing or damaged."""
     remedy = "the data folder needs four whole, readable IDX files"
     present = _listing(folder, remedy)
     files = []
@@ -75,22 +79,31 @@ def from_folder(folder: str | os.PathLike[str], stems: tuple[str, ...]) -> list[
 
 
 def class_names(folder: str | os.PathLike[str]) -> tuple[str, ...] | None:
-    """The lines of the folder's classes.txt; None where there is no such file."""
-    remedy = "it needs a name a line, in UTF-8, each another, of two classes or more"
+    """The class names in the folder's classes.txt; None where there is no such file.
+
+    Raises:
+      InputError: the file can't be read, or has an empty line, a name twice, or fewer than two names.
+    """
+    remedy = "it needs one class name per line, in UTF-8, each different, for two classes or more"
     if _CLASSES not in _listing(folder, "the data folder needs four whole, readable IDX files"):
         return None
     path = Path(folder, _CLASSES)
     try:
         names = tuple(line.strip() for line in _read(path, remedy).decode().strip().splitlines())
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text ({error.reason}); {remedy}") from error
+        raise InputError(f"{path} is not text in UTF-8 ({error.reason}); {remedy}") from error
     if not all(names) or len(set(names)) < max(2, len(names)):
-        raise InputError(f"{path} has an empty line, a name twice, or less than two; {remedy}")
+        raise InputError(f"{path} has an empty line, a name twice, or fewer than two names; {remedy}")
     return names
 
 
 def from_network(form: Form, stems: tuple[str, ...]) -> list[File]:
-    # Imported when needed: it takes a good part of a second, which mnist and a folder shouldn't cost.
+    """Reads files from the download cache of tensorflow-datasets, and downloads those that it lacks.
+
+    Raises:
+      InputError: a file can't be downloaded, is damaged, or has another checksum than the registered one.
+    """
+    # Imported only here, as the import takes some tenths of a second that other sources need not wait for.
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.constants import get_default_data_dir
     from tensorflow_datasets.core.download.resource import get_dl_fname
@@ -100,8 +113,8 @@ def from_network(form: Form, stems: tuple[str, ...]) -> list[File]:
     urls = {url.rpartition("/")[2].removesuffix(".gz"): url for url in registered}
     downloads = Path(get_default_data_dir(), "downloads").expanduser()
 
-    # The two places where DownloadManager looks. It also wants a file of notes beside each one; as checksums
-    # are compared below, a file that somebody copied here without its notes is as good.
+    # The two places where DownloadManager keeps downloads. It ignores a file without its .INFO file beside it; here
+    # a file that was copied without it will do, as its checksum is compared below.
     paths: dict[str, Path] = {}
     for file in wanted:
         cached = get_dl_fname(urls[file], registered[urls[file]].checksum)
@@ -121,19 +134,19 @@ def from_network(form: Form, stems: tuple[str, ...]) -> list[File]:
 
 
 def _from_archive(path: Path, stems: tuple[str, ...]) -> list[File]:
-    """Files of a zip whose checksum is right, in which each is compressed by gzip too."""
+    """Reads files from EMNIST's zip archive (its checksum was compared), in which each is compressed by gzip."""
     with zipfile.ZipFile(path) as archive:
         return [File(path / stem, gzip.decompress(archive.read(f"gzip/{stem}.gz"))) for stem in stems]
 
 
 def _download(name: str, urls: dict[str, str], registered: dict[str, Any], downloads: Path) -> dict[str, Path]:
-    """Fetch `urls` (by name of file) into the cache; gives their paths. The progress bar is on stderr."""
+    """Download `urls` (by name of file) into the cache, with a progress bar on stderr, and return the files' paths."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
     url = next(iter(urls.values()))
     try:
-        # DownloadManager itself tries for minutes before it gives up, so ask first.
+        # DownloadManager retries for minutes before it fails, so check first whether the server answers.
         _wait_for_answer(url)
         manager = tfds.download.DownloadManager(download_dir=downloads, dataset_name=name, url_infos=registered)
         return {stem: Path(path) for stem, path in manager.download(urls).items()}
@@ -146,7 +159,7 @@ def _download(name: str, urls: dict[str, str], registered: dict[str, Any], downl
 
 
 def _wait_for_answer(url: str) -> None:
-    """Raise OSError unless `url` starts to answer, with success, within `_PATIENCE` seconds."""
+    """Raise OSError unless the server begins a successful answer for `url` within `_PATIENCE` seconds."""
     import requests
 
     failures: list[OSError] = []
@@ -155,11 +168,11 @@ def _wait_for_answer(url: str) -> None:
         try:
             with requests.get(url, stream=True, timeout=_PATIENCE) as response:
                 response.raise_for_status()
-        except OSError as error:  # all of requests' errors are; raised below, where it can be handled
+        except OSError as error:  # the base class of all errors of requests; raised in the caller's thread, below
             failures.append(error)
 
-    # No timeout of requests covers the name lookup, nor several addresses tried in turn: a thread that can be
-    # left behind does.
+    # The timeout of requests covers neither the name lookup nor several addresses tried in turn, so the request runs
+    # in a thread, which is abandoned when the time is over.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_PATIENCE)
@@ -170,7 +183,7 @@ def _wait_for_answer(url: str) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause in one line: requests wraps the system's plain words in several layers."""
+    """The message of the innermost exception, in one line: requests wraps the system's message several times."""
     while error.__context__ is not None:
         error = error.__context__
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -178,6 +191,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _listing(folder: str | os.PathLike[str], remedy: str) -> set[str]:
+    """The names of the files in a folder. Raises `InputError`, ending with the remedy, where it can't be read."""
     try:
         return set(os.listdir(folder))
     except OSError as error:
@@ -192,7 +206,7 @@ def _read(path: Path, remedy: str) -> bytes:
 
 
 def _digest(path: Path, remedy: str) -> str:
-    """The SHA-256 of a file, which may be larger than should be in memory at once."""
+    """The SHA-256 of a file, read piece by piece, as archives are large."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

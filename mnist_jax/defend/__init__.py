@@ -1,4 +1,4 @@
-"""Defences: how a network is trained to resist. One file each, an objective with the recipe that uses it."""
+"""Defences: training that makes a network robust. Each file has a defence's objective and the recipe that uses it."""
 
 from dataclasses import replace
 
@@ -39,15 +39,18 @@ DEFENSES: dict[str, Defense] = {
 
 
 def recipe(defense: str, network: type[Network], norm: float, radius: float, name: str = "best") -> Recipe:
-    """The recipe that trains a network to resist perturbations of a p-norm up to the radius.
+    """The recipe that trains a network to resist perturbations up to a radius in a p-norm.
 
     Args:
-      defense: one of `DEFENSES`.
-      name: `"best"`, the defence's own; `"gpu"`, where it has one, as the literature trains; any other of the network's
-        recipes is that one with the defence's objective.
+      defense: name of the defence, one of `DEFENSES`.
+      network: the network to train.
+      norm: p.
+      radius: largest norm of the perturbations, for images in [0, 1].
+      name: `"best"`, the defence's own recipe; `"gpu"`, the defence's recipe as in the literature, where it has one; or
+        the name of one of the network's recipes, whose objective is then replaced by the defence's.
 
     Raises:
-      InputError: there is no such defence or recipe, or the defence is for no such norm.
+      InputError: the defence or the recipe does not exist, or the defence does not support the norm.
     """
     if defense not in DEFENSES:
         raise unknown("defence", defense, DEFENSES)

@@ -1,4 +1,4 @@
-"""What every defence does with a batch: its statistics, and adversarial images of it, inside the jitted step."""
+"""Pieces that defences share inside the jitted training step: clean batch statistics, and adversarial images."""
 
 from typing import NamedTuple
 
@@ -12,16 +12,17 @@ from mnist_jax.classifier import Classifier
 from mnist_jax.layers import MOMENTUM
 from mnist_jax.networks import Network, Weights
 
-SHARE = 0.01  # of the pixels that a step of PGD moves for p = 1, as in `attack.pgd`
+SHARE = 0.01  # share of the pixels that a step of PGD moves for p = 1; the default of `attack.pgd`
 
 
 class Clean(NamedTuple):
-    """What the images as they are give.
+    """The result of a pass of clean (unperturbed) images through a network in training mode.
 
     Attributes:
-      logits: `[B, C]`, in training mode.
-      weights: with the statistics of these images in place of the running ones; gradients pass through them.
-      statistics: the running ones, moved on.
+      logits: `[B, C]`.
+      weights: the network's weights with the batch statistics of these images in place of the running ones; gradients
+        pass through them.
+      statistics: the running statistics after this batch.
     """
 
     logits: jax.Array
@@ -30,8 +31,10 @@ class Clean(NamedTuple):
 
 
 def clean(network: type[Network], weights: Weights, images: jax.Array, key: jax.Array) -> Clean:
-    """A pass of the clean batch: by its statistics whatever is made of it is normalized, so that perturbations do not
-    move them (Shi et al. 2021, section 3.3; De Palma et al. 2024)."""
+    """A pass of a batch of clean images, whose batch statistics also serve for its perturbed images and its bounds.
+
+    So perturbations do not change the statistics (Shi et al. 2021, section 3.3; De Palma et al. 2024).
+    """
     logits, own = network.apply_training(weights, images, key, moved=False)
     moved = {name: MOMENTUM * weights[name] + (1 - MOMENTUM) * array for name, array in own.items()}
     return Clean(logits, weights | own, jax.lax.stop_gradient(moved))
@@ -49,10 +52,19 @@ def adversarial(
     reach: float,
     loss: Loss = losses.log_odds,
 ) -> jax.Array:
-    """Images within the radius and in [0, 1] that minimize the attack's loss, by PGD from a random start.
+    """Images within the radius and in [0, 1] that minimize the attack's loss, by PGD from a random starting point.
 
-    They are constants to the gradient of a step. `radius` is a number, a p-norm, and `reach` the sum of the lengths of
-    the attack's steps, in radii.
+    No gradient passes through them.
+
+    Args:
+      classifier: the classifier to attack.
+      images, labels: `[B, *shape]` in [0, 1] and `[B]`.
+      key: random key for the starting points.
+      norm: p.
+      radius: a number, the largest p-norm of the perturbations.
+      steps: number of steps of PGD.
+      reach: sum of the lengths of all steps, in radii.
+      loss: the attack's loss, a function of logits and labels.
     """
     classifier, images = jax.lax.stop_gradient((classifier, images))
     given = Problem(images, labels, None)

@@ -1,4 +1,4 @@
-"""What certified training follows: bounds of the logits, the start they need, and regularizers of their widths."""
+"""Pieces of certified training: interval bounds of the logits, initialization, and regularizers of the bounds."""
 
 import math
 from typing import NamedTuple
@@ -16,21 +16,22 @@ from mnist_jax.jaxprs import program
 from mnist_jax.losses import cross_entropy
 from mnist_jax.networks import Network, Weights, shapes
 
-TOLERANCE = 0.5  # of the regularizers: ratios above it cost nothing (Shi et al. 2021)
-LEAST = 1e-12  # in place of a ratio's denominator that is 0
+TOLERANCE = 0.5  # ratios above it are not penalized by the regularizers (Shi et al. 2021)
+LEAST = 1e-12  # least denominator of a ratio, against division by 0
 
 
-class Bounded(NamedTuple):
-    """Interval bounds of a batch.
+class IntervalBounds(NamedTuple):
+    """Interval bounds of a network over a box around each image of a batch.
 
     Attributes:
-      logits: `[B, C]`, the worst there may be: minus the lower bounds of the label's lead, 0 for the label.
-      bent: lower and upper bounds of what each ReLU is applied to, less its threshold.
-      width: of the images' intervals, the mean.
+      logits: `[B, C]`, worst-case logits relative to the label's: minus the lower bounds of the label's lead over each
+        class, and 0 for the label.
+      arguments: for each ReLU, lower and upper bounds of its argument minus its threshold.
+      width: mean width of the pixels' intervals.
     """
 
     logits: jax.Array
-    bent: list[tuple[jax.Array, jax.Array]]
+    arguments: list[tuple[jax.Array, jax.Array]]
     width: jax.Array
 
 
@@ -42,12 +43,17 @@ def intervals(
     radius: jax.Array,
     *,
     lines: jax.Array | None = None,
-) -> Bounded:
-    """Interval bounds over an Linf ball and the box, in evaluation mode (Gowal et al. 2018).
+) -> IntervalBounds:
+    """Interval bounds of a network over the part of an Linf ball in [0, 1], in evaluation mode (Gowal et al. 2018).
 
-    They are not charged for rounding: training follows them, and a certificate comes afterwards. Where `lines`, a
-    number from 0 to 1, is given, the bounds of the logits are so much nearer to those that linear bounds over the
-    intervals give, where these are better (Zhang et al. 2020).
+    They ignore rounding: they serve training, and prove nothing.
+
+    Args:
+      network, weights: the network, whose running batch statistics are used.
+      images, labels: `[B, *shape]` in [0, 1] and `[B]`.
+      radius: a number.
+      lines: None, or a number t from 0 to 1. The bounds of the logits are then `t` times those by CROWN-IBP, or by
+        intervals where these are better, plus `1 - t` times those by intervals (Zhang et al. 2020).
     """
     classifier = Classifier(network.apply, weights)
     computation = program.read(classifier, images.shape[1:], images.dtype, OTHERS)
@@ -56,33 +62,33 @@ def intervals(
     bounds.forwards(as_is)
     own = jnp.arange(network.classes)[:, None] == labels[None]
 
-    def worst(ways: list[linear.Way]) -> jax.Array:
-        return jnp.where(own, 0, -linear.leads(bounds, labels, ways)[0]).T
+    def worst(methods: list[linear.Method]) -> jax.Array:
+        return jnp.where(own, 0, -linear.leads(bounds, labels, methods)[0]).T
 
     logits = worst([])
     if lines is not None:
         logits = lines * worst([Bounds.back]) + (1 - lines) * logits
-    bent = [node.ramp.d for node in bounds.nodes.values() if node.ramp is not None and node.ramp.fixed]
-    return Bounded(logits, [(d.low, d.high) for d in bent], 2 * bounds.region.width.mean())
+    arguments = [node.ramp.d for node in bounds.nodes.values() if node.ramp is not None and node.ramp.fixed]
+    return IntervalBounds(logits, [(d.low, d.high) for d in arguments], 2 * bounds.region.width.mean())
 
 
-def worst_case(bounded: Bounded, labels: jax.Array) -> jax.Array:
-    """Upper bounds `[B]` of the cross-entropy."""
+def worst_case(bounded: IntervalBounds, labels: jax.Array) -> jax.Array:
+    """Upper bounds of the cross-entropy of each image over its box, `[B]`."""
     return cross_entropy(bounded.logits, labels)
 
 
-def regularizer(bounded: Bounded) -> jax.Array:
-    """What keeps bounds from growing through the layers, and ReLUs from being all on one side.
+def regularizer(bounded: IntervalBounds) -> jax.Array:
+    """The regularizers of Shi et al., against bounds that grow through the layers and against unbalanced ReLUs.
 
-    Shi et al., "Fast certified robust training with short warmup", 2021, equations 6 to 8. For each ReLU: the mean
-    width of the images' intervals over that of its arguments', and the balance, in mean and variance, of those that are
-    certainly active and certainly inactive; each is to be `TOLERANCE` at least.
+    "Fast certified robust training with short warmup", 2021, equations 6 to 8. They penalize ratios below `TOLERANCE`,
+    for each ReLU layer: the mean width of the pixels' intervals over that of the layer's arguments, and the balance, in
+    mean and in variance, between arguments that are certainly positive and those that are certainly negative.
     """
     total = jnp.zeros_like(bounded.width)
-    for low, high in bounded.bent:
+    for low, high in bounded.arguments:
         total = total + _short(bounded.width / jnp.maximum((high - low).mean(), LEAST))
         total = total + _balance(low, high)
-    return total / (TOLERANCE * max(len(bounded.bent), 1))
+    return total / (TOLERANCE * max(len(bounded.arguments), 1))
 
 
 def _balance(low: jax.Array, high: jax.Array) -> jax.Array:
@@ -97,7 +103,7 @@ def _balance(low: jax.Array, high: jax.Array) -> jax.Array:
 
 
 def _smaller(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The ratio of two positive numbers, or its inverse, whichever is below 1."""
+    """The smaller of two positive numbers divided by the larger one."""
     return jnp.minimum(a, b) / jnp.maximum(jnp.maximum(a, b), LEAST)
 
 
@@ -106,10 +112,10 @@ def _short(ratio: jax.Array) -> jax.Array:
 
 
 def initialize(network: type[Network], key: jax.Array) -> Weights:
-    """Fresh weights with kernels of deviation `sqrt(2 pi) / fan-in`, and biases 0.
+    """Initial weights for certified training: normal kernels of deviation `sqrt(2 pi) / fan-in`, and biases 0.
 
-    Intervals then keep their width through a layer and a ReLU (Shi et al. 2021, section 3.1), where the usual
-    initialization widens them by the square root of the fan-in, layer by layer.
+    With these, intervals keep their width through a layer and its ReLU (Shi et al. 2021, section 3.1); with the usual
+    initialization each layer widens them by a factor that grows as the square root of the fan-in.
     """
     weights = network.initialize(key)
     for number, name in enumerate(sorted(shapes(network))):
@@ -123,7 +129,7 @@ def initialize(network: type[Network], key: jax.Array) -> Weights:
     return weights
 
 
-def penalty(bounded: Bounded, weights: Weights, regularization: jax.Array, sparsity: float) -> jax.Array:
-    """The regularizers, and the 1-norm of all kernels together, by their weights."""
+def penalty(bounded: IntervalBounds, weights: Weights, regularization: jax.Array, sparsity: float) -> jax.Array:
+    """The penalty of certified training: `regularization` times `regularizer`, `sparsity` times the kernels' 1-norm."""
     size = sum((jnp.abs(w).sum() for name, w in weights.items() if name.endswith(".kernel")), jnp.zeros(()))
     return regularization * regularizer(bounded) + sparsity * size

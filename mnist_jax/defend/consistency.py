@@ -1,4 +1,4 @@
-"""Training on noisy images of which the network is to say the same, for randomized smoothing."""
+"""The defence `consistency`: training on noisy images with consistent predictions, for randomized smoothing."""
 
 from dataclasses import dataclass, replace
 
@@ -15,16 +15,16 @@ from mnist_jax.recipe import Recipe
 
 @dataclass(frozen=True)
 class Consistency:
-    """Minimizes the loss of noisy images, and how far the probabilities of each are from their mean:
+    """Minimizes the loss of noisy copies of each image, and the divergence of their probabilities from their mean:
 
         mean_i loss(f_i, y) + weight * mean_i KL(mean || p_i) + entropy * H(mean),   f_i = f(x + e_i), p_i = softmax f_i
 
     Jeong & Shin, "Consistency regularization for certified robustness of smoothed classifiers", 2020, equation 8.
 
     Attributes:
-      sigma: deviation of the noise.
-      weight, entropy: see above, as the paper has them for MNIST.
-      draws: of noise for an image.
+      sigma: standard deviation of the noise in every pixel.
+      weight, entropy: factors in the formula; the defaults are the paper's for MNIST.
+      draws: number of noisy copies of each image.
     """
 
     sigma: float
@@ -47,7 +47,7 @@ class Consistency:
 
 
 def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
-    """The recipe of training on noise alone, with this objective and twice the epochs."""
+    """The recipe of the defence `gaussian`, with this objective and twice the epochs."""
     return replace(gaussian.recipe(network, norm, radius), objective=Consistency(gaussian.SHARE * radius), epochs=80)
 
 

@@ -1,4 +1,4 @@
-"""Training on linear bounds of the logits over interval bounds of everything before."""
+"""The defence `crown_ibp`: training on CROWN bounds of the logits, with interval bounds of all other values."""
 
 from dataclasses import dataclass, replace
 
@@ -14,13 +14,13 @@ from mnist_jax.recipe import Recipe
 
 @dataclass(frozen=True)
 class CROWNIBP:
-    """Minimizes an upper bound of the loss over an Linf ball, from bounds of the label's leads that tighten intervals:
+    """Minimizes an upper bound of the loss over an Linf ball, by CROWN-IBP and interval arithmetic, and the loss:
 
         share * loss of (t CROWN-IBP + (1 - t) IBP) + (1 - share) * loss(f(x), y)
 
-    CROWN-IBP takes the leads back to the image by lines between the interval bounds of every ReLU. It counts while the
-    radius grows: t falls from 1 to 0 as that does (Zhang et al., "Towards stable and efficient training of verifiably
-    robust neural networks", 2020, equation 13). What interval arithmetic bounds better is left to it.
+    CROWN-IBP propagates the label's leads backwards to the image, with each ReLU's lines from its interval bounds;
+    leads that interval arithmetic bounds better keep that bound. The weight t falls from 1 to 0 while the radius grows
+    (Zhang et al., "Towards stable and efficient training of verifiably robust neural networks", 2020, equation 13).
 
     Attributes:
       radius, share, warmup, regularization, sparsity: as in `ibp.IBP`.
@@ -44,7 +44,7 @@ class CROWNIBP:
 
 
 def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
-    """The recipe of training on intervals alone, with this objective."""
+    """The recipe of the defence `ibp`, with this objective."""
     return replace(ibp.recipe(network, norm, radius), objective=CROWNIBP(radius + ibp.BEYOND))
 
 

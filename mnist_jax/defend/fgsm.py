@@ -1,4 +1,4 @@
-"""Adversarial training by one step."""
+"""The defence `fgsm`: adversarial training with one-step adversarial images from a random starting point."""
 
 from dataclasses import replace
 
@@ -8,11 +8,11 @@ from mnist_jax.geometry import INF
 from mnist_jax.networks import Network
 from mnist_jax.recipe import Recipe
 
-REACH = 1.25  # radii of the one step, from a random start
+REACH = 1.25  # length of the step in radii (Wong et al. 2020)
 
 
 def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
-    """The recipe of adversarial training by PGD, with one step in place of several."""
+    """The recipe of the defence `pgd`, with one step of the attack in place of several."""
     return replace(pgd.recipe(network, norm, radius), objective=pgd.PGD(norm, radius, steps=1, reach=REACH))
 
 

@@ -1,4 +1,4 @@
-"""Training on noisy images, for randomized smoothing."""
+"""The defence `gaussian`: training on noisy images, for randomized smoothing."""
 
 from dataclasses import dataclass, replace
 
@@ -11,21 +11,22 @@ from mnist_jax.networks import Network
 from mnist_jax.objective import Outcome
 from mnist_jax.recipe import Recipe
 
-SHARE = 1 / 3  # of the radius to resist: the deviation of the noise. The smoothed classifier's own radius is at most
-# about 3.8 deviations with 100,000 samples (Cohen et al. 2019), and most images reach 3.
+# Standard deviation of the noise, as a share of the radius to resist. With 100,000 samples the certified radius of the
+# smoothed classifier is at most about 3.8 standard deviations (Cohen et al. 2019); most images reach 3.
+SHARE = 1 / 3
 
 
 @dataclass(frozen=True)
 class Gaussian:
     """Minimizes the loss of noisy images:
 
-        loss(f(x + e), y),   e normal, of deviation sigma in every pixel
+        loss(f(x + e), y),   e normal, of standard deviation sigma in every pixel
 
-    Cohen, Rosenfeld & Kolter, "Certified adversarial robustness via randomized smoothing", 2019, section 3.3. It trains
-    the network that `certify.smoothing` asks; noisy images are not clipped to [0, 1], there as here.
+    Cohen, Rosenfeld & Kolter, "Certified adversarial robustness via randomized smoothing", 2019, section 3.3. The
+    network is for `certify.smoothing`; as there, noisy images are not clipped to [0, 1].
 
     Attributes:
-      sigma: deviation of the noise.
+      sigma: standard deviation of the noise in every pixel.
     """
 
     sigma: float
@@ -38,7 +39,7 @@ class Gaussian:
 
 
 def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
-    """The network's own recipe with noise of a third of the radius, and without distortion: noise is enough."""
+    """The network's recipe `best` with this objective, the noise a third of the radius, and no distortion of images."""
     return replace(network.best, objective=Gaussian(SHARE * radius), epochs=40, batch_size=100, distortion=None)
 
 

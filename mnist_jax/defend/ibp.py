@@ -1,4 +1,4 @@
-"""Training on interval bounds."""
+"""The defence `ibp`: certified training on interval bounds."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,15 @@ from mnist_jax.networks import Network
 from mnist_jax.objective import Outcome
 from mnist_jax.recipe import Recipe
 
-BEYOND = 0.05  # the radius trained with exceeds by it the radius to resist: the bounds of other images are wider
-LARGE = 0.2  # a radius of that or more is large on MNIST, where bounds need more weight
+# Added to the radius to resist to get the training radius: bounds of images that were not trained on are wider.
+BEYOND = 0.05
+# Radii from here on count as large, for which bounds get more weight; MNIST is usually certified at 0.1 and at 0.3.
+LARGE = 0.2
 
 
 @dataclass(frozen=True)
 class IBP:
-    """Minimizes an upper bound of the loss over an Linf ball, from interval arithmetic, and the clean loss:
+    """Minimizes an upper bound of the loss over an Linf ball, by interval arithmetic, and the loss of the images:
 
         share * max over the intervals of loss(z, y) + (1 - share) * loss(f(x), y)
 
@@ -26,11 +28,11 @@ class IBP:
     warmup", 2021.
 
     Attributes:
-      radius: that is trained with.
-      share: of the bound.
+      radius: training radius.
+      share: weight of the upper bound, in [0, 1].
       warmup: share of the training over which the radius grows to its full size.
-      regularization: weight of the regularizers to begin with; it falls as the radius grows.
-      sparsity: weight of the kernels' 1-norm.
+      regularization: first weight of the regularizers; it falls to 0 while the radius grows.
+      sparsity: weight of the kernels' 1-norm in the penalty.
     """
 
     radius: float
@@ -51,14 +53,14 @@ class IBP:
 
 
 def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
-    """The recipe of Shi et al. on fewer epochs, with smaller batches and a higher rate."""
+    """The recipe of Shi et al. 2021 with fewer epochs, smaller batches and a higher learning rate."""
     return Recipe(
         "best",
         IBP(radius + BEYOND),
         clipped_adam,
         learning_rate=2e-3,
         epochs=30,
-        batch_size=125,  # divides the 50,000 images: one program less to compile
+        batch_size=125,  # divides the 50,000 training images, so that no smaller last batch needs a program
         schedule=dropping,
     )
 

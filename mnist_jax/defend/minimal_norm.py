@@ -1,4 +1,4 @@
-"""Adversarial training by a minimal-norm attack."""
+"""The defence `minimal_norm`: adversarial training with images of a minimal-norm attack."""
 
 from dataclasses import dataclass, replace
 
@@ -19,19 +19,19 @@ from mnist_jax.recipe import Recipe
 
 @dataclass(frozen=True)
 class MinimalNorm:
-    """Minimizes the loss of the nearest adversarial images, where these are within the radius, else on the way there:
+    """Minimizes the loss of the nearest adversarial images, projected onto the ball of the radius:
 
         loss(f(x + P(r)), y),   r = argmin norm_p(r) such that x + r is misclassified,   P the projection onto the ball
 
     Rony et al., "Decoupling direction and norm for efficient gradient-based L2 adversarial attacks and defenses", 2019,
-    section 4.3, with FMN in place of DDN, which is for one norm only. An image that is easy to fool is trained on near
-    its boundary, not at the full radius.
+    section 4.3, with the attack FMN in place of DDN, which is for the 2-norm only. An image that is easy to fool is
+    perturbed just beyond the decision boundary, not by the full radius.
 
     Attributes:
       norm: p, 1, 2 or inf.
-      radius: that is trained with.
-      steps: of the attack, which is `attack.fmn`.
-      learning_rate, gamma: of the attack; few steps have to be longer ones than those it takes by itself.
+      radius: training radius.
+      steps: number of steps of the attack, `attack.fmn`.
+      learning_rate, gamma: the attack's; larger than its defaults, as there are few steps.
       warmup: share of the training over which the radius grows to its full size.
     """
 
@@ -54,7 +54,7 @@ class MinimalNorm:
     def attacked(
         self, classifier: Classifier, images: jax.Array, labels: jax.Array, key: jax.Array, radius: jax.Array
     ) -> jax.Array:
-        """The images to train on, which are constants to the gradient of a step."""
+        """The perturbed images `[B, *shape]` to train on; no gradient passes through them."""
         classifier, images = jax.lax.stop_gradient((classifier, images))
         given = Problem(images, labels, None)
         found = fmn.kernel(
@@ -71,7 +71,7 @@ class MinimalNorm:
 
 
 def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
-    """The recipe of adversarial training by PGD, with this objective."""
+    """The recipe of the defence `pgd`, with this objective."""
     return replace(pgd.recipe(network, norm, radius), objective=MinimalNorm(norm, radius))
 
 

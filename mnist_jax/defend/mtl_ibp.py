@@ -1,4 +1,4 @@
-"""Training between adversarial images and interval bounds."""
+"""The defence `mtl_ibp`: certified training on adversarial images and interval bounds together."""
 
 from dataclasses import dataclass, replace
 
@@ -14,22 +14,24 @@ from mnist_jax.networks import Network
 from mnist_jax.objective import Outcome
 from mnist_jax.recipe import Recipe
 
-BEYOND = 1.1  # the radius trained with, in large radii to resist: adversarial images keep the bounds tighter
+# Training radius for a large radius to resist, in units of that radius; for smaller ones see `ibp.BEYOND`. It is closer
+# to the radius to resist than in `ibp`, as adversarial images keep the bounds tighter.
+BEYOND = 1.1
 
 
 @dataclass(frozen=True)
 class MTLIBP:
-    """Minimizes the loss of adversarial images together with its upper bound over an Linf ball:
+    """Minimizes the loss of adversarial images, and an upper bound of the loss over an Linf ball:
 
         share * max over the intervals of loss(z, y) + (1 - share) * loss(f(x + r), y),   r by PGD
 
-    De Palma et al., "Expressive losses for verified robustness via convex combinations", 2024, equation 8: a lower and
-    an upper bound of the worst loss, between which `share` chooses.
+    De Palma et al., "Expressive losses for verified robustness via convex combinations", 2024, equation 8: a convex
+    combination of a lower and an upper bound of the worst-case loss.
 
     Attributes:
-      radius: that is trained with.
-      share: of the upper bound.
-      steps, reach: of the attack, as in `pgd.PGD`.
+      radius: training radius.
+      share: weight of the upper bound, in [0, 1].
+      steps, reach: settings of the attack, as in `pgd.PGD`.
       warmup, regularization, sparsity: as in `ibp.IBP`.
     """
 
@@ -66,7 +68,7 @@ class MTLIBP:
 
 
 def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
-    """The recipe of training on intervals alone, with this objective."""
+    """The recipe of the defence `ibp`, with this objective."""
     large = radius >= ibp.LARGE
     objective = MTLIBP(radius * BEYOND if large else radius + ibp.BEYOND, share=0.5 if large else 0.2)
     return replace(ibp.recipe(network, norm, radius), objective=objective)

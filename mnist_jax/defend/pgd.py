@@ -1,4 +1,4 @@
-"""Adversarial training by projected gradient descent."""
+"""The defence `pgd`: adversarial training with images of projected gradient descent."""
 
 from dataclasses import dataclass, replace
 
@@ -17,19 +17,19 @@ from mnist_jax.recipe import Recipe
 
 @dataclass(frozen=True)
 class PGD:
-    """Minimizes the loss of adversarial images in place of the images:
+    """Minimizes the loss of adversarial images, found by PGD, in place of that of the images themselves:
 
-        loss(f(x + r), y),   r by PGD of a random start,  norm_p(r) <= radius
+        loss(f(x + r), y),   r by PGD from a random starting point,  norm_p(r) <= radius
 
     Madry et al., "Towards deep learning models resistant to adversarial attacks", 2018.
 
     Attributes:
       norm: p, 1, 2 or inf.
-      radius: that is trained with.
-      steps: of the attack.
-      reach: sum of the lengths of its steps, in radii.
-      warmup: share of the training over which the radius grows to its full size; at once, the networks here would
-        learn nothing but the most frequent class.
+      radius: training radius.
+      steps: number of steps of the attack.
+      reach: sum of the lengths of the attack's steps, in radii.
+      warmup: share of the training over which the radius grows to its full size. With the full radius from the first
+        step, the networks of this project learn to predict the most frequent class only.
     """
 
     norm: float
@@ -57,7 +57,7 @@ class PGD:
 
 
 def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
-    """The network's own recipe, without distortion, which a network that resists has no room for."""
+    """The network's recipe `best` with this objective and no distortion, which would need more capacity."""
     return replace(
         network.best,
         objective=PGD(norm, radius),

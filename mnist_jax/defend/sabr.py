@@ -1,4 +1,4 @@
-"""Training on interval bounds of small boxes around adversarial images."""
+"""The defence `sabr`: certified training on interval bounds over small boxes around adversarial images."""
 
 from dataclasses import dataclass, replace
 
@@ -17,7 +17,7 @@ from mnist_jax.recipe import Recipe
 
 @dataclass(frozen=True)
 class SABR:
-    """Minimizes an upper bound of the loss over a small box, inside the ball, around an adversarial image:
+    """Minimizes an upper bound of the loss over a small box around an adversarial image, inside the Linf ball:
 
         max over the intervals of loss(z, y) for a ball of radius `share * radius` around x + r,
         r by PGD,   norm_inf(r) <= (1 - share) * radius
@@ -25,9 +25,9 @@ class SABR:
     Müller et al., "Certified training: small boxes are all you need", 2023, section 3.
 
     Attributes:
-      radius: that is trained with.
-      share: of the radius, that of the small box.
-      steps, reach: of the attack, as in `pgd.PGD`.
+      radius: training radius.
+      share: radius of the small box as a share of `radius`.
+      steps, reach: settings of the attack, as in `pgd.PGD`.
       warmup, regularization, sparsity: as in `ibp.IBP`.
     """
 
@@ -63,11 +63,12 @@ class SABR:
     initialize = staticmethod(bounded.initialize)
 
 
-SHARE_OF_LARGE, SHARE_OF_SMALL = 0.9, 0.4  # as published for MNIST at 0.3 and at 0.1
+# `SABR.share` for large and for other radii to resist: the paper's values for MNIST at 0.3 and at 0.1.
+SHARE_OF_LARGE, SHARE_OF_SMALL = 0.9, 0.4
 
 
 def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
-    """The recipe of training on intervals alone, with this objective."""
+    """The recipe of the defence `ibp`, with this objective."""
     share = SHARE_OF_LARGE if radius >= ibp.LARGE else SHARE_OF_SMALL
     return replace(ibp.recipe(network, norm, radius), objective=SABR(radius + ibp.BEYOND, share))
 

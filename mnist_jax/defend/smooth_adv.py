@@ -1,4 +1,4 @@
-"""Adversarial training of the smoothed classifier."""
+"""The defence `smooth_adv`: adversarial training of the smoothed classifier."""
 
 from dataclasses import dataclass, replace
 
@@ -17,17 +17,17 @@ from mnist_jax.recipe import Recipe
 
 @dataclass(frozen=True)
 class SmoothAdv:
-    """Minimizes the loss of noisy adversarial images, which fool the mean of the probabilities under that same noise:
+    """Minimizes the loss of noisy images that are adversarial to the mean of the probabilities under the same noise:
 
         mean_i loss(f(x + r + e_i), y),   r by PGD on -log(mean_i softmax f(x + r + e_i))[y],   norm_2(r) <= radius
 
     Salman et al., "Provably robust deep learning via adversarially trained smoothed classifiers", 2019, section 3.2.
 
     Attributes:
-      sigma: deviation of the noise.
-      radius: 2-norm of the perturbations r.
-      draws: of noise for an image.
-      steps, reach, warmup: of the attack, as in `pgd.PGD`.
+      sigma: standard deviation of the noise in every pixel.
+      radius: largest 2-norm of the perturbations r.
+      draws: number of noisy copies of each image.
+      steps, reach, warmup: settings of the attack, as in `pgd.PGD`.
     """
 
     sigma: float
@@ -65,7 +65,7 @@ class SmoothAdv:
 
 
 def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
-    """The recipe of training on noise alone, with this objective, and with the network's own distortion."""
+    """The recipe of the defence `gaussian`, with this objective and the network's own distortion of images."""
     objective = SmoothAdv(gaussian.SHARE * radius, radius)
     return replace(gaussian.recipe(network, norm, radius), objective=objective, distortion=network.best.distortion)
 

@@ -1,4 +1,4 @@
-"""The trade-off between the loss of images and how far adversarial ones move the probabilities."""
+"""The defence `trades`: training on the loss of the images and the change of the output by adversarial ones."""
 
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,7 @@ from mnist_jax.recipe import Recipe
 
 @dataclass(frozen=True)
 class TRADES:
-    """Minimizes the loss of the images, and how far adversarial images move what the network says of them:
+    """Minimizes the loss of the images, and the divergence between their probabilities and those of adversarial images:
 
         loss(f(x), y) + weight * KL(softmax f(x) || softmax f(x + r)),   r by PGD on that divergence
 
@@ -26,9 +26,9 @@ class TRADES:
 
     Attributes:
       norm: p, 1, 2 or inf.
-      radius: that is trained with.
-      weight: of the divergence.
-      steps, reach, warmup: as in `pgd.PGD`.
+      radius: training radius.
+      weight: factor of the divergence (1 / lambda in the paper).
+      steps, reach, warmup: settings of the attack, as in `pgd.PGD`.
     """
 
     norm: float
@@ -60,7 +60,7 @@ class TRADES:
 
 
 def recipe(network: type[Network], norm: float, radius: float) -> Recipe:
-    """The recipe of adversarial training by PGD, with this objective."""
+    """The recipe of the defence `pgd`, with this objective."""
     return replace(pgd.recipe(network, norm, radius), objective=TRADES(norm, radius))
 
 

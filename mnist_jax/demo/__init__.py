@@ -1,1 +1,1 @@
-"""A page on localhost: draw a digit, attack it, and see between which distances the nearest adversarial image is."""
+"""A web page on localhost: draw a digit, attack it, and see bounds of the distance to its nearest adversarial image."""

@@ -1,20 +1,20 @@
-"""A drawing made into an image like those of MNIST, which is what the networks know."""
+"""Convert a drawing into an image like those of MNIST, which the networks were trained on."""
 
 import numpy as np
 
 from mnist_jax.errors import InputError
 from mnist_jax.networks import IMAGE_SHAPE
 
-BOX = 20  # pixels, the longer side of a digit of MNIST
-CENTRE = 14  # row and column of MNIST's centres of mass, to half a pixel
+BOX = 20  # length in pixels of the longer side of MNIST's digits
+CENTRE = 14  # row and column, to half a pixel, of the centre of mass of MNIST's digits
 
 
 def digit(drawing: np.ndarray) -> np.ndarray:
-    """The drawing as an image of MNIST: anti-aliased in a box of 20x20 pixels, its centre of mass amid 28x28.
+    """The drawing scaled to a box of 20x20 pixels, with its centre of mass in the middle of 28x28 pixels, as in MNIST.
 
-    LeCun et al., "Gradient-based learning applied to document recognition", 1998, section III.A: what is drawn is cut
-    out, scaled to fit the box with its aspect ratio kept, which leaves grey levels, and shifted by whole pixels. Each
-    pixel gets the mean of the area of the drawing that it covers. A digit of MNIST drawn larger becomes itself again.
+    LeCun et al., "Gradient-based learning applied to document recognition", 1998, section III.A: the part with strokes
+    is cut out, scaled to fit the box with its aspect ratio kept, which makes grey levels, and shifted by whole pixels.
+    Each pixel is the mean of the area of the drawing that it covers. An enlarged digit of MNIST gives that digit again.
 
     Args:
       drawing: uint8 `[H, W]`, bright strokes on black, of any size.
@@ -40,11 +40,11 @@ def digit(drawing: np.ndarray) -> np.ndarray:
 def _means(count: int, length: int) -> np.ndarray:
     """The matrix `[count, length]` that takes means over `count` equal parts of a line of `length` pixels."""
     ends = np.linspace(0, length, count + 1)[:, None]
-    covered = np.diff(np.clip(ends - np.arange(length), 0, 1), axis=0)  # of each pixel by each part
+    covered = np.diff(np.clip(ends - np.arange(length), 0, 1), axis=0)  # share of each pixel in each part
     return covered * count / length
 
 
 def _start(masses: np.ndarray, length: int) -> int:
-    """Where along a line of `length` pixels these begin, so that their centre of mass is at `CENTRE`, if they fit."""
+    """Where the masses must begin in a line of `length` pixels to have their centre at `CENTRE`, or as near as fits."""
     centre = float(masses @ np.arange(len(masses)) / masses.sum())
     return min(max(round(CENTRE - centre), 0), length - len(masses))

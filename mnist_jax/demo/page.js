@@ -1,24 +1,24 @@
-// The page: it draws, asks, and shows what it is told. All numbers come from the server.
+// The page's program: it takes drawings, sends requests, and shows the answers. All results come from the server.
 
 const $ = (selector, within = document) => within.querySelector(selector);
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
 const NORMS = { inf: "L∞", 2: "L2", 1: "L1" };
 const METHODS = { crown: "CROWN", ibp: "IBP" };
-const FIRST = ["CNN-best", "CNN5_bn-mtl_ibp-inf-0.1-best"]; // networks to begin with, if they are offered
-const COMPILES = 700; // milliseconds after which what is done for the first time is said to compile
-const BEYOND = 1.12; // times the largest distance is what the tracks show
+const FIRST = ["CNN-best", "CNN5_bn-mtl_ibp-inf-0.1-best"]; // networks chosen at first, if they are offered
+const COMPILES = 700; // milliseconds until the status of a program's first run says "compiling"; compiled ones are faster
+const BEYOND = 1.12; // length of the tracks that show distances, relative to the largest distance or radius
 
-// What is asked: an image as the server takes it, or null; its 784 grey levels.
+// The image to attack: as a request has it (pixels, or index in val), or null; and its 784 grey levels.
 let image = null;
 let pixels = null;
 
-// ---- what is drawn -------------------------------------------------------------------------------------------------
+// ---- the drawing pad -----------------------------------------------------------------------------------------------
 
 const pad = $("#pad");
 const ink = pad.getContext("2d", { willReadFrequently: true });
-let last = null; // where the pen is, while it is down
-let marks = 0; // counts what was put on the pad, so that an answer that comes too late is known
+let last = null; // position of the pen while it is down
+let marks = 0; // counts changes of the pad: an answer about an earlier drawing is ignored
 
 function clear() {
   marks += 1;
@@ -34,11 +34,11 @@ function place(event) {
 function stroke(event) {
   const now = place(event);
   ink.strokeStyle = "white";
-  ink.lineWidth = 22; // as thick as MNIST's, where a digit fills the pad
+  ink.lineWidth = 22; // as thick as the strokes of MNIST, if a digit fills the pad
   ink.lineCap = ink.lineJoin = "round";
   ink.beginPath();
   ink.moveTo(...last);
-  ink.lineTo(now[0] + 0.01, now[1]); // a dot where nothing moved
+  ink.lineTo(now[0] + 0.01, now[1]); // draws a dot even if the pen did not move
   ink.stroke();
   last = now;
 }
@@ -57,7 +57,7 @@ pad.addEventListener("pointerup", () => {
     const drawn = ink.getImageData(0, 0, pad.width, pad.height).data.filter((_, at) => at % 4 === 0);
     const mark = marks;
     const answer = await ask("/digit", { body: drawn, type: "application/octet-stream" });
-    if (mark === marks) change({ pixels: answer.pixels }, answer.pixels, "drawn; each network's label is what it sees");
+    if (mark === marks) change({ pixels: answer.pixels }, answer.pixels, "drawn; each network's own prediction is taken as the label");
   });
 });
 pad.addEventListener("pointercancel", () => (last = null));
@@ -87,7 +87,7 @@ function change(asked, grey, about) {
   panels.forEach((panel) => panel.look());
 }
 
-// ---- asking --------------------------------------------------------------------------------------------------------
+// ---- requests ------------------------------------------------------------------------------------------------------
 
 async function ask(path, { body, type = "application/json", signal } = {}) {
   const how = body === undefined ? {} : { method: "POST", body, headers: { "Content-Type": type } };
@@ -99,10 +99,10 @@ async function answered(path, how) {
   const response = await fetch(path, how);
   if (response.ok) return response;
   const said = await response.json().catch(() => ({}));
-  throw new Error(said.error ?? (response.status === 503 ? "too many are asking at once: try again" : response.statusText));
+  throw new Error(said.error ?? (response.status === 503 ? "too many requests at the same time: try again" : response.statusText));
 }
 
-// Runs it, and says in a line what went wrong; an answer that nobody waits for any more is nothing wrong.
+// Runs the action, and shows an error as a line. A request that the page itself aborted is not an error.
 async function attempt(action) {
   try {
     await action();
@@ -112,7 +112,7 @@ async function attempt(action) {
   }
 }
 
-// ---- one network ---------------------------------------------------------------------------------------------------
+// ---- the panel of a network ----------------------------------------------------------------------------------------
 
 function paint(canvas, values, channels) {
   const context = canvas.getContext("2d");
@@ -152,7 +152,7 @@ class Panel {
     this.look();
   }
 
-  // Stops what is asked, and shows nothing.
+  // Aborts the running request, and clears the panel.
   forget() {
     this.asking?.abort();
     this.asking = new AbortController();
@@ -180,7 +180,7 @@ class Panel {
     return { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" }, signal: this.asking.signal };
   }
 
-  // What the network sees in the image.
+  // Asks for the network's prediction of the image.
   look() {
     this.forget();
     this.say("norm", NORMS[chosen("norm")]);
@@ -189,7 +189,7 @@ class Panel {
     return attempt(async () => this.seen(await (await answered("/seen", this.request())).json()));
   }
 
-  // The search: a line of the answer is an event.
+  // Starts a search; each line of the answer is an event, handled by the method of that name.
   attack() {
     this.forget();
     paint(this.part("image"), pixels, 1);
@@ -217,11 +217,11 @@ class Panel {
   }
 
   working(event) {
-    const what = { nearest: "looking for a nearer one", certificate: "proving how near there is none", figure: "drawing the figure" }[event.on];
+    const what = { nearest: "searching for a nearer one", certificate: "certifying a radius", figure: "drawing the figure" }[event.on];
     this.say("status", `${what} …`);
     this.progress(event.share);
     if (event.new) this.waiting = setTimeout(() => {
-      this.say("status", "compiling, for the first such search …");
+      this.say("status", "compiling, as this is the first such search …");
       this.part("progress").classList.add("unknown");
     }, COMPILES);
   }
@@ -269,14 +269,14 @@ class Panel {
     });
   }
 
-  // The share that is done, if it changed; what was waited for is there.
+  // Shows which share of the search is done, if given; and stops showing that a program compiles.
   progress(share) {
     clearTimeout(this.waiting);
     this.part("progress").classList.remove("unknown");
     if (share !== undefined) this.part("progress").firstElementChild.style.width = `${100 * share}%`;
   }
 
-  // What is proved and found, on a scale that both networks share.
+  // Shows the certified radius and the distance found, on a scale from 0 to `limit` that both networks share.
   measure(limit) {
     const at = (value) => `${(100 * value) / limit}%`;
     const found = this.distance, radius = this.radius ?? 0;
@@ -330,7 +330,7 @@ attempt(async () => {
   $("#attack").addEventListener("click", () => {
     $("#wrong").textContent = "";
     panels.forEach((panel) => panel.attack());
-    // On a phone they are below.
+    // On a phone the panels are below the screen.
     if (matchMedia("(max-width: 640px)").matches) $("#panels").scrollIntoView({ behavior: "smooth" });
   });
 });

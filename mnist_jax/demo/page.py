@@ -1,8 +1,8 @@
-"""The page as a web application: its files, and requests to a `Demo`.
+"""The page as a web application (Starlette): serves its files, and passes requests to a `Demo`.
 
-Every request is checked, its size first. A request names no path, and nothing of it is unpickled or kept. The page
-loads nothing from elsewhere, and its browser is told to refuse it (`POLICY`). Other pages in the same browser can't ask
-anything: what changes nothing is all that is allowed without a type that browsers send to their own host only.
+Every request is checked, its size first. A request can't name a path, and nothing of it is unpickled or stored. The
+page loads nothing from other hosts, and tells the browser to refuse that (`POLICY`). Other sites' pages in the same
+browser can't start a search: POST requests need a content type that browsers send to a page's own host only.
 """
 
 import json
@@ -26,8 +26,9 @@ from mnist_jax.demo.search import NORMS, Demo, text_of
 from mnist_jax.errors import InputError
 from mnist_jax.storage import files
 
-SIDE = 280  # pixels of the square that is drawn in, as in page.html
-MOST = 4096  # bytes of a question
+SIDE = 280  # side in pixels of the square to draw in, as in page.html
+MOST = 4096  # bytes of a JSON request at most; an image takes about 1,050
+# Content Security Policy: resources come from this host only, and no other page may embed this one.
 POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 HEADERS = {
     "Content-Security-Policy": POLICY,
@@ -43,12 +44,12 @@ FILES = {
 
 
 def application(demo: Demo, hosts: list[str]) -> Starlette:
-    """The application; `hosts` are the names under which it may be asked, as another name may be another site's."""
+    """The web application. It answers only requests to the names in `hosts`: another site's name could lead here."""
 
     async def choices(request: Request) -> Response:
         return _json(
             {
-                "networks": list(demo.networks),
+                "networks": list(demo.paths),
                 "norms": list(NORMS),
                 "efforts": list(EFFORTS),
                 "images": len(demo.split.labels),
@@ -103,7 +104,10 @@ def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 async def _body(request: Request, kind: str, most: int) -> bytes:
-    """What is sent, if it is of that type and not more than that. A page of another site can't send these types."""
+    """The body of a request of content type `kind`, with at most `most` bytes; other requests are refused.
+
+    Pages of other sites can't send these content types.
+    """
     if request.headers.get("content-type") != kind:
         raise HTTPException(415)
     body = b""
@@ -119,5 +123,5 @@ def _json(content: Any) -> Response:
 
 
 async def _refusal(request: Request, error: Exception) -> Response:
-    """The line for a person, of an `InputError`."""
+    """Answers a request that raised an `InputError` with status 400 and the error's line."""
     return JSONResponse({"error": str(error)}, 400, HEADERS)

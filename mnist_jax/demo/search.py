@@ -1,6 +1,6 @@
-"""What the page asks for, checked, and what it is answered: an attack and a certificate, a piece at a time.
+"""Check the page's requests, and answer them by an attack and a certificate, one event after another.
 
-Nothing is kept of who asked what: an answer is a generator of its own.
+Each answer is a generator of its own, and no request is stored, so that users don't affect each other.
 """
 
 import base64
@@ -24,13 +24,13 @@ from mnist_jax.geometry import INF
 from mnist_jax.networks import CLASSES
 from mnist_jax.storage import checkpoint, results
 
-NORMS = {"inf": INF, "2": 2.0, "1": 1.0}  # those that certificates are for, as the page names them
-LEAST = 60  # gradients of the first piece of a search: one run
-# Networks of which CROWN takes at most some seconds an image on two cores; interval arithmetic is for the others.
+NORMS = {"inf": INF, "2": 2.0, "1": 1.0}  # the norms that have certificates, by the page's names
+LEAST = 60  # gradients of the first attack of a search, at least; enough for one run of `attack.nearest`
+# Networks for which CROWN takes at most a few seconds per image on two cores; the others get interval bounds (IBP).
 BY_CROWN = ("MLP", "MLP_d", "MLP_bn", "CNN", "CNN_d", "CNN_bn")
 KEYS = {"image", "network", "norm", "effort"}  # of a request
 
-DRAWING = threading.Lock()  # Matplotlib's settings are those of all threads
+DRAWING = threading.Lock()  # Matplotlib must not draw in two threads at the same time
 
 
 class Shown(NamedTuple):
@@ -57,29 +57,37 @@ class Question(NamedTuple):
     effort: str
 
 
-Event = dict[str, Any]  # that JSON can have; each says what it is by its "event"
+Event = dict[str, Any]  # a message to the page, as JSON; its entry "event" is its kind
 
 
 class Demo:
     """The networks and the images that the page offers."""
 
     def __init__(self, paths: Sequence[Path], split: data.Split) -> None:
-        """Loads the networks, of MNIST's images, and takes `split` for val. Raises `InputError`."""
-        self.networks, self.split = {}, split
-        for path in paths:
-            trained = checkpoint.load(path)
-            if trained.network.shape != split.images.shape[1:] or trained.network.classes != CLASSES:
-                raise InputError(f"{path} is not of MNIST's images and classes, which the page is for")
-            certificate = certify.crown if trained.network.__name__ in BY_CROWN else certify.ibp
-            self.networks[path.stem] = Shown(path, trained.classifier(), certificate)
+        """Offers the networks at these paths, by the names of their files, and takes `split` for val."""
+        self.paths, self.split = {path.stem: path for path in paths}, split
+        self._loaded: dict[str, Shown] = {}
+        self._loading = threading.Lock()
         self._ran: set[tuple[Any, ...]] = set()  # programs that were compiled
+
+    def network(self, name: str) -> Shown:
+        """The network of that name, loaded when it is asked for first. Raises `InputError` unless it is of MNIST's
+        images."""
+        with self._loading:
+            if name not in self._loaded:
+                trained = checkpoint.load(path := self.paths[name])
+                if trained.network.shape != self.split.images.shape[1:] or trained.network.classes != CLASSES:
+                    raise InputError(f"{path} is not of MNIST's images and classes, which the page is for")
+                certificate = certify.crown if trained.network.__name__ in BY_CROWN else certify.ibp
+                self._loaded[name] = Shown(path, trained.classifier(), certificate)
+            return self._loaded[name]
 
     def question(self, given: Any) -> Question:
         """The request, an object of JSON with `KEYS`. An image is `{"index": place in val}`, or `{"pixels": the 784
         bytes of a 28x28 image, in base64}`. Raises `InputError`, a line for the person, where it is anything else."""
         if not isinstance(given, dict) or set(given) != KEYS:
             raise InputError(f"a request has {', '.join(sorted(KEYS))}, and nothing else")
-        named: dict[str, Any] = {"network": self.networks, "norm": NORMS, "effort": EFFORTS}
+        named: dict[str, Any] = {"network": self.paths, "norm": NORMS, "effort": EFFORTS}
         for kind, names in named.items():
             if not isinstance(given[kind], str) or given[kind] not in names:
                 raise unknown(kind, given[kind], names)
@@ -108,14 +116,14 @@ class Demo:
 
     def seen(self, asked: Question) -> Event:
         """What the network sees in the image as it is."""
-        return {"event": "seen"} | _confidences(self.networks[asked.network].classifier, _unit(asked.image))
+        return {"event": "seen"} | _confidences(self.network(asked.network).classifier, _unit(asked.image))
 
     def answer(self, asked: Question) -> Iterator[Event]:
         """The events of a search for the nearest adversarial image.
 
         - `seen`: the `class` that the network predicts of the image, and its `confidences` in all of them;
-        - `working`: what is done next (`on`), whether for the first time (`new`: then it is compiled), and which
-          `share` of all is done;
+        - `working`: the next piece of work (`on`), whether its program has to be compiled (`new`), and the `share` of
+          the search that is done;
         - `found`: the nearest adversarial image so far, by `attack.nearest` with more and more gradients: `image` and
           `perturbation` as bytes of grey levels and of colours, its `distance`, and as in `seen`;
         - `certified`: the `radius` within which there is none, by `method`; 0, and a `reason`, where nothing is proved;
@@ -125,7 +133,7 @@ class Demo:
         nearest adversarial image, at distance 0.
         """
         began = time.monotonic()
-        network, image = self.networks[asked.network], _unit(asked.image)
+        network, image = self.network(asked.network), _unit(asked.image)
         seen = self.seen(asked)
         yield seen
         label = seen["class"] if asked.place is None else self.taken(asked.place)[1]
@@ -143,7 +151,7 @@ class Demo:
                 yield self._working(program, pieces[0] / sum(pieces))
                 yield _certified(given, network.certificate, norm)
                 self._ran.add(program)
-        assert found is not None  # there is a piece at least
+        assert found is not None  # there is at least one piece
         yield self._working(("figure",), 1.0)
         files = self._files(asked, label, found)
         self._ran.add(("figure",))
@@ -155,7 +163,7 @@ class Demo:
 
     def _files(self, asked: Question, label: int, found: attack.AttackResult) -> dict[str, str]:
         """A figure of what was found, and the results as the command `attack` keeps them, in base64 by their names."""
-        network, norm, image = self.networks[asked.network], NORMS[asked.norm], _unit(asked.image)
+        network, norm, image = self.network(asked.network), NORMS[asked.norm], _unit(asked.image)
         name, split, index = "val", self.split, asked.place
         if index is None:
             name, split, index = "drawn", data.Split(asked.image[None], np.array([label])), 0
@@ -174,8 +182,10 @@ class Demo:
 
 
 def budgets(asked: Question) -> list[int]:
-    """How many gradients `attack.nearest` is given in one piece of the search after another: twice as many each time,
-    up to the effort. It begins anew each time, and more of them never give a farther image."""
+    """The numbers of gradients of the attacks of a search, each twice the one before, up to the effort.
+
+    Each attack by `attack.nearest` begins anew; with more gradients it never ends farther away.
+    """
     pieces = [(EFFORTS_FOR_1 if asked.norm == "1" else EFFORTS)[asked.effort]]
     while pieces[0] >= 2 * LEAST:
         pieces.insert(0, pieces[0] // 2)
@@ -183,6 +193,7 @@ def budgets(asked: Question) -> list[int]:
 
 
 def _found(classifier: Classifier, image: np.ndarray, found: attack.AttackResult) -> Event:
+    """The event `found`."""
     adversarial = np.asarray(found.images)[0]
     r = np.subtract(adversarial, image, dtype=np.float64)
     limit = float(np.abs(r).max()) or 1.0
@@ -198,6 +209,7 @@ def _found(classifier: Classifier, image: np.ndarray, found: attack.AttackResult
 
 
 def _certified(given: tuple[Any, ...], method: Callable[..., certify.CertifyResult], norm: float) -> Event:
+    """The event `certified`."""
     event = {"event": "certified", "method": method.__name__, "radius": 0.0}
     try:
         radius = certify.largest_radius(*given, norm=norm, method=method)[0]
@@ -207,15 +219,16 @@ def _certified(given: tuple[Any, ...], method: Callable[..., certify.CertifyResu
 
 
 def _confidences(classifier: Classifier, image: np.ndarray) -> Event:
-    """The class that is predicted of an image in [0, 1], and the confidences in all."""
+    """The class predicted of an image in [0, 1], and the confidences (softmax) in all classes."""
     probabilities = softmax(predict(classifier, image[None], 1)[0].astype(float))
     return {"class": int(probabilities.argmax()), "confidences": probabilities.tolist()}
 
 
 def _unit(image: np.ndarray) -> np.ndarray:
+    """The image in [0, 1], from grey levels."""
     return np.asarray(data.normalize(image))
 
 
 def text_of(content: bytes | np.ndarray) -> str:
-    """Bytes in base64, as the page takes them."""
+    """Bytes as text in base64."""
     return base64.b64encode(bytes(content)).decode()

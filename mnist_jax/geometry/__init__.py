@@ -1,7 +1,8 @@
-"""Geometry: norms, and balls, spheres and planes with the box and without it, for every p in [1, inf], batched.
+"""Geometry: p-norms, and projections onto balls, spheres and planes, with and without the box, for batches of images.
 
-The first axis of every array is the batch; the rest, whatever its shape, is one vector. `radius` is a number or one for
-each image, `[B]`. A perturbation `r` of images `x` is inside the box where `x + r` is in [0, 1].
+For every p in [1, inf]. The first axis of every array is the batch; all other axes together are one vector. `radius`
+is one number, or one for each image, `[B]`. A perturbation `r` of images `x` is inside the box where `x + r` is in
+[0, 1].
 """
 
 from mnist_jax.geometry.ball import project_ball, project_ball_in_box, proximal

@@ -1,4 +1,4 @@
-"""Projections onto the ball of a p-norm, with the box and without it."""
+"""Projections onto a ball in a p-norm, and onto its intersection with the box; the proximal operator of a norm."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ from mnist_jax.geometry.stationary import solve
 
 
 def project_ball(v: jax.Array, radius: ArrayLike, p: float) -> jax.Array:
-    """The point closest to `v [B, *shape]`, in Euclidean distance, of p-norm at most `radius`.
+    """Projects `v [B, *shape]` onto a ball: the point of p-norm at most `radius` that is closest in Euclidean distance.
 
-    For p = 0, of at most `radius` entries that are not zero.
+    For p = 0 the ball has the points with at most `radius` entries that are not zero.
     """
     rows = rows_of(v)
     radius = radii_of(radius, rows)
-    if p == 2:  # without the box there is nothing to search for
+    if p == 2:  # closed form; for other p, and with the box, an equation has to be solved
         size = norm(rows, 2)
         outside = size > radius
         share = jnp.where(outside, radius / jnp.where(outside, size, 1), 1)
@@ -26,9 +26,10 @@ def project_ball(v: jax.Array, radius: ArrayLike, p: float) -> jax.Array:
 
 
 def project_ball_in_box(v: jax.Array, images: jax.Array, radius: ArrayLike, p: float) -> jax.Array:
-    """The perturbation closest to `v`, of p-norm at most `radius`, inside the box. All arrays are `[B, *shape]`.
+    """Projects `v` onto ball and box at once: the closest perturbation in the box of p-norm at most `radius`.
 
-    For p = 0, of at most `radius` entries that are not zero: those that bring it closest.
+    `v` and `images` are `[B, *shape]`; closest means in Euclidean distance. For p = 0 the ball has the perturbations
+    with at most `radius` entries that are not zero.
     """
     rows, x = rows_of(v), rows_of(images)
     room = jnp.where(rows > 0, 1 - x, x)
@@ -36,21 +37,22 @@ def project_ball_in_box(v: jax.Array, images: jax.Array, radius: ArrayLike, p: f
 
 
 def proximal(v: jax.Array, weight: ArrayLike, p: float) -> jax.Array:
-    """The minimum over r of `weight norm_p(r) + norm_2(r - v)^2 / 2`. `weight` is a number or `[B]`.
+    """The proximal operator of the p-norm: the r that minimizes `weight norm_p(r) + norm_2(r - v)^2 / 2`.
 
-    It is what is left of `v` after its projection onto the ball of the dual norm (Moreau, "Proximité et dualité dans un
-    espace hilbertien", 1965).
+    `v` is `[B, *shape]`, `weight` a number or `[B]`. The result is `v` minus its projection onto the ball of radius
+    `weight` in the dual norm (Moreau, "Proximité et dualité dans un espace hilbertien", 1965).
     """
     return v - project_ball(v, weight, dual(p))
 
 
 def _inside(a, room, radius, p):
-    """The point closest to a with 0 <= s <= room and of norm at most radius."""
+    """The point s closest to `a [B, D]`, of entries at least 0, with 0 <= s <= room and p-norm at most radius."""
     s = jnp.minimum(a, room)
     if p == INF:
         return jnp.minimum(s, radius[:, None])
     if p == 0:
-        # An entry at s instead of at 0 is closer by a^2 - (a - s)^2. Ranks, no threshold: two may be worth the same.
+        # An entry of s instead of 0 lowers the squared distance by a^2 - (a - s)^2. Chosen by rank instead of by a
+        # threshold, since several entries may be worth the same.
         best_first = jnp.argsort(-s * (2 * a - s), 1)
         return jnp.where(jnp.argsort(best_first, 1) < radius[:, None], s, 0)
     outside = norm(s, p) > radius

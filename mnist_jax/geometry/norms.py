@@ -1,4 +1,4 @@
-"""Norms for every p in [1, inf], their duals, and directions and samples in their terms, batched."""
+"""p-norms of images for every p in [1, inf], dual norms, directions of steepest ascent, and samples of balls."""
 
 import math
 
@@ -11,16 +11,18 @@ from jax.typing import ArrayLike
 from mnist_jax.geometry.rows import radii_of, rows_of, sum_of_rows
 
 INF = float("inf")
-AS_INF = 1e7  # the norms of a million numbers differ by a factor of 1e6^(1/p) at most: 1 + 1.4e-6
+# Exponents p from here on count as inf. For vectors of a million entries, the two norms then differ by a factor of at
+# most 1e6^(1/p) = 1 + 1.4e-6.
+AS_INF = 1e7
 
 
 def check_norm(p: float, allowed: tuple[float, ...] | None = None) -> float:
-    """`p` as a float, which may be given as text, such as "inf".
+    """The exponent `p` of a norm as a float, checked; it may be given as text, such as "inf".
 
-    A p so large that the p-norm of any image is its inf-norm, to single precision, counts as inf.
+    A p that is so large that p-norm and inf-norm are about the same in single precision (1e7) counts as inf.
 
     Raises:
-      ValueError: it is not one of those allowed, or, where none are named, not in [1, inf].
+      ValueError: p is not one of `allowed`, or, where these are None, not in [1, inf].
     """
     try:
         exponent = math.nan if isinstance(p, bool | np.bool_ | bytes) else float(p)
@@ -34,18 +36,19 @@ def check_norm(p: float, allowed: tuple[float, ...] | None = None) -> float:
 
 
 def _text(p: object) -> str:
+    """`p` as it is shown in an error message."""
     return f"{p:g}" if isinstance(p, float) else repr(p)
 
 
 def dual(p: float) -> float:
-    """The exponent of the dual norm: `1 / p + 1 / dual(p) = 1`."""
+    """The exponent q of the norm that is dual to the p-norm: `1 / p + 1 / q = 1`."""
     return INF if p == 1 else 1.0 if p == INF else p / (p - 1)
 
 
 def norm(x: jax.Array, p: float) -> jax.Array:
-    """The p-norm of every image: `[B, *shape]` to `[B]`. Its gradient at zero is zero.
+    """The p-norm of every image, `[B, *shape]` to `[B]`; its gradient at zero is zero.
 
-    For p = 0, which is no norm, the number of entries that are not zero.
+    For p = 0, which is not a norm, it is the number of entries that are not zero.
     """
     rows = rows_of(x)
     if p == 0:
@@ -55,7 +58,7 @@ def norm(x: jax.Array, p: float) -> jax.Array:
         return a.max(1, initial=0)
     if p == 1:
         return a.sum(1)
-    # Scaled by the largest, no power overflows, and none that matters underflows.
+    # Scaled by the largest entry, no power overflows, and none that matters underflows.
     largest = lax.stop_gradient(a.max(1, initial=0))
     scale = jnp.where(largest > 0, largest, 1)
     total = sum_of_rows((a / scale[:, None]) ** (2 if p == 2 else p))
@@ -63,9 +66,9 @@ def norm(x: jax.Array, p: float) -> jax.Array:
 
 
 def exact_norm(x: np.ndarray, p: float) -> np.ndarray:
-    """The p-norm of every image in double precision, by NumPy: `[B, *shape]` to `[B]`.
+    """The p-norm of every image in double precision, by NumPy, `[B, *shape]` to `[B]`: for checks of distances.
 
-    It is what distances are checked by. For p = 0 the number of entries that are not zero.
+    For p = 0 it is the number of entries that are not zero.
     """
     a = np.abs(np.asarray(x, np.float64).reshape(len(x), math.prod(x.shape[1:])))
     if p == 0:
@@ -73,16 +76,16 @@ def exact_norm(x: np.ndarray, p: float) -> np.ndarray:
     largest = a.max(1, initial=0)
     if p == INF:
         return largest
-    # Scaled by the largest: large powers of the entries themselves would all be 0 or inf.
+    # Scaled by the largest entry: high powers of the entries themselves could all be 0 or inf.
     scale = np.where(largest > 0, largest, 1)
     return largest * ((a / scale[:, None]) ** p).sum(1) ** (1 / p)
 
 
 def dual_direction(g: jax.Array, p: float) -> jax.Array:
-    """The direction of norm 1 in which a function of gradient `g [B, *shape]` grows fastest; zero where `g` is zero.
+    """The direction of p-norm 1 in which a function of gradient `g [B, *shape]` grows fastest; zero where `g` is zero.
 
-    It attains the dual norm: `<g, dual_direction(g, p)> = norm(g, dual(p))`. For p = 1 it is one pixel, the first of
-    the largest.
+    It attains the dual norm: `<g, dual_direction(g, p)> = norm(g, dual(p))`. For p = 1 only one pixel differs from
+    zero, that of the largest absolute gradient, and the first of these.
     """
     rows = rows_of(g)
     if p == INF:
@@ -99,10 +102,10 @@ def dual_direction(g: jax.Array, p: float) -> jax.Array:
 
 
 def sparse_direction(g: jax.Array, count: ArrayLike) -> jax.Array:
-    """The direction of 1-norm 1 that moves the `count` largest entries of `g [B, *shape]` by the same amount.
+    """The direction of 1-norm 1 that changes the `count` absolutely largest entries of `g [B, *shape]` equally.
 
-    `count` is a number or `[B]`, rounded up, and at least 1. All entries that equal the last of them move too, but none
-    where `g` is zero.
+    Each of these has the sign of its entry in `g`. `count` is a number or `[B]`, rounded up, and at least 1. Entries as
+    large as the last of them are included, too; entries that are zero are not.
     """
     rows = rows_of(g)
     a = jnp.abs(rows)
@@ -113,9 +116,10 @@ def sparse_direction(g: jax.Array, count: ArrayLike) -> jax.Array:
 
 
 def random_in_ball(keys: jax.Array, images: jax.Array, radius: ArrayLike, p: float) -> jax.Array:
-    """Perturbations like `images [B, *shape]`, uniform in the ball of p-norm `radius`, from a key for each image.
+    """Random perturbations `[B, *shape]`, uniform in the ball of p-norm `radius`, from a key for each image.
 
-    For p < inf after Barthe et al., "A probabilistic approach to the geometry of the l_p^n-ball", 2005.
+    `images` give shape and type; the box is not respected. For p < inf the method is that of Barthe et al., "A
+    probabilistic approach to the geometry of the l_p^n-ball", 2005.
     """
     shape, dtype = images.shape[1:], images.dtype
 
@@ -136,5 +140,5 @@ def random_in_ball(keys: jax.Array, images: jax.Array, radius: ArrayLike, p: flo
 
 
 def largest(images: jax.Array, p: float) -> jax.Array:
-    """The largest p-norm `[B]` that a perturbation of these images can have inside the box."""
+    """The largest p-norm `[B]` that a perturbation of `images [B, *shape]` can have inside the box."""
     return norm(jnp.maximum(images, 1 - images), p)

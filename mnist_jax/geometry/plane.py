@@ -1,4 +1,4 @@
-"""The nearest point, inside the box, of a plane: where a linear function has a given value."""
+"""The nearest point, inside the box, of a hyperplane on which a linear function has a given value."""
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ from mnist_jax.geometry.stationary import bracketed, fixed_point
 def nearest_on_plane_in_box(g: jax.Array, fall: ArrayLike, images: jax.Array, p: float) -> jax.Array:
     """The perturbation of least p-norm, inside the box, along which a linear function of gradient `g` falls by `fall`.
 
-    Arrays are `[B, *shape]`, `fall` is `[B]` or a number. Where the box allows no such fall, the result is the corner
-    where the function is lowest; where `fall` is not positive, it is zero.
+    `g` and `images` are `[B, *shape]`, `fall` is a number or `[B]`. Where the function cannot fall that much in the
+    box, the result is the corner at which it is least; where `fall` is not positive, it is zero.
     """
     rows, x = rows_of(g), rows_of(images)
     a, room, fall = jnp.abs(rows), jnp.where(rows < 0, 1 - x, x), radii_of(fall, rows)
@@ -28,15 +28,16 @@ def nearest_on_plane_in_box(g: jax.Array, fall: ArrayLike, images: jax.Array, p:
 def shorten_on_plane_in_box(
     v: jax.Array, g: jax.Array, fall: ArrayLike, reach: ArrayLike, images: jax.Array, p: float
 ) -> jax.Array:
-    """The perturbation of least p-norm, p 1, 2 or inf, inside the box, at most `reach` from `v` in Euclidean distance,
-    at which a linear function of gradient `g` is lower than at `v` by `fall` (of any sign).
+    """The perturbation of least p-norm near `v`, in the box, at which a linear function is lower than at `v` by `fall`.
 
-    Arrays are `[B, *shape]`, `fall` and `reach` `[B]` or numbers. Where no perturbation that near falls (or rises) as
-    much, the result is the one that does so the most.
+    Near means at most `reach` from `v` in Euclidean distance; the function has the gradient `g`. p is 1, 2 or inf. `v`,
+    `g` and `images` are `[B, *shape]`; `fall`, of any sign, and `reach` are numbers or `[B]`. Where no perturbation
+    within reach falls (or rises) by that much, the result is the one that does so the most.
 
     Stationary points of the Lagrangian are v - nu g, shrunk (for p = 2 by a factor, for p = 1 all pixels by the same
-    amount, for p = inf by a limit) and clipped to the box. For every shrinkage nu is what puts them on the plane, one
-    monotone equation; and the more they are shrunk, the farther they are from v.
+    amount, for p = inf by clipping at a limit) and clipped to the box. For each amount of shrinkage, nu is the solution
+    of one monotone equation, that the point is on the plane; more shrinkage makes points farther from v. So the
+    shrinkage is bisected.
     """
     rows, x = rows_of(v), rows_of(images)
     fall, reach = radii_of(fall, rows), radii_of(reach, rows)
@@ -59,21 +60,22 @@ def shorten_on_plane_in_box(
         return jnp.where(good, share, low), jnp.where(good, high, share), nu, jnp.where(good[:, None], s, best)
 
     nothing = jnp.zeros_like(reach)
-    straight, nu, _ = meet(nothing, nothing)  # to the plane, or as far as the box allows
+    straight, nu, _ = meet(nothing, nothing)  # not shrunk: the projection of v onto the plane, as far as the box allows
     forward = jnp.where((fall < 0)[:, None], a, -a).reshape(v.shape)
     part = rows + rows_of(scale_to_sphere_in_box(forward, jnp.clip(images + v, 0, 1), reach, 2))
     s = jnp.where((norm(straight - rows, 2) <= reach)[:, None], straight, part)
     s = lax.fori_loop(0, 20, halve, (nothing, nothing + 0.999, nu, s))[3]
-    # Where the reach does not matter, it is the point nearest to zero.
+    # Where the point of the plane that is nearest to zero is within reach, it is the result.
     towards = jnp.where((level > 0)[:, None], -a, a).reshape(v.shape)
     least = rows_of(nearest_on_plane_in_box(towards, jnp.abs(level), images, p))
     return jnp.where(allowed(least)[:, None], least, s).reshape(v.shape)
 
 
 def _fill(a, room, fall):
-    """p = 1: the pixels of the largest gradient go as far as they can, and the last of them as far as is needed.
+    """p = 1: the pixels of the largest gradients move as far as the box allows, the last of them only as far as needed.
 
-    `a` is at most 1. The last pixel's is found by bisection, to the last bit: sorting takes twenty times as long.
+    `a [B, D]` are absolute gradients, at most 1. The gradient of the last pixel is found by bisection down to adjacent
+    floating-point numbers: sorting the pixels takes twenty times as long.
     """
     worth = a * room
 
@@ -93,7 +95,7 @@ def _fill(a, room, fall):
 
 
 def _spread(a, room, fall, q):
-    """p > 1: s = min(t a^(q - 1), room), with t such that a s = fall."""
+    """p > 1: s = min(t a^(q - 1), room), with t such that <a, s> = fall, and q the exponent of the dual norm."""
     weight = jnp.where(a > 0, 1, 0) if q == 1 else a if q == 2 else power(a, q - 1)
 
     def given_set(t):
@@ -102,15 +104,18 @@ def _spread(a, room, fall, q):
         free = sum_of_rows(jnp.where(clipped, 0, a * weight))
         return jnp.where((left > 0) & (free > 0), left / jnp.where(free > 0, free, 1), t)
 
-    # As in `stationary.stretch`: the set only grows. Where the box allows no such fall, all pixels are clipped in the
-    # end.
+    # As in `stationary.stretch`, the set of clipped pixels only grows. Where the box allows no such fall, all pixels
+    # are clipped in the end.
     t = fixed_point(lambda t: (jnp.maximum(t, given_set(t)),), jnp.zeros_like(fall))[0]
     possible = sum_of_rows(a * room) > fall
     return jnp.where(possible[:, None], jnp.minimum(t[:, None] * weight, room), jnp.where(a > 0, room, 0))
 
 
 def _shrink_by(s, share, top, p):
-    """Entries of any sign, shrunk by a share in [0, 1)."""
+    """Entries `s` of any sign, shrunk as for this p (see `shorten_on_plane_in_box`) by a share in [0, 1).
+
+    `top [B, 1]` is the largest absolute entry, for p = inf.
+    """
     if p == 2:
         return (1 - share) * s
     if p == INF:
@@ -119,7 +124,10 @@ def _shrink_by(s, share, top, p):
 
 
 def _meet(rows, a, level, shape, nu):
-    """`shape(rows - nu a)` of product `level` with `a`, or as near to it as that can be; and nu, from a guess."""
+    """`s = shape(rows - nu a)`, with nu `[B]` such that <a, s> is `level`, or as near as possible; and this nu.
+
+    `nu` is the first guess of a bracketed Newton's method.
+    """
     close = 4 * jnp.finfo(a.dtype).eps * (sum_of_rows(jnp.abs(a)) + jnp.abs(level))
 
     def step(low, high, nu):

@@ -1,4 +1,4 @@
-"""Onto the sphere of a p-norm, inside the box, and along it."""
+"""Perturbations on a sphere in a p-norm, inside the box: projections onto it, and gradients along it."""
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ from mnist_jax.geometry.stationary import solve, stretch
 
 
 def scale_to_sphere_in_box(v: jax.Array, images: jax.Array, radius: ArrayLike, p: float) -> jax.Array:
-    """A perturbation of p-norm exactly `radius`: `t v`, clipped to the box. All arrays are `[B, *shape]`.
+    """Scales `v` so that, clipped to the box, it has the p-norm `radius` exactly. `v` and `images` are `[B, *shape]`.
 
-    Cheaper than `project_sphere_in_box`, and for p = 2 the same. Where no t is large enough, the point is beyond the
-    clipped v, on the line to the farthest corner of the box.
+    Cheaper than `project_sphere_in_box`, and for p = 2 the same. Where no factor is large enough, the result is on
+    the line from the clipped `v` to the farthest corner of the box.
     """
     rows, x = rows_of(v), rows_of(images)
     radius = jnp.minimum(radii_of(radius, rows), largest(x, p))
@@ -27,17 +27,18 @@ def scale_to_sphere_in_box(v: jax.Array, images: jax.Array, radius: ArrayLike, p
 
 
 def project_sphere_in_box(v: jax.Array, images: jax.Array, radius: ArrayLike, p: float) -> jax.Array:
-    """A perturbation near `v`, of p-norm exactly `radius`, inside the box. All arrays are `[B, *shape]`.
+    """A perturbation near `v`, of p-norm exactly `radius`, inside the box. `v` and `images` are `[B, *shape]`.
 
-    That set is not convex. The result is the closest point where a minimum of the Lagrangian attains the radius, and
-    always for p = inf. Where the minimum jumps over the radius, it is a point on the line between the two sides of the
-    jump, and its derivative is zero, as it is from inside the sphere for p other than 1, 2 and inf. A radius above
-    `largest(images, p)`, which no perturbation has, counts as that: for p < inf, it gives the farthest corner.
+    The set of these is not convex. The result is the closest of them in Euclidean distance for p = inf, and for other p
+    wherever a minimizer of the Lagrangian has the norm `radius`. Where the norm of the minimizer jumps over `radius` as
+    the multiplier changes, the result is a point on the line between the minimizers on the two sides of the jump. Its
+    derivative is then zero, as it is for v inside the sphere where p is not 1, 2 or inf. A radius above
+    `largest(images, p)`, which no perturbation has, is lowered to that; for p < inf this gives the farthest corner.
     """
     rows, x = rows_of(v), rows_of(images)
     radius = jnp.minimum(radii_of(radius, rows), largest(x, p))
     positive = jnp.where(rows == 0, x <= 0.5, rows > 0)
-    if p == 1:  # what cannot move in v's direction goes straight on in the other, as if v were a negative amount of it
+    if p == 1:  # a pixel that cannot move in v's direction counts as one of the other direction, with a negative v
         positive ^= jnp.where(positive, x == 1, x == 0)
     near, far = jnp.where(positive, 1 - x, x), jnp.where(positive, x, 1 - x)
     on_sphere = _lifted if p == INF else _on_sphere
@@ -46,9 +47,9 @@ def project_sphere_in_box(v: jax.Array, images: jax.Array, radius: ArrayLike, p:
 
 
 def along_sphere(g: jax.Array, r: jax.Array, images: jax.Array, p: float) -> jax.Array:
-    """The part of a gradient `g` that a small step on the sphere through `r`, inside the box, can follow.
+    """The component of a gradient `g` that is tangential to the sphere through `r`. All arrays are `[B, *shape]`.
 
-    It is zero at a minimum over the sphere, but for pixels that the box stops. All arrays are `[B, *shape]`.
+    It is zero at a minimum over the sphere, except in pixels that the box stops. For p = inf it is `g` itself.
     """
     if p == INF:
         return g
@@ -60,22 +61,26 @@ def along_sphere(g: jax.Array, r: jax.Array, images: jax.Array, p: float) -> jax
     free = jnp.where((moved > 0) & (moved < 1), normal, 0)
     multiplier = (sum_of_rows(gradient * free) / jnp.maximum(sum_of_rows(free**2), jnp.finfo(a.dtype).tiny))[:, None]
     along = gradient - multiplier * normal
-    if p == 1:  # at zero the norm has every normal of at most 1
+    if p == 1:  # in a pixel of zero, the subdifferential of the norm is [-1, 1]
         enters = jnp.sign(gradient) * jnp.maximum(jnp.abs(gradient) - jnp.abs(multiplier), 0)
         along = jnp.where(rows == 0, enters, along)
     return along.reshape(g.shape)
 
 
 def _on_sphere(a, near, far, radius, p):
-    """`project_sphere_in_box` for p < inf. The result is negative where a pixel goes to the far side."""
+    """`project_sphere_in_box` for p < inf, of rows `a [B, D]` in their own direction.
+
+    `near` and `far` are the room that the box leaves in that direction and in the opposite one; a result is negative
+    where a pixel moves to the far side.
+    """
     clipped = jnp.clip(a, 0, near)
     size = norm(clipped, p)
     if p in (1, 2):
         s = solve(a, near, radius, p, radius > 0)
         jumps = (size < radius) & (norm(s, p) < radius * (1 - 1e-6))
         if p == 1:
-            # The far side of a pixel is the better one where -mu exceeds this; `corner` for all of it. (For p = 2 that
-            # is so only where no pixel has room left on the near side.)
+            # The far side of a pixel has the lower Lagrangian where -mu exceeds `limit`; `corner` is the limit for
+            # moving there all the way. (For p = 2 this happens only where no pixel has room left on the near side.)
             ahead, mean = far - near, jnp.sqrt(near * jnp.maximum(a, 0))
             corner = jnp.where(ahead > 0, 0.5 + a / jnp.where(ahead > 0, ahead, 1), INF)
             limit = jnp.where(2 * mean < ahead, near + 2 * mean + a, corner).min(1)
@@ -88,12 +93,15 @@ def _on_sphere(a, near, far, radius, p):
 
 
 def _grow(a, near, far, radius, p, wanted):
-    """The minimum of (s - a)^2 / 2 - nu |s|^p / p over -far <= s <= near, with nu such that its norm is the radius."""
+    """The minimizer of (s - a)^2 / 2 - nu |s|^p / p over -far <= s <= near, with nu such that its norm is the radius.
+
+    nu is bisected on a logarithmic scale. Where the norm jumps over the radius, see `project_sphere_in_box`.
+    """
     a, near, far, radius = map(lax.stop_gradient, (a, near, far, radius))
 
     def minimum(nu):
         points = [_near_minimum(a, near, nu, p), near, -far]
-        if p < 2:  # on the far side there is another minimum before the corner
+        if p < 2:  # on the far side, too, there can be a minimum inside of the interval
             points.append(-_near_minimum(-a, far, nu, p))
         values = [s * (s / 2 - a) - nu * power(jnp.abs(s), p) / p for s in points]
         return jnp.take_along_axis(jnp.stack(points), jnp.stack(values).argmin(0)[None], 0)[0]
@@ -113,7 +121,7 @@ def _grow(a, near, far, radius, p, wanted):
 
 
 def _walk(below, above, radius, p, wanted):
-    """The point of that norm between one of a smaller and one of a larger norm."""
+    """The point of p-norm `radius` on the line from `below`, of a smaller norm, to `above`, of a larger one."""
     below, above, radius = map(lax.stop_gradient, (below, above, radius))
 
     def halve(_, ends):
@@ -128,14 +136,14 @@ def _walk(below, above, radius, p, wanted):
 
 
 def _near_minimum(a, near, nu, p):
-    """The stationary point s >= a, or `near` where there is none below it: s - nu s^(p-1) = a."""
+    """The stationary point s >= a with s - nu s^(p-1) = a, or `near` where there is none below `near`."""
     low = jnp.clip(a, 0, near)
     if p == 1:
         return jnp.clip(a + nu, low, near)
     if p == 2:
         return jnp.where(nu < 1, jnp.minimum(a / jnp.where(nu < 1, 1 - nu, 1), near), near)
 
-    # Newton's method, from the side on which the left-hand side, convex or concave, lets it only approach.
+    # Newton's method, from the side on which it converges monotonically: the left-hand side is convex or concave.
     def step(_, s):
         pull = nu * power(s, p - 2)
         slope = 1 - (p - 1) * pull
@@ -146,11 +154,14 @@ def _near_minimum(a, near, nu, p):
 
 
 def _lifted(a, near, far, radius, p):
-    """p = inf: clipped at the radius, and where no pixel gets there, the one moved for which it costs the least."""
+    """`project_sphere_in_box` for p = inf: clips at the radius; where no pixel then is at the radius, moves one there.
+
+    It is the pixel, and the side, for which this adds least to the squared distance.
+    """
     del p
     limit = radius[:, None]
     s = jnp.minimum(jnp.minimum(a, near), limit)
-    # What it adds to the squared distance. No difference of squares: they could overflow.
+    # What moving a pixel adds to the squared distance, written as a product: differences of squares could overflow.
     ahead = jnp.where(near >= limit, (limit - s) * (limit + s - 2 * a), INF)
     back = jnp.where(far >= limit, (limit + s) * (limit - s + 2 * a), INF)
     best = jax.nn.one_hot(jnp.minimum(ahead, back).argmin(1), a.shape[1], dtype=bool)

@@ -1,18 +1,19 @@
-"""Stationary points of the distance to a point, under a bound on the p-norm and inside the box.
+"""Stationary points of the distance to a point v, for a given p-norm and inside the box: what projections need.
 
 All projections solve one equation in one unknown. By symmetry let `a = |v|`, and let `c >= 0` be the room that the box
 leaves in the direction of v. The point closest to v with `norm(s) = radius` minimizes the Lagrangian
-`(s - a)^2 / 2 + mu s^p / p` over 0 <= s <= c, a pixel at a time: its stationary point has
+`(s - a)^2 / 2 + mu s^p / p` over 0 <= s <= c, separately for each pixel: its stationary point has
 
     s + mu s^(p - 1) = a,    clipped at c,
 
-with mu >= 0 where v is too far out (the projection onto a ball, convex) and mu < 0 where v is too far in (onto the
-sphere from inside, not convex). What is left is to find mu. Once it is known which pixels are clipped, p = 1 and p = 2
-give it in closed form, so there the search is for that set, and ends (compare Michelot, "A finite algorithm for finding
-the projection of a point onto the canonical simplex of R^n", 1986). Every other p takes Newton's method. The searches
-are not differentiated; the formula or Newton step that ends them is, which is the implicit function theorem.
+with mu >= 0 where v is outside of the ball (its projection onto the ball, a convex problem) and mu < 0 where v is
+inside (its projection onto the sphere, not convex). It remains to find mu. Given the set of pixels that are clipped,
+p = 1 and p = 2 have mu in closed form; so the iteration is over that set, and finite (compare Michelot, "A finite
+algorithm for finding the projection of a point onto the canonical simplex of R^n", 1986). For every other p it is
+Newton's method. The iterations are not differentiated, only the formula or Newton step that ends them; by the implicit
+function theorem that is the derivative of the solution.
 
-Everything here is about rows `[B, D]` of absolute values: a = |v|, and the room in the direction of v.
+All functions take rows `[B, D]`: a = |v|, and the room in the direction of v.
 """
 
 import jax.numpy as jnp
@@ -23,18 +24,18 @@ from mnist_jax.geometry.rows import power, sum_of_rows
 
 
 def solve(a, room, radius, p, wanted):
-    """Stationary points 0 <= s <= room of that norm (or of the largest that the room allows), in the wanted rows.
+    """Stationary points 0 <= s <= room `[B, D]` of p-norm `radius` (or the largest that the room allows).
 
-    For p other than 1 and 2 the norm of min(a, room) must be the larger one.
+    Only rows where `wanted [B]` are meaningful. For p other than 1 and 2 the norm of min(a, room) must be above radius.
     """
-    a = jnp.where(wanted[:, None], a, 1 / a.shape[1])  # elsewhere a row that is found at once
+    a = jnp.where(wanted[:, None], a, 1 / a.shape[1])  # in other rows, values for which the iteration ends at once
     room = jnp.where(wanted[:, None], room, 1)
     radius = jnp.where(wanted & (radius > 0), radius, 0.5)
     return {1: _shift, 2: stretch}.get(p, _shrink)(a, room, radius, p)
 
 
 def fixed_point(step, *start, limit=100):
-    """Repeats `step` on arrays `[B]` until nothing changes."""
+    """Repeats `step` on arrays `[B]` until nothing changes, or `limit` times."""
 
     def changes(state):
         count, before, now = state
@@ -49,14 +50,14 @@ def fixed_point(step, *start, limit=100):
 
 
 def bracketed(low, high, guess):
-    """The guess where it is strictly inside the bracket, else the middle."""
+    """`guess` where it is strictly between `low` and `high`, else their mean."""
     return jnp.where((guess > low) & (guess < high), guess, (low + high) / 2)
 
 
 def stretch(a, room, radius, p):
-    """s = min(t a, room); for p = 2 the stationary points, with t = 1 / (1 + mu)."""
+    """`s = min(t a, room)` with the t for which its p-norm is `radius`; for p = 2 the stationary point."""
     if p == INF:
-        largest = jnp.where(room >= radius[:, None], a, 0).max(1, keepdims=True)  # of those that can get there
+        largest = jnp.where(room >= radius[:, None], a, 0).max(1, keepdims=True)  # of pixels with room for the radius
         share = jnp.minimum(a / jnp.where(largest > 0, largest, 1), 1)
         return jnp.minimum(jnp.where(largest > 0, share * radius[:, None], a), room)
     a = a / lax.stop_gradient(jnp.maximum(a.max(1, keepdims=True), jnp.finfo(a.dtype).tiny))
@@ -77,7 +78,7 @@ def stretch(a, room, radius, p):
 
     fixed = tuple(map(lax.stop_gradient, (a, limit)))
     fixed = (*fixed, powers(*fixed))
-    # The set that is clipped at too small a t is a part of the right one, so t never grows too large.
+    # Pixels that are clipped at too small a t are clipped at the solution, too, so that t never exceeds it.
     (t,) = fixed_point(lambda t: (jnp.maximum(t, given_set(t, *fixed)[1]),), jnp.zeros_like(radius))
     clipped, t = given_set(t, a, limit, powers(a, limit))
     s = units * t[:, None] * a
@@ -85,7 +86,7 @@ def stretch(a, room, radius, p):
 
 
 def _shift(a, room, radius, p):
-    """p = 1: s = a - mu, clipped to [0, room]."""
+    """The stationary point for p = 1: s = a - mu, clipped to [0, room]."""
     del p
 
     def given_set(mu, a, room, radius):
@@ -110,7 +111,8 @@ def _shift(a, room, radius, p):
     fixed, *given = map(lax.stop_gradient, (a, room, radius))
     full = sum_of_rows(given[0]) <= given[1]
     mu, origin = jnp.zeros_like(radius), jnp.zeros_like(radius)
-    # Small differences of large numbers would be rounded, so mu is found twice, then as the difference from a pixel.
+    # Where mu is large, a - mu is a small difference of large numbers. So it is found once, and then once more relative
+    # to the pixel a that is nearest to it, which loses no digits.
     for _ in range(2):
         nearest = jnp.abs(fixed - origin[:, None] - mu[:, None]).argmin(1)
         moved = jnp.take_along_axis(fixed, nearest[:, None], 1)[:, 0]
@@ -123,10 +125,11 @@ def _shift(a, room, radius, p):
 
 
 def _stationary(a, mu, p):
-    """s >= 0 with s + mu s^(p-1) = a, for mu > 0 and p > 1."""
-    if p < 2:  # the same equation for s^(p-1), which makes it convex
+    """The solution s >= 0 of s + mu s^(p-1) = a, for mu > 0 and p > 1, by Newton's method."""
+    if p < 2:  # the same equation, in the unknown s^(p-1), for the dual exponent, which is above 2: so it is convex
         return power(_stationary(a / mu, 1 / mu, dual(p)), dual(p) - 1)
-    s = jnp.minimum(a, power(a / mu, 1 / (p - 1)))  # too large, by less than a factor of 2, so Newton only falls
+    # At or above the solution, by less than a factor of 2: from there Newton's method only decreases.
+    s = jnp.minimum(a, power(a / mu, 1 / (p - 1)))
 
     def step(_, s):
         pull = mu * power(s, p - 2)
@@ -136,7 +139,7 @@ def _stationary(a, mu, p):
 
 
 def _shrink(a, room, radius, p):
-    """p > 1: the stationary point for mu > 0, which is searched on a logarithmic scale."""
+    """The stationary point for p > 1 and mu > 0, by a bracketed Newton's method on the logarithm of mu."""
     units, whole = radius[:, None], room
     a, room = a / units, room / units
     fixed, limit = lax.stop_gradient(a), lax.stop_gradient(room)
@@ -158,10 +161,10 @@ def _shrink(a, room, radius, p):
         newton = jnp.where(slope > 0, log_mu + excess / jnp.where(slope > 0, slope, 1), INF)
         return low, high, jnp.where(found, log_mu, bracketed(low, high, newton))
 
-    highest = jnp.log(norm(fixed, dual(p)))  # there even without the box the norm is at most the radius
+    highest = jnp.log(norm(fixed, dual(p)))  # an upper bound of log mu: there the norm is at most the radius
     log_mu = fixed_point(step, highest - 40, highest, highest)[2]
     mu, s = jnp.exp(log_mu), at(log_mu)[0]
-    # The last step is one of Newton's method in all unknowns: it has the derivative of the solution.
+    # The last step is one of Newton's method in all unknowns, s and mu: its derivative is that of the solution.
     free = (s > 0) & (s < limit)
     slope = jnp.where(free, power(s, p - 1), 0)
     bend = 1 + mu[:, None] * (p - 1) * jnp.where(free, power(s, p - 2), 0)
@@ -170,5 +173,5 @@ def _shrink(a, room, radius, p):
     stiffness = sum_of_rows(slope**2 / bend)
     change = (excess / p - sum_of_rows(slope * missed / bend)) / jnp.where(stiffness > 0, stiffness, 1)
     newton = jnp.where(free, s - (missed + slope * change[:, None]) / bend, 0)
-    # Lengths are in units of the radius, whose own derivative is in `units`.
+    # `newton` is in units of the radius; the derivative with respect to the radius comes in by `units`.
     return jnp.where(s < limit, jnp.clip(units * newton, 0, whole), whole)

@@ -1,4 +1,4 @@
-"""Networks of other frameworks as classifiers: PyTorch modules, ONNX files, and Flax modules of NNX and Linen."""
+"""Imports networks of other frameworks as classifiers: PyTorch modules, ONNX files, and Flax modules (NNX, Linen)."""
 
 from mnist_jax.interchange.flax_module import from_flax
 from mnist_jax.interchange.onnx_file import from_onnx

@@ -1,4 +1,4 @@
-"""Flax modules, of NNX and of Linen, as classifiers."""
+"""Imports Flax modules, of NNX and of Linen, as classifiers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ from mnist_jax.classifier import UNIT, Classifier
 
 @dataclass(frozen=True)
 class OfNnx:
-    """The function `apply` of a module of NNX: two of one architecture are equal."""
+    """The function `apply` of a classifier that is an NNX module; equal for two modules of one architecture."""
 
     graphdef: Any
-    # Streams of random numbers, which evaluation does not use.
+    # The module's random number streams, which evaluation does not use.
     streams: Any = field(compare=False, repr=False)
 
     def __call__(self, weights: Any, images: jax.Array) -> jax.Array:
@@ -24,7 +24,7 @@ class OfNnx:
 
 @dataclass(frozen=True)
 class OfLinen:
-    """The function `apply` of a module of Linen: two of one architecture are equal."""
+    """The function `apply` of a classifier that is a Linen module; equal for two modules of one architecture."""
 
     module: linen.Module
     options: tuple[tuple[str, Any], ...]
@@ -41,20 +41,22 @@ def from_flax(
     bounds: tuple[float, float] = UNIT,
     **options: Any,
 ) -> Classifier:
-    """A Flax module as a classifier, whose weights are leaves.
+    """A Flax module, of NNX or Linen, as a classifier whose parameters are the module's weights.
 
-    It is the module itself that is called, so there is nothing to compare with. Two modules of one architecture give an
-    equal `apply`, so that what is compiled for one serves the other, as far as the functions that they hold are equal.
+    The classifier calls the module itself, so its logits need no comparison with the original. Two modules of one
+    architecture give equal functions `apply`, so that programs compiled for one serve the other, as far as functions
+    that the modules hold are equal.
 
     Args:
-      module: of NNX, in evaluation mode whatever its own mode is, which stays; or of Linen.
+      module: of NNX, of which a copy in evaluation mode is used; or of Linen.
       variables: for Linen, all collections, `{"params": ..., "batch_stats": ...}`.
       preprocess, bounds: see `Classifier`.
-      options: for Linen, what the module is called with besides images: what it takes to evaluate, `train=False` or
-        `deterministic=True` for instance.
+      options: for Linen, keyword arguments for calling the module in evaluation mode, for instance `train=False` or
+        `deterministic=True`.
 
     Raises:
-      ValueError: a module of Linen has no variables, or one of NNX has variables or options.
+      ValueError: `module` is no Flax module; or a Linen module is given without variables, or an NNX module with
+        variables or options.
     """
     if isinstance(module, linen.Module):
         if variables is None:

@@ -1,4 +1,4 @@
-"""A network as a graph of ONNX operators: a function of weights and images that is compared by value."""
+"""A network as a graph of ONNX operators: a function of weights and images, hashable and compared by value."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from mnist_jax.interchange.operators import OPERATORS
 
 @dataclass(frozen=True)
 class Constant:
-    """An array that is part of the computation and no weight, such as a shape: hashable, and compared by value."""
+    """A constant array of a graph that is no weight, such as a shape; hashable and compared by value."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -34,13 +34,13 @@ Attribute = int | float | str | tuple[int, ...] | tuple[float, ...] | Constant
 
 @dataclass(frozen=True)
 class Node:
-    """One operator.
+    """An operator of a graph, with its inputs and outputs.
 
     Attributes:
-      operator: its name in ONNX.
-      inputs: names of values; empty where an optional one is left out.
-      outputs: names of values.
-      attributes: by their names in ONNX.
+      operator: the operator's name in ONNX.
+      inputs: names of the values that it is given; an empty name for an optional input that is left out.
+      outputs: names of the values that it gives.
+      attributes: pairs of an attribute's name in ONNX and its value.
     """
 
     operator: str
@@ -56,17 +56,18 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """The function `apply` of a `Classifier`.
+    """A graph of ONNX operators, which is the function `apply` of a `Classifier`.
 
-    What is made of shapes and constants alone is worked out when it is traced, so that a shape is a shape there.
+    Values that depend on shapes and constants alone are computed by NumPy while JAX traces the graph, so that JAX gets
+    shapes as numbers.
 
     Attributes:
-      nodes: in an order in which they can be worked off.
-      constants: by the names of their values; all other values are weights, images, or made by nodes.
-      images, logits: names of values.
-      shape: of an image.
+      nodes: in an order in which they can be evaluated.
+      constants: pairs of a value's name and the constant; all other values are weights, images, or outputs of nodes.
+      images, logits: names of the input and of the output.
+      shape: shape of an image.
       opset: version of the operators.
-      one: whether it is a computation for one image, `[1, *shape]`, as of a file that fixes the size of the batch.
+      one: whether the graph is for one image, `[1, *shape]`, as in a file with a fixed batch size of 1.
     """
 
     nodes: tuple[Node, ...]
@@ -78,7 +79,7 @@ class Graph:
     one: bool
 
     def __call__(self, weights: Mapping[str, Any], images: Any) -> Any:
-        """Logits `[B, C]` of images `[B, *shape]`. Raises `ValueError` where they are of another shape."""
+        """Logits `[B, C]` of images `[B, *shape]`. Raises `ValueError` for images of another shape."""
         images = jnp.asarray(images)
         if images.shape[1:] != self.shape:
             wanted = ", ".join(map(str, ("B", *self.shape)))

@@ -1,4 +1,4 @@
-"""What is installed only where networks of other frameworks are read."""
+"""Imports of optional packages, which only reading networks of other frameworks needs."""
 
 import importlib
 from types import ModuleType
@@ -7,9 +7,9 @@ from mnist_jax.errors import InputError
 
 
 def needed(name: str, extra: str) -> ModuleType:
-    """The module of that name. Raises `InputError`, which says how to install it, where it can't be imported."""
+    """Imports a module. Raises `InputError` with the extra to install where it can't be imported."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         how = f'pip install "mnist_jax[{extra}]"'
-        raise InputError(f"{name} can't be imported ({error}); what reads such networks comes with {how}") from error
+        raise InputError(f"{name} can't be imported ({error}); reading such networks needs {how}") from error

@@ -1,4 +1,4 @@
-"""ONNX files as classifiers."""
+"""Imports ONNX files as classifiers."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +16,7 @@ from mnist_jax.interchange.needed import needed
 from mnist_jax.interchange.operators import OPERATORS
 
 EXTRA = "onnx"
-DOMAINS = ("", "ai.onnx")  # both are ONNX's own operators
+DOMAINS = ("", "ai.onnx")  # the two names of the domain of ONNX's own operators
 
 
 def from_onnx(
@@ -25,20 +25,21 @@ def from_onnx(
     preprocess: Callable[[Any], Any] | None = None,
     bounds: tuple[float, float] = UNIT,
 ) -> Classifier:
-    """The network in an ONNX file as a classifier, whose weights are leaves.
+    """The network in an ONNX file as a classifier whose parameters are the file's weights.
 
-    Two files of one architecture give an equal `apply`, so that what is compiled for one serves the other. Weights are
-    the floating arrays of the file, but for scalars, by the names that they have there, in single precision.
+    Two files of one architecture give equal functions `apply`, so that programs compiled for one serve the other. The
+    weights are the file's floating-point arrays except scalars, in single precision, by their names in the file.
 
     Args:
-      path: of the file. It has one input, images `[B, *shape]`, for any B or for 1, and one output, logits `[B, C]`.
-      preprocess, bounds: see `Classifier`. Without, the classifier takes the images that the file takes, channels first
-        as a rule, in [0, 1].
+      path: the file. The network has one input, images `[B, *shape]` for any B or for B = 1, and one output, logits
+        `[B, C]`.
+      preprocess, bounds: see `Classifier`. By default the classifier takes the images that the network takes, which
+        usually have the channels first, in [0, 1].
 
     Raises:
       InputError: the package `onnx` is not installed (`pip install "mnist_jax[onnx]"`); the file can't be read; it has
-        operators that are not known here, which the message names; or its logits of random images, as ONNX's own
-        evaluator computes them, differ by more than 1e-5 of the largest.
+        operators that are not supported, which the message names; or its logits of random images, by ONNX's reference
+        evaluator, differ by more than 1e-5 of the largest logit.
     """
     onnx = needed("onnx", EXTRA)
     try:
@@ -46,7 +47,7 @@ def from_onnx(
         onnx.checker.check_model(model)
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror or error})") from error
-    except Exception as error:  # of protobuf, and ONNX's own
+    except Exception as error:  # protobuf and ONNX have exceptions of their own
         raise InputError(f"{path} is no valid ONNX file ({first_line(error)})") from error
     graph, weights, shape = read(model, str(path))
     evaluator, (name,) = needed("onnx.reference", EXTRA).ReferenceEvaluator(model), _inputs(model)
@@ -60,7 +61,10 @@ def from_onnx(
 
 
 def read(model: Any, what: str) -> tuple[Graph, dict[str, Any], tuple[int, ...]]:
-    """The graph of an `onnx.ModelProto`, its weights, and the shape of an image. Raises `InputError`."""
+    """The graph of an `onnx.ModelProto`, its weights by name, and the shape of an image.
+
+    `what` names the model in messages. Raises `InputError` where it is no classifier or an operator is not supported.
+    """
     onnx = needed("onnx", EXTRA)
     if model.functions:
         model = needed("onnx.inliner", EXTRA).inline_local_functions(model)
@@ -70,7 +74,7 @@ def read(model: Any, what: str) -> tuple[Graph, dict[str, Any], tuple[int, ...]]
     batch, *shape = _shape(graph, images, what)
     arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     arrays |= {node.output[0]: _constant(node) for node in graph.node if node.op_type == "Constant"}
-    # Scalars, such as the limits of a Clip, are part of the computation: certificates can read them there.
+    # Scalars, such as the limits of a Clip, are constants and no weights, so that certificates know their values.
     weights = {name: array for name, array in arrays.items() if array.dtype.kind == "f" and array.ndim}
     constants = {name: array for name, array in arrays.items() if name not in weights}
     (opset,) = [o.version for o in model.opset_import if o.domain in DOMAINS]
@@ -89,7 +93,7 @@ def _names(values: Any) -> list[str]:
 
 
 def _inputs(model: Any) -> list[str]:
-    """Names of the inputs that are no weights: older files name these among them."""
+    """Names of the inputs that are no weights; older files list weights as inputs, too."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return [name for name in _names(model.graph.input) if name not in weights]
 
@@ -105,27 +109,27 @@ def _check_operators(graph: Any, what: str) -> None:
     used = {node.op_type if node.domain in DOMAINS else f"{node.domain}.{node.op_type}" for node in graph.node}
     if unknown := sorted(used - known):
         raise InputError(
-            f"{what} has ONNX operators that are not known here: {', '.join(unknown)}; there are "
+            f"{what} has ONNX operators that are not supported: {', '.join(unknown)}; supported are "
             f"{', '.join(sorted(known))}"
         )
 
 
 def _shape(graph: Any, name: str, what: str) -> list[int]:
-    """Of the input: how many images, 0 where it is any number, and their shape."""
+    """The batch size of an input, 0 where it is not fixed, and the shape of an image."""
     (value,) = [value for value in graph.input if value.name == name]
     kind = value.type.tensor_type
-    batch, *shape = [dim.dim_value for dim in kind.shape.dim] or [0]  # 0 where it is open
+    batch, *shape = [dim.dim_value for dim in kind.shape.dim] or [0]  # 0 where it is not fixed
     if not shape or 0 in shape:
         raise InputError(f"{what} does not say the shape of its images; export it with one")
     if batch not in (0, 1):
-        raise InputError(f"{what} is for {batch} images at once; export it for any number of them, or for 1")
+        raise InputError(f"{what} has a fixed batch size of {batch}; export it for any batch size, or for 1")
     if needed("onnx", EXTRA).helper.tensor_dtype_to_np_dtype(kind.elem_type).kind != "f":
-        raise InputError(f"{what} takes images that are no floating numbers; export it without what rounds them")
+        raise InputError(f"{what} takes images that are not floating-point; export it for floating-point images")
     return [batch, *shape]
 
 
 def _constant(node: Any) -> np.ndarray:
-    """What a Constant gives."""
+    """The array of a Constant node."""
     onnx = needed("onnx", EXTRA)
     (attribute,) = node.attribute
     value = onnx.helper.get_attribute_value(attribute)
@@ -140,7 +144,7 @@ def _node(node: Any) -> Node:
 
 
 def _attribute(node: Any, attribute: Any) -> Attribute:
-    """Its value, hashable; a type by the name that NumPy has for it."""
+    """The value of a node's attribute, hashable; a type as its name in NumPy."""
     helper = needed("onnx", EXTRA).helper
     value = helper.get_attribute_value(attribute)
     if node.op_type == "Cast" and attribute.name == "to":

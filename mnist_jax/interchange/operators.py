@@ -1,9 +1,10 @@
-"""ONNX operators as functions of arrays: `OPERATORS`, by name.
+"""ONNX operators as functions of arrays, in the dictionary `OPERATORS` by name.
 
-Each is called with its inputs, None for one that is left out, its attributes, and `opset`, the operators' version.
-NumPy arrays among the inputs are values that are known, such as shapes; what is made of these alone is known again.
-JAX arrays are images, weights, and what is made of them. Definitions are those of
-https://onnx.ai/onnx/operators/. Broadcasting is spelled out, so that it works where JAX refuses to do it implicitly.
+Each function is called with the operator's inputs, None for one that is left out, its attributes, and `opset`, the
+version of the operators. NumPy arrays among the inputs are known values, such as shapes; results that depend on known
+values alone are NumPy arrays, too. JAX arrays are images, weights, and values that depend on them. The definitions are
+those of https://onnx.ai/onnx/operators/. Ranks are made equal explicitly, since JAX may be set to refuse implicit rank
+promotion.
 """
 
 import math
@@ -18,7 +19,7 @@ from jax import lax
 
 from mnist_jax.errors import InputError
 
-Array = Any  # of NumPy, where it is known, or of JAX
+Array = Any  # a NumPy array where the value is known, else a JAX array
 
 
 def _known(*arrays: Array) -> bool:
@@ -26,15 +27,14 @@ def _known(*arrays: Array) -> bool:
 
 
 def _numbers(array: Array, what: str) -> list[int]:
-    """The whole numbers in an array that has to be known, an input, or an attribute in older versions. Raises
-    `InputError`."""
+    """The integers in an input, or in older versions in an attribute. Raises `InputError` where it is not known."""
     if not isinstance(array, np.ndarray | tuple):
-        raise InputError(f"{what} depends on the image or on weights; only one that is known beforehand is read")
+        raise InputError(f"{what} depends on the image or on weights; only constants are supported there")
     return [int(n) for n in np.ravel(array)]
 
 
 def _aligned(*arrays: Array) -> list[Array]:
-    """The arrays with as many axes as the one with the most; scalars as they are."""
+    """The arrays with leading axes of length 1, so that all have the same rank; scalars as they are."""
     rank = max(np.ndim(array) for array in arrays)
     return [a.reshape((1,) * (rank - a.ndim) + a.shape) if a.ndim not in (0, rank) else a for a in arrays]
 
@@ -62,7 +62,7 @@ def _pow(x: Array, y: Array, *, opset: int) -> Array:
 
 
 def _clip(x: Array, low: Array = None, high: Array = None, *, opset: int, min: float = -np.inf, max: float = np.inf):
-    """Its limits are inputs since opset 11, and attributes before."""
+    """Clipping; the limits are inputs since opset 11, and attributes before."""
     low, high = (min if low is None else low), (max if high is None else high)
     return jnp.clip(x, jnp.asarray(low, x.dtype), jnp.asarray(high, x.dtype))
 
@@ -103,7 +103,7 @@ Pads = list[tuple[int, int]]
 def _pads(
     auto_pad: str, pads: Sequence[int] | None, sizes: Sequence[int], window: Sequence[int], strides: Sequence[int]
 ) -> Pads:
-    """Padding before and after each axis, for windows of these sizes, dilation included."""
+    """The padding before and after each spatial axis of length `sizes`; `window` includes dilation."""
     if auto_pad in ("NOTSET", "VALID"):
         pads = pads if pads and auto_pad == "NOTSET" else [0] * (2 * len(sizes))
         return list(zip(pads[: len(sizes)], pads[len(sizes) :], strict=True))
@@ -125,7 +125,7 @@ def _conv(
     pads: Sequence[int] = (),
     strides: Sequence[int] = (),
 ) -> Array:
-    """Images `[B, C, *sizes]` and kernel `[O, C / group, *window]`."""
+    """A convolution of images `[B, C, *sizes]` by a kernel `[O, C / group, *window]`."""
     axes = x.ndim - 2
     strides, dilations = strides or (1,) * axes, dilations or (1,) * axes
     window = [(k - 1) * d + 1 for k, d in zip(kernel.shape[2:], dilations, strict=True)]
@@ -140,9 +140,9 @@ def _conv(
 def _windows(
     sizes: Sequence[int], window: Sequence[int], strides: Sequence[int], padding: Pads, ceil_mode: int
 ) -> Pads:
-    """The padding, with what is to be added after each axis where sizes are rounded up.
+    """The padding, with more after each axis where `ceil_mode` rounds the number of windows up.
 
-    A window that would begin behind the image and what is before it is left out, as in PyTorch.
+    A window that would begin after the end of the image is left out, as in PyTorch.
     """
     if not ceil_mode:
         return padding
@@ -248,7 +248,7 @@ def _batch_normalization(
     x: Array, scale: Array, bias: Array, mean: Array, variance: Array, *, opset: int, epsilon=1e-5, training_mode=0, **_
 ) -> Array:
     if training_mode:
-        raise InputError("BatchNormalization is in training mode there; export the network in evaluation mode")
+        raise InputError("the network's BatchNormalization is in training mode; export the network in evaluation mode")
     factor = scale / jnp.sqrt(variance + epsilon)
     shape = (1, -1, *[1] * (x.ndim - 2))
     return (x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
@@ -332,7 +332,7 @@ def _split(x: Array, split: Array = None, *, opset: int, axis: int = 0, num_outp
     lengths = [] if split is None else _numbers(split, "the sizes of a Split")
     if not lengths:
         if num_outputs is None:
-            raise InputError("a Split there does not say into how many parts")
+            raise InputError("a Split of the network does not say the number of parts")
         each = -(-x.shape[axis] // num_outputs)
         lengths = [min(each, x.shape[axis] - i) for i in range(0, x.shape[axis], each)]
     ends = np.cumsum(lengths)[:-1].tolist()
@@ -343,7 +343,7 @@ def _gather(x: Array, places: Array, *, opset: int, axis: int = 0) -> Array:
     if _known(x, places):
         return np.asarray(np.take(x, places, axis))
     if not _known(places):
-        raise InputError("what a Gather takes depends on the image; only places that are known beforehand are read")
+        raise InputError("a Gather's indices depend on the image or on weights; only constants are supported there")
     if places.ndim == 0:
         return lax.index_in_dim(x, int(places), axis, keepdims=False)
     return jnp.take(x, places, axis)
@@ -354,7 +354,7 @@ def _shape(x: Array, *, opset: int, start: int = 0, end: int | None = None) -> n
 
 
 def _cast(x: Array, *, opset: int, to: str, **_: Any) -> Array:
-    """`to` is the name of NumPy's type."""
+    """A conversion to the type with the name `to` in NumPy."""
     return np.asarray(x.astype(to)) if _known(x) else x.astype(jax.dtypes.canonicalize_dtype(to))
 
 
@@ -377,7 +377,7 @@ def _where(condition: Array, a: Array, b: Array, *, opset: int) -> Array:
 
 def _same(x: Array, *_: Array, opset: int, **how: Any) -> Array:
     if how.get("training_mode"):
-        raise InputError("Dropout is in training mode there; export the network in evaluation mode")
+        raise InputError("the network's Dropout is in training mode; export the network in evaluation mode")
     return x
 
 

@@ -1,4 +1,4 @@
-"""PyTorch's modules as classifiers, by way of ONNX: one reader serves both."""
+"""Imports PyTorch modules as classifiers, by exporting them to ONNX and reading that as an ONNX file is read."""
 
 import copy
 import logging
@@ -26,23 +26,23 @@ def from_torch(
     preprocess: Callable[[Any], Any] | None = None,
     bounds: tuple[float, float] = UNIT,
 ) -> Classifier:
-    """A PyTorch module as a classifier, whose weights are leaves.
+    """A PyTorch module as a classifier whose parameters are the module's weights.
 
-    The module is exported by `torch.onnx.export` and read as an ONNX file is (see `from_onnx`), from a copy in
-    evaluation mode and single precision; the module itself stays as it is. Two modules of one architecture give an
-    equal `apply`, so that what is compiled for one serves the other.
+    A copy of the module, in evaluation mode and single precision, is exported by `torch.onnx.export` and read as an
+    ONNX file is (see `from_onnx`); the module itself is not changed. Two modules of one architecture give equal
+    functions `apply`, so that programs compiled for one serve the other.
 
     Args:
       module: a `torch.nn.Module` from images to logits.
       example: images `[B, *shape]`, of NumPy, JAX or PyTorch, as the classifier will be given them. Only their shape
         matters.
-      preprocess, bounds: see `Classifier`. Without, the classifier takes the images that the module takes, channels
-        first as a rule, in [0, 1].
+      preprocess, bounds: see `Classifier`. By default the classifier takes the images that the module takes, which
+        usually have the channels first, in [0, 1].
 
     Raises:
-      InputError: what it takes is not installed (`pip install "mnist_jax[torch]"`); PyTorch can't export the module; it
-        has operators that are not known here, which the message names; or its logits of random images differ by more
-        than 1e-5 of the largest.
+      InputError: PyTorch or ONNX is not installed (`pip install "mnist_jax[torch]"`); PyTorch can't export the module;
+        it has operators that are not supported, which the message names; or its logits of random images differ by more
+        than 1e-5 of the largest logit.
     """
     torch = needed("torch", EXTRA)
     for name in ("onnx", "onnxscript"):
@@ -65,11 +65,11 @@ def from_torch(
 
 
 def _exported(module: Any, shape: tuple[int, ...], what: str) -> Any:
-    """The module as an `onnx.ModelProto`, for any number of images, or for one where it can't be so."""
+    """The module as an `onnx.ModelProto`, for any batch size where PyTorch can export that, else for a batch of one."""
     for batch in (2, 1):
         try:
             model = _export(module, (batch, *shape))
-        except Exception as error:  # of many kinds
+        except Exception as error:  # export raises many kinds
             if batch == 1:
                 cause = error.__cause__ or error
                 raise InputError(
@@ -78,15 +78,15 @@ def _exported(module: Any, shape: tuple[int, ...], what: str) -> Any:
         else:
             if batch == 1 or not model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value"):
                 return model
-    raise AssertionError("the last of them returns or raises")
+    raise AssertionError("the loop returns or raises")
 
 
 def _export(module: Any, shape: tuple[int, ...]) -> Any:
-    """The module as an `onnx.ModelProto`, for images `[B, ...]`: for any B as far as PyTorch can, or for just 1."""
+    """The module as an `onnx.ModelProto` for images of `shape` `[B, ...]`: of B = 1 exactly, or of any B for B > 1."""
     torch = needed("torch", EXTRA)
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it says what else could be installed
+    logger.setLevel(logging.ERROR)  # its warnings recommend further packages
     any_number = None if shape[0] == 1 else ({0: torch.export.Dim.AUTO},)
     how = {"dynamo": True, "dynamic_shapes": any_number, "verbose": False}
     try:

@@ -1,10 +1,10 @@
-"""Equations that are affine in the image: run on many at once, by absolute coefficients, and transposed.
+"""Equations that are affine in the image: run on many images at once, with absolute coefficients, and transposed.
 
-An equation is affine only if its primitive is on the list here, and only operands in which it is linear depend on the
-image. Nobody's derivative rule is asked for that.
+An equation is affine only if its primitive is on a list in this file, and only operands in which it is linear depend on
+the image. No derivative rule is used to find out.
 
-The values that depend on the image have a last axis more, the lanes: one for every image, or for every linear function
-of a value whose bound is sought. With the lanes last, what is copied, compared or added lies in contiguous runs.
+Values that depend on the image have an additional last axis, the lanes: one lane for each image, or for each linear
+function that is propagated backwards. With the lanes last, copies, comparisons and sums run over contiguous memory.
 """
 
 import math
@@ -21,7 +21,8 @@ from mnist_jax.jaxprs.program import Equation, Program
 
 Shapes = list[jax.ShapeDtypeStruct]
 
-# Operands in which a primitive is linear, all of them together; what is constant among them is added.
+# Primitives that are linear in these operands together, given how many operands there are. Those of them that are
+# constant are added.
 LINEAR: dict[str, Callable[[int], range]] = {
     "add": range,
     "add_any": range,
@@ -48,11 +49,11 @@ LINEAR: dict[str, Callable[[int], range]] = {
     "dynamic_slice": lambda _: range(1),
     "dynamic_update_slice": lambda _: range(2),
 }
-# Linear in one operand at a time, of which the other, a constant, has the coefficients.
+# Primitives that are linear in one of these operands while the other, which has the coefficients, is constant.
 BILINEAR = {"mul": (0, 1), "dot_general": (0, 1), "conv_general_dilated": (0, 1), "div": (0,)}
 
 PRODUCTS = {"dot_general", "conv_general_dilated"}
-DIVISION = 3  # roundings in one, where the device multiplies by a reciprocal
+DIVISION = 3  # roundings of a division by a device that multiplies by a reciprocal
 
 
 def dependent(program: Program, equation: Equation) -> tuple[bool, ...]:
@@ -61,7 +62,10 @@ def dependent(program: Program, equation: Equation) -> tuple[bool, ...]:
 
 
 def is_affine(program: Program, equation: Equation) -> bool:
-    """Whether the equation is affine in the image. Raises `UnsupportedOperation` where it rounds more than it says."""
+    """Whether the equation is affine in the image.
+
+    Raises `UnsupportedOperation` where it is, but computes in another precision than bounds are known for.
+    """
     which = [i for i, depends in enumerate(dependent(program, equation)) if depends]
     if equation.name in LINEAR:
         allowed = set(which) <= set(LINEAR[equation.name](len(equation.operands)))
@@ -84,14 +88,14 @@ def _check_precision(program: Program, equation: Equation) -> None:
         precision = equation.params["precision"]
         each = precision if isinstance(precision, tuple) else (precision,)
         if any(p not in (None, lax.Precision.HIGHEST) for p in each):
-            raise equation.refused(f"it asks for the precision {precision}, where bounds are of the highest")
+            raise equation.refused(f"it asks for precision {precision}; bounds are known for the highest only")
         kinds = {program.shapes[n].dtype for n in equation.operands}
         if kinds != {made} or equation.params["preferred_element_type"] not in (None, made):
             raise equation.refused("its operands and its result are not of one type")
 
 
 def run(equation: Equation, operands: Sequence[Any], which: Sequence[bool]) -> list[jax.Array]:
-    """What the equation gives `[*shape, N]`, of operands that depend on the image `[*shape, N]`, and constants."""
+    """The equation's results `[*shape, N]`, where `which` operands depend on the image, `[*shape, N]`, others don't."""
     lanes = next(x.shape[-1] for x, depends in zip(operands, which, strict=True) if depends)
     if equation.name == "reshape":
         return [lax.reshape(operands[0], (*equation.params["new_sizes"], lanes))]
@@ -100,7 +104,7 @@ def run(equation: Equation, operands: Sequence[Any], which: Sequence[bool]) -> l
     if equation.name == "concatenate":
         every = [x if d else jnp.broadcast_to(x[..., None], (*x.shape, lanes)) for x, d in _pairs(operands, which)]
         return [lax.concatenate(every, equation.params["dimension"])]
-    if equation.name in ("add", "sub", "mul", "div"):  # with scalars, as literals may be
+    if equation.name in ("add", "sub", "mul", "div"):  # literal operands may be scalars
         shape = (*jnp.broadcast_shapes(*[x.shape[:-1] if d else jnp.shape(x) for x, d in _pairs(operands, which)]), 1)
         a, b = (_ranked(x if d else jnp.asarray(x)[..., None], len(shape)) for x, d in _pairs(operands, which))
         return [{"add": lax.add, "sub": lax.sub, "mul": lax.mul, "div": lax.div}[equation.name](*_alike(a, b))]
@@ -117,7 +121,7 @@ def _pairs(operands, which):
 
 
 def _ranked(x: jax.Array, rank: int) -> jax.Array:
-    """A scalar, with its lanes, in a shape that goes with others."""
+    """A scalar with lanes, reshaped to a rank."""
     return x if x.ndim == rank else x.reshape(*[1] * (rank - 1), x.shape[-1])
 
 
@@ -127,14 +131,14 @@ def _alike(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def linear_part(equation: Equation, operands: Sequence[Any], which: Sequence[bool]) -> list[jax.Array]:
-    """As `run`, without what is added."""
+    """The equation's results as by `run`, without the constants that are added."""
     return run(equation, [x if d else _without(equation, x) for x, d in _pairs(operands, which)], which)
 
 
 def by_absolutes(equation: Equation, operands: Sequence[Any], which: Sequence[bool], *, added: bool) -> list[jax.Array]:
-    """As `run`, by the absolute values of the coefficients, and of what is added, if it is to be.
+    """The equation's results as by `run`, with absolute values of all coefficients and of added constants.
 
-    Of half-widths it makes half-widths, and of magnitudes magnitudes.
+    Half-widths give half-widths without the added constants; magnitudes give magnitudes with them (`added`).
     """
     values = []
     for x, depends in _pairs(operands, which):
@@ -146,7 +150,7 @@ def by_absolutes(equation: Equation, operands: Sequence[Any], which: Sequence[bo
 
 
 def by_sizes(equation: Equation, added: bool) -> Equation:
-    """The equation for absolute values: a sum in place of a difference; what fills gaps, by its size or not at all."""
+    """The equation for absolute values: a difference as a sum; a gather with its fill value's size, or 0."""
     if equation.name == "gather" and equation.params.get("fill_value") is not None:
         fill = abs(equation.params["fill_value"]) if added else 0
         return replace(equation, params=equation.params | {"fill_value": fill})
@@ -154,36 +158,40 @@ def by_sizes(equation: Equation, added: bool) -> Equation:
 
 
 def as_product(equation: Equation) -> Equation:
-    """A product in place of a quotient."""
+    """The equation of a quotient as that of a product."""
     return replace(equation, name="mul", primitive=lax.mul_p, params={})
 
 
 def as_sum(equation: Equation) -> Equation:
-    """The equation, or a sum in place of a difference: of absolute values."""
+    """The equation of a difference as that of a sum; any other equation as it is."""
     if equation.name != "sub":
         return equation
     return replace(equation, name="add", primitive=lax.add_p, params={})
 
 
 def _without(equation: Equation, constant: Any) -> Any:
-    """A constant operand, or zeros where it is added."""
+    """A constant operand of an equation, or zeros where it is added."""
     return without(constant) if equation.name in LINEAR else constant
 
 
 def without(constant: Any) -> Any:
-    """Zeros for a number that is added; what chooses or places values stays."""
+    """Zeros in place of a floating constant; integers and booleans, which select or place values, stay."""
     return jnp.zeros_like(constant) if jnp.issubdtype(jnp.result_type(constant), jnp.floating) else constant
 
 
 def transpose(
     equation: Equation, operands: Sequence[Any], which: Sequence[bool], shapes: Shapes, results: Sequence[Any]
 ) -> list[jax.Array]:
-    """Coefficients of the operands that depend on the image, of coefficients of the results `[*shape, N]`.
+    """The transpose of an affine equation: coefficients of its results, `[*shape, N]`, to those of its operands.
 
     Args:
-      operands: the constants among them; the others are not looked at.
-      shapes: of the operands that depend on the image.
-      results: coefficients, or None where they are zero.
+      operands: the constant operands; those that depend on the image are not read.
+      which: which operands depend on the image.
+      shapes: shapes and types of the operands that depend on the image.
+      results: coefficients of the results, or None where they are zero.
+
+    Returns:
+      Coefficients `[*shape, N]` of the operands that depend on the image.
     """
     lanes = next(x.shape[-1] for x in results if x is not None)
     given = [jax.ShapeDtypeStruct((*s.shape, lanes), s.dtype) for s in shapes]
@@ -202,7 +210,7 @@ def transpose(
 
 
 def terms(program: Program, equation: Equation) -> tuple[int, int]:
-    """How many roundings there are at most on the way of a term through the equation, and through its transpose."""
+    """The largest number of roundings of a term in the equation, and in its transpose."""
     shapes = [program.shapes[n].shape for n in equation.operands]
     name, params, out = equation.name, equation.params, program.shapes[equation.results[0]].shape
     if name in ("add", "add_any", "sub", "mul"):

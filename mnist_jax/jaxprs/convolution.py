@@ -1,6 +1,6 @@
-"""Convolutions and their transposes with the lanes last, as products of matrices.
+"""Convolutions, and their transposes, of inputs with the lanes as last axis, by matrix products on a CPU.
 
-XLA's CPU backend takes ten times as long for its own convolutions of this form. On other devices they are its own.
+XLA's CPU backend takes ten times as long for its own convolutions of this form. On other devices XLA's own are used.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from jax import lax
 
 
 def is_plain(params: dict[str, Any], shape: Sequence[int]) -> bool:
-    """Whether it is an ordinary convolution of inputs of that shape: one image, no dilation, no groups."""
+    """Whether a convolution of inputs of a shape has one image, no dilation, no groups and no negative padding."""
     if shape[params["dimension_numbers"].lhs_spec[0]] != 1:
         return False
     dilations = {*params["lhs_dilation"], *params["rhs_dilation"]}
@@ -23,12 +23,12 @@ def is_plain(params: dict[str, Any], shape: Sequence[int]) -> bool:
 
 
 def run(x: jax.Array, kernel: jax.Array, params: dict[str, Any]) -> jax.Array:
-    """The convolution of inputs with lanes last, and of one image, by a kernel without lanes."""
+    """The convolution of one image, with the lanes last, by a kernel without lanes."""
     return lax.platform_dependent(x, kernel, cpu=partial(_by_matrix, params), default=partial(_natively, params))
 
 
 def transpose(y: jax.Array, kernel: jax.Array, shape: Sequence[int], params: dict[str, Any]) -> jax.Array:
-    """Its transpose: what inputs of that shape, with lanes last, get from outputs with lanes last."""
+    """The transposed convolution: from outputs with the lanes last to inputs of a shape, with the lanes last."""
 
     def natively(y, kernel):
         x = jax.ShapeDtypeStruct(tuple(shape), y.dtype)
@@ -60,7 +60,7 @@ def _transposed_by_matrix(params: dict[str, Any], shape: tuple[int, ...], y: jax
     y = y.transpose(*numbers.out_spec, y.ndim - 1)[0]  # [O, *spatial, N]
     matrix, window = _matrix(kernel, numbers)
     patches = jnp.tensordot(matrix, y, [[0], [0]], precision=params["precision"])
-    # A barrier: XLA would work the products out anew for everything that is added up of them.
+    # A barrier: without it XLA repeats the products for each of the sums below.
     patches = lax.optimization_barrier(patches.reshape(*window, -1, *y.shape[1:]))
     *spatial, lanes = [shape[axis] for axis in numbers.lhs_spec[2:]] + [shape[-1]]
     padded = [n + sum(pads) for n, pads in zip(spatial, params["padding"], strict=True)]
@@ -77,7 +77,7 @@ def _transposed_by_matrix(params: dict[str, Any], shape: tuple[int, ...], y: jax
 
 
 def _matrix(kernel: jax.Array, numbers: Any) -> tuple[jax.Array, tuple[int, ...]]:
-    """The kernel as `[O, window * C]`, and the window."""
+    """The kernel as a matrix `[O, window * C]`, and the shape of its window."""
     ordered = kernel.transpose(numbers.rhs_spec)  # [O, C, *window]
     window = ordered.shape[2:]
     return jnp.moveaxis(ordered, 1, -1).reshape(ordered.shape[0], -1), window
@@ -88,5 +88,5 @@ def _all(window: Sequence[int]) -> Any:
 
 
 def _places(at: Sequence[int], strides: Sequence[int], sizes: Sequence[int]) -> list[slice]:
-    """The pixels that a place of the window meets."""
+    """The pixels that meet one position of the window, over all windows, as a slice of each axis."""
     return [slice(i, i + s * (n - 1) + 1, s) for i, s, n in zip(at, strides, sizes, strict=True)]

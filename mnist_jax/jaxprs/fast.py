@@ -1,4 +1,4 @@
-"""A function from weights and images to logits, computed fast on a CPU as well."""
+"""Rewrites a function from weights and images to logits, so that a CPU computes it fast."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +14,9 @@ RULES = {"conv_general_dilated": convolution, "reduce_window_max": pool, "reduce
 
 
 def logits(apply: Callable[[Any, Any], Any], params: Any, images: Any) -> Any:
-    """`apply(params, images)`, with its convolutions and its pools as a CPU computes them fast.
+    """The logits `apply(params, images)`, with convolutions and pooling in forms that a CPU computes fast.
 
-    The numbers are the same up to rounding; where there are none of these, they are the same.
+    They equal those of the function as written up to rounding, and exactly where it has no convolution or pooling.
     """
     traced = jax.jit(apply).trace(params, images)
     results = jex.jaxpr_as_fun(replaced(traced.jaxpr, RULES))(*jax.tree.leaves((params, images)))

@@ -1,15 +1,16 @@
-"""Convolutions as XLA's CPU backend computes them fast; on other devices they are JAX's own.
+"""Convolutions in forms that XLA's CPU backend computes fast; on other devices they are JAX's own.
 
-That backend has a fast convolution, but only for channels last and kernels with their outputs last. Inside of a loop,
-which an attack is, others take 3 to 30 times as long, the gradients of all convolutions among them. So, on a CPU:
+That backend has a fast convolution only for images with the channels last and kernels with the output channels last. In
+a loop, as in an attack, all others take 3 to 30 times as long, among them the gradients of all convolutions. So, on a
+CPU:
 
-- a convolution, and each in its derivatives, gets its operands in that order;
-- groups are convolutions of their own; where every channel is a group, shifted images are multiplied and added;
-- a kernel of 3 by 3 pixels without strides takes, for 2 by 2 pixels, 16 products instead of 36: F(2x2, 3x3) of Lavin &
-  Gray, "Fast algorithms for convolutional neural networks", CVPR 2016, after Winograd.
+- the operands of a convolution, and of each convolution in its derivatives, are transposed to that order;
+- each group is convolved separately; where every channel is a group, shifted images are multiplied and added;
+- a 3x3 kernel without strides takes 16 products for each 2x2 pixels instead of 36: F(2x2, 3x3) of Lavin & Gray, "Fast
+  algorithms for convolutional neural networks", CVPR 2016, after Winograd.
 
-`by_device` is a primitive, since JAX has no other way to say how the derivatives of a linear function are computed in
-forward and in reverse mode.
+`by_device` is a primitive, since JAX has no other means to define how the derivatives of a linear function are computed
+in forward and in reverse mode.
 """
 
 import itertools
@@ -27,9 +28,10 @@ from jax.interpreters import ad, batching, mlir
 from mnist_jax.jaxprs.replacing import replaced
 from mnist_jax.jaxprs.span import Span
 
-FEW_GROUPS = 8  # more of them, unless they are of one channel, are XLA's: so many convolutions take long to compile
-NARROW = 8  # channels: with fewer, Winograd's transformations take longer than what they save
-FEW = 4  # images: for no more than that, they take longer to compile than they are worth
+# Largest number of groups that are convolved separately: more convolutions take too long to compile. Chosen by hand.
+FEW_GROUPS = 8
+NARROW = 8  # least number of channels for Winograd: with fewer its transformations cost more time than they save
+FEW = 4  # largest number of images convolved without Winograd, as it takes longer to compile than it saves for so few
 
 Params = dict[str, Any]
 
@@ -38,7 +40,7 @@ by_device = jex.Primitive("convolution_by_device")  # operands and parameters ar
 
 
 def convolution(eqn: jex.JaxprEqn) -> Callable[..., jax.Array] | None:
-    """What takes the place of a `conv_general_dilated`; None where that stays as it is."""
+    """The function that replaces a `conv_general_dilated` equation; None where the equation stays as it is."""
     avals: list[Any] = [v.aval for v in (*eqn.invars, *eqn.outvars)]
     kinds = {np.dtype(aval.dtype) for aval in avals}
     as_usual = kinds in ({np.dtype("float32")}, {np.dtype("float64")}) and eqn.params["out_sharding"] is None
@@ -46,7 +48,7 @@ def convolution(eqn: jex.JaxprEqn) -> Callable[..., jax.Array] | None:
 
 
 def _by_device(function: Callable, *operands: jax.Array) -> jax.Array:
-    """What a function gives, with `by_device` in place of its convolutions."""
+    """The function's result, with `by_device` in place of its convolutions."""
     closed = replaced(jax.make_jaxpr(function)(*operands), {"conv_general_dilated": convolution})
     return jex.jaxpr_as_fun(closed)(*operands)[0]
 
@@ -62,7 +64,7 @@ def _on_cpu(x: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
 
 
 def _ordered(params: Params) -> Params:
-    """The parameters for channels last."""
+    """The convolution's parameters for images and kernels with the channels last."""
     last = len(params["padding"]) + 1
     axes = tuple(range(1, last))
     kernel = (last, last - 1, *(axis - 1 for axis in axes))
@@ -72,7 +74,7 @@ def _ordered(params: Params) -> Params:
 def _grouped(x: jax.Array, kernel: jax.Array, params: Params) -> jax.Array:
     by_channel, by_batch = params["feature_group_count"], params["batch_group_count"]
     groups = max(by_channel, by_batch)
-    if min(itertools.chain(*params["padding"]), default=0) < 0:  # where XLA reads beyond the input
+    if min(itertools.chain(*params["padding"]), default=0) < 0:  # XLA's convolution would read outside of the input
         x, params = _padded(x, params), _unpadded(params)
     if groups == 1:
         return _whole(x, kernel, params)
@@ -97,12 +99,12 @@ def _whole(x: jax.Array, kernel: jax.Array, params: Params) -> jax.Array:
     wide = min(kernel.shape[-2:]) >= NARROW and len(x) > FEW
     if wide and kernel.shape[:-2] == (3, 3) and steps == {1}:
         return _winograd(x, kernel, params)
-    # A barrier: XLA would take the order of the kernel's axes, or its reversal, back into the convolution.
+    # A barrier: without it XLA merges the kernel's transposition or reversal into the convolution, which is slow then.
     return _native(x, lax.optimization_barrier(kernel), **params)
 
 
 def _padded(x: jax.Array, params: Params, more: Sequence[int] | None = None) -> jax.Array:
-    """The input with its padding, its dilation, and so many more zeros at the end of each axis."""
+    """The input with its padding and dilation applied, and `more` zeros at the end of each spatial axis."""
     each = zip(params["padding"], params["lhs_dilation"], more or [0] * (x.ndim - 2), strict=True)
     pads = [(low, high + extra, dilation - 1) for (low, high), dilation, extra in each]
     return lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
@@ -114,7 +116,7 @@ def _unpadded(params: Params) -> Params:
 
 
 def _channelwise(x: jax.Array, kernel: jax.Array, params: Params) -> jax.Array:
-    """Every channel by kernels of its own, `[*window, 1, C * M]`."""
+    """A depthwise convolution: each of C channels by M kernels of its own, `[*window, 1, C * M]`."""
     window = kernel.shape[:-2]
     steps = zip(window, params["window_strides"], params["rhs_dilation"], strict=True)
     spans = [Span(axis, *step) for axis, step in enumerate(steps, 1)]
@@ -131,7 +133,11 @@ def _channelwise(x: jax.Array, kernel: jax.Array, params: Params) -> jax.Array:
 
 
 def _winograd(x: jax.Array, kernel: jax.Array, params: Params) -> jax.Array:
-    """By a product of matrices for each of 4 by 4 places, from which every tile of 2 by 2 pixels is put together."""
+    """A 3x3 convolution by Winograd's F(2x2, 3x3).
+
+    Overlapping tiles of 4x4 pixels and the kernel are transformed; a matrix product for each of the 16 positions in a
+    tile follows, and the products are transformed to tiles of 2x2 pixels of the result.
+    """
     high, wide = (n + sum(pads) - 2 for n, pads in zip(x.shape[1:3], params["padding"], strict=True))
     x = _padded(x, params, (high % 2, wide % 2))
     kernels = lax.optimization_barrier([_of_kernel(column, 0) for column in _of_kernel(kernel, 1)])

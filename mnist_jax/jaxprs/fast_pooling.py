@@ -1,7 +1,7 @@
-"""Maxima and sums over windows: on a CPU along one axis after another, on other devices JAX's own.
+"""Max-pooling and sum-pooling: on a CPU along one axis after another, on other devices JAX's own.
 
-XLA's CPU backend takes ten times as long for the gradient of a maximum over windows. Here it goes, as there, to the
-first pixel, by rows, of those that are the largest.
+XLA's CPU backend takes ten times as long for the gradient of max-pooling. As in XLA, that gradient goes to the first of
+the largest pixels of a window, in the order of rows.
 """
 
 import math
@@ -17,11 +17,12 @@ from jax import lax
 
 from mnist_jax.jaxprs.span import Span
 
-LONG = 16  # pixels: where windows overlap, they are no longer than that along an axis, or there were too many slices
+# Largest side of a window, in pixels, along an axis with several windows: a longer one would need too many slices.
+LONG = 16
 
 
 def pool(eqn: jex.JaxprEqn) -> Callable[[jax.Array], jax.Array] | None:
-    """What takes the place of a `reduce_window_max` or `reduce_window_sum`; None where that stays as it is."""
+    """The function that replaces a `reduce_window_max` or `reduce_window_sum` equation; None where it stays."""
     params = eqn.params
     avals: list[Any] = [v.aval for v in (*eqn.invars, *eqn.outvars)]
     x, y = avals

@@ -1,4 +1,4 @@
-"""A classifier's computation for one image as a row of equations, with every call inlined."""
+"""Reads a classifier's computation for one image as a list of equations, with every call inlined."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from mnist_jax import layers, unstable
 from mnist_jax.classifier import Classifier
 from mnist_jax.jaxprs import rewriting
 
-# Calls, and where each keeps what it computes. What it says of derivatives is never looked at.
+# Primitives that call a function, and the parameter with its jaxpr. Their derivative rules are never read.
 CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -28,39 +28,39 @@ CALLS = {
     "remat2": "jaxpr",
     "checkpoint": "jaxpr",
 }
-# Equations that give their operands back as they are.
+# Primitives whose results are their operands.
 IDENTITIES = {"stop_gradient", "optimization_barrier", "copy", "copy_p", "name", "sharding_constraint"}
 
 
-# Equations whose operands JAX may leave to be broadcast.
+# Primitives with operands that JAX may leave to be broadcast.
 ELEMENTWISE = {"add", "add_any", "sub", "mul", "div", "max", "min", "pow", "atan2", "nextafter", "rem"}
 
 
-# Equations of constants in the function itself, such as counts, that are worked out at once.
+# Primitives that are evaluated while the program is read, if all operands are literals of the function itself.
 FOLDED = {"convert_element_type", "broadcast_in_dim", "neg", "add", "sub", "mul", "max", "min", "gt", "ge", "lt", "le"}
 
 
 def _whole(x: Any) -> bool:
-    """Whether it is a scalar constant that is a small whole number, or infinite."""
+    """Whether x is a scalar constant that is infinite, or an integer of an absolute value below 1024."""
     if not isinstance(x, np.ndarray) or x.ndim or x.dtype.kind not in "iufb":
         return False
     return bool(np.isinf(x)) if not np.isfinite(x) else bool(abs(x) < 2**10 and x == np.round(x))
 
 
 class UnsupportedOperation(ValueError):
-    """The classifier computes something that no bound is known for here; the message names it, and its line."""
+    """The classifier computes something that certificates know no bounds for; the message names it and its line."""
 
 
 @dataclass(frozen=True)
 class Equation:
-    """One step of the computation.
+    """One equation of a program: a primitive applied to values.
 
     Attributes:
-      name: of the primitive.
-      primitive: JAX's; None for a step of `rewriting`, which is known by its name alone.
+      name: name of the primitive.
+      primitive: JAX's primitive; None for one of `rewriting`'s own, such as "softplus".
       operands, results: numbers of values, see `Program`.
-      params: the primitive's.
-      line: of the user's function that it comes from.
+      params: the primitive's parameters.
+      line: the line of the user's function that it comes from.
     """
 
     name: str
@@ -71,28 +71,29 @@ class Equation:
     line: str
 
     def bind(self, *operands: Any) -> list[Any]:
-        """What the equation gives."""
+        """The equation's results for these operands."""
         results = self.primitive.bind(*operands, **self.params)
         return list(results) if self.primitive.multiple_results else [results]
 
     def refused(self, why: str) -> UnsupportedOperation:
+        """The error that says that the equation cannot be bounded, why, and at which line it is."""
         return UnsupportedOperation(f"no bounds of {self.name} are known here ({why}), which is at {self.line}")
 
 
 @dataclass
 class Program:
-    """The equations in a row. Values have numbers, in the order in which they come into being.
+    """A classifier's computation for one image: a list of equations. Values are numbered in the order of creation.
 
     Attributes:
-      equations: in an order in which they can be worked off.
-      known: constants by their numbers.
+      equations: in an order in which they can be evaluated.
+      known: values that are constants, by number.
       weights: numbers of the leaves of the classifier's parameters.
       image: number of the image, `[1, *shape]`.
-      logits: number of what comes out, `[1, C]`.
-      shapes: shape and type of every value.
-      depends: numbers of the values that depend on the image; all others are made of weights and constants.
-      uses: how many operands of equations each value is.
-      platforms: those for which something was chosen.
+      logits: number of the logits, `[1, C]`.
+      shapes: shape and type of every value, by number.
+      depends: numbers of the values that depend on the image; all others depend on weights and constants only.
+      uses: by number, how often each value is an operand of an equation.
+      platforms: platforms for which the classifier has a branch of its own.
     """
 
     equations: list[Equation] = field(default_factory=list)
@@ -107,13 +108,14 @@ class Program:
 
 
 def read(classifier: Classifier, shape: tuple[int, ...], dtype: Any, platform: str) -> Program:
-    """The classifier's computation for one image of that shape, as it is on a platform such as "cpu".
+    """The classifier's computation for one image of a shape and type, on a platform such as "cpu".
 
     Raises:
-      UnsupportedOperation: a loop or a branch depends on the image, or something else that can't be inlined.
+      UnsupportedOperation: the logits do not depend on the image, or are probabilities by a softmax, or the classifier
+        has no branch for the platform.
     """
     image = jax.ShapeDtypeStruct((1, *shape), dtype)
-    # For one image: so every value is of this image alone, wherever in it the batch may be.
+    # Traced for one image, so that every value belongs to this image, whichever of its axes is the batch.
     with layers.plain():
         closed = jax.make_jaxpr(lambda params, image: replace(classifier, params=params, fast=False)(image))(
             classifier.params, image
@@ -131,27 +133,30 @@ def read(classifier: Classifier, shape: tuple[int, ...], dtype: Any, platform: s
 
 
 class Reader:
-    """Writes a `Program`. Rules of `rewriting` are given it, to write what stands for an equation."""
+    """Builds a `Program`. The rules of `rewriting` use it to write the equations that replace one."""
 
     def __init__(self, platform: str):
         self.platform, self.program = platform, Program()
         self.line = "an unknown line"
 
     def new(self, aval: Any) -> int:
-        """The number of a new value."""
+        """Adds a value of this shape and type; gives its number."""
         self.program.shapes.append(jax.ShapeDtypeStruct(aval.shape, aval.dtype))
         return len(self.program.shapes) - 1
 
     def constant(self, value: Any) -> int:
+        """Adds a constant; gives its number."""
         value = value if isinstance(value, jax.Array) else np.asarray(value)
         number = self.new(value)
         self.program.known[number] = value
         return number
 
     def shape(self, number: int) -> jax.ShapeDtypeStruct:
+        """The shape and type of a value."""
         return self.program.shapes[number]
 
     def depends(self, numbers: Sequence[int]) -> bool:
+        """Whether any of the values depends on the image."""
         return any(n in self.program.depends for n in numbers)
 
     def write(self, name: str, primitive: Any, operands: Sequence[int], avals: Sequence[Any], params: Any) -> list[int]:
@@ -165,11 +170,11 @@ class Reader:
         return results
 
     def trace(self, function: Callable, *operands: int) -> list[int]:
-        """Adds what a JAX function of these values computes."""
+        """Adds the equations of a JAX function of these values; gives the numbers of its results."""
         return self.inline(jax.make_jaxpr(function)(*map(self.shape, operands)), operands)
 
     def inline(self, closed: Any, operands: Sequence[int]) -> list[int]:
-        """Adds the equations of a jaxpr."""
+        """Adds the equations of a closed jaxpr; gives the numbers of its results."""
         numbers = dict(zip(closed.jaxpr.invars, operands, strict=True))
         numbers |= {v: self.constant(c) for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)}
 
@@ -218,7 +223,10 @@ class Reader:
         return self.write(name, eqn.primitive, operands, avals, eqn.params)
 
     def _folded(self, eqn: Any, operands: list[int]) -> Any:
-        """What comes of whole numbers that are written in the function itself, which is exact; else None."""
+        """The equation's result where all operands are small integers in the function itself, so that it is exact.
+
+        None in all other cases.
+        """
         known = [self.program.known.get(n) for n in operands]
         if eqn.primitive.name not in FOLDED or not known or not all(map(_whole, known)):
             return None
@@ -226,13 +234,13 @@ class Reader:
             return np.asarray(eqn.primitive.bind(*known, **eqn.params))
 
     def _as_large(self, number: int, shape: tuple[int, ...]) -> int:
-        """The value broadcast to a shape, so that its bounds, and what goes back to it, have one too."""
+        """The value broadcast to a shape, so that its bounds and its coefficients have that shape, too."""
         if self.shape(number).shape == shape or number not in self.program.depends:
             return number
         return self.trace(lambda x: jnp.broadcast_to(x, shape), number)[0]
 
     def _place(self, platforms: Sequence[Any]) -> int:
-        """Of the branches, that of our platform; the one for None is for all others."""
+        """The index of the branch for the reader's platform; the branch for None is for all other platforms."""
         self.program.platforms.update(p for ps in platforms if ps is not None for p in ps)
         for place, names in enumerate(platforms):
             if names is None or self.platform in names:
@@ -240,7 +248,7 @@ class Reader:
         raise UnsupportedOperation(f"the classifier has nothing for the platform {self.platform}")
 
     def _scan(self, eqn: Any, operands: list[int]) -> list[int]:
-        """A loop of fixed length, every round of it."""
+        """Adds a loop of fixed length, unrolled; gives the numbers of its results."""
         params = eqn.params
         constants, carries = params["num_consts"], params["num_carry"]
         fixed, state, rows = operands[:constants], operands[constants:][:carries], operands[constants + carries :]
@@ -255,7 +263,7 @@ class Reader:
 
 
 def _refuse_probabilities(program: Program) -> None:
-    """Raises where a softmax comes last: its bounds would be loose, and it changes no class."""
+    """Raises `UnsupportedOperation` where the last operation is a softmax: bounds of probabilities would be loose."""
     made_by = {result: e for e in program.equations for result in e.results}
     last = made_by.get(program.logits)
     if last is None or last.name != "mul":
@@ -264,5 +272,5 @@ def _refuse_probabilities(program: Program) -> None:
     divided = other is not None and other.name == "integer_pow" and other.params["y"] == -1
     if divided and one is not None and one.name == "exp":
         raise UnsupportedOperation(
-            f"the classifier ends in a softmax, at {last.line}: let it give its logits, whose largest is the same"
+            f"the classifier ends in a softmax, at {last.line}: let it give its logits, which predict the same class"
         )

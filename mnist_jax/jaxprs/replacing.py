@@ -1,7 +1,6 @@
-"""Equations of a jaxpr replaced by others, wherever they are in it; all the rest stays as it is.
+"""Replaces equations of a jaxpr by others, at any depth; everything else stays as it is.
 
-`program` writes a function anew, and inlines its calls by what they compute. Here calls stay calls, so that what is
-said of their derivatives goes on to hold.
+Unlike `program`, which inlines every call by what it computes, this keeps calls, and so their derivative rules.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,15 +12,15 @@ import jax.extend.core as jex
 from mnist_jax import unstable
 from mnist_jax.layers import AS_WRITTEN
 
-# By the name of a primitive: a function of an equation that gives what takes its place, or None where it stays.
+# By the name of a primitive: a function of an equation that gives the function to replace it by, or None to keep it.
 Rules = Mapping[str, Callable[[jex.JaxprEqn], Callable | None]]
 
 
 def replaced(closed: jex.ClosedJaxpr, rules: Rules) -> jex.ClosedJaxpr:
-    """The jaxpr with some of its equations replaced; itself where there are none.
+    """The closed jaxpr with equations replaced by the rules; the same object where no rule applies.
 
-    It goes into whatever has a jaxpr: calls, loops, branches, checkpoints. A function with derivatives of its own keeps
-    them as they are. What has been chosen for each platform is left alone, and what is in the scope `AS_WRITTEN`.
+    Jaxprs inside of calls, loops, branches and checkpoints are included. Custom derivative rules stay as they are.
+    Branches by platform are left alone, and so is everything in the scope `AS_WRITTEN`.
     """
     jaxpr = _replaced(closed.jaxpr, rules)
     return closed if jaxpr is closed.jaxpr else jex.ClosedJaxpr(jaxpr, closed.consts)

@@ -1,8 +1,8 @@
-"""What stands for an equation that depends on the image: the same function, of fewer kinds of steps.
+"""Rules that rewrite equations that depend on the image as fewer kinds of operations, which bounds are known for.
 
-All of it holds in exact arithmetic. Maxima of any form become maxima of two; a minimum is one of negatives; absolute
-values and clipping are maxima; a quotient is a product. Activation functions with branches are known by what they
-compute, compared with JAX's own, whatever they are called.
+All rules are equalities in exact arithmetic. A maximum of any form becomes maxima of two values; a minimum is minus the
+maximum of the negatives; absolute value and clipping are maxima; a quotient is a product with a reciprocal. Activation
+functions with branches are recognized by comparing their jaxpr with that of JAX's own function, whatever their name.
 """
 
 import functools
@@ -24,7 +24,7 @@ COMPARISONS = {"ge", "gt", "le", "lt", "ne", "eq"}
 
 
 def _maximum_of(values: Sequence[jax.Array]) -> jax.Array:
-    """The maximum as a tree of maxima of two, as flat as can be."""
+    """The elementwise maximum of several arrays as a balanced tree of maxima of two."""
     values = list(values)
     while len(values) > 1:
         pairs = [lax.max(a, b) for a, b in zip(values[::2], values[1::2], strict=False)]
@@ -45,7 +45,7 @@ def _reduce_max(x: jax.Array, axes: Sequence[int]) -> jax.Array:
 
 
 def _window_max(x: jax.Array, *, window, strides, padding) -> jax.Array:
-    """The maximum over windows. What lies outside is filled up with what is next to it, which the window has too."""
+    """The maximum over windows. Padding repeats the nearest pixel, which every such window contains anyway."""
     for axis, (low, high) in enumerate(padding):
         first = lax.slice_in_dim(x, 0, 1, axis=axis)
         last = lax.slice_in_dim(x, x.shape[axis] - 1, x.shape[axis], axis=axis)
@@ -84,7 +84,10 @@ def _integer_pow(reader: "Reader", operands: list[int], params: dict[str, Any]) 
 
 
 def _extremum(reader: "Reader", operands: list[int], params: dict[str, Any], limit: float) -> list[int] | None:
-    """One with itself, with -inf or with inf changes nothing; a minimum is a maximum of negatives."""
+    """A maximum (`limit` -inf) or minimum (`limit` inf) of two values.
+
+    With itself, or with the limit, a value stays as it is; any other minimum becomes minus a maximum of negatives.
+    """
     if operands[0] == operands[1]:
         return operands[:1]
     for one, other in (operands, operands[::-1]):
@@ -108,7 +111,7 @@ def _same_type(reader: "Reader", operands: list[int], params: dict[str, Any]) ->
 
 
 def _padded(reader: "Reader", operands: list[int], params: dict[str, Any]) -> list[int] | None:
-    """A convolution of an image that is padded, in place of one that pads it."""
+    """A convolution with padding as a pad and a convolution without."""
     padding = params["padding"]
     inner = not reader.depends(operands[:1]) or {*params["lhs_dilation"]} != {1}
     if inner or not any(map(any, padding)) or min(map(min, padding)) < 0:
@@ -122,8 +125,8 @@ def _padded(reader: "Reader", operands: list[int], params: dict[str, Any]) -> li
     )
 
 
-# By the name of the primitive: a function of the reader, the operands and the parameters that writes what stands for
-# it, and gives the results; or None, where it stays.
+# By the name of the primitive: a function of the reader, the operands and the parameters that writes the equations to
+# replace it by and gives the numbers of their results, or gives None to keep it.
 RULES: dict[str, Callable[["Reader", list[int], dict[str, Any]], list[int] | None]] = {
     "max": functools.partial(_extremum, limit=-math.inf),
     "min": functools.partial(_extremum, limit=math.inf),
@@ -158,7 +161,7 @@ def _elu(reader: "Reader", x: int, alpha: int | None = None) -> list[int] | None
 
 
 def _logaddexp(reader: "Reader", a: int, b: int) -> list[int] | None:
-    """`b + softplus(a - b)`: softplus is a step of its own, as it is convex and the tree of it is not."""
+    """`logaddexp(a, b)` as `b + softplus(a - b)`, softplus being one convex operation with a curve of its own."""
     (difference,) = reader.trace(jnp.subtract, a, b)
     softplus = reader.write("softplus", None, [difference], [reader.shape(difference)], {})
     return reader.trace(jnp.add, b, *softplus)
@@ -168,7 +171,7 @@ def _hard_tanh(reader: "Reader", x: int) -> list[int]:
     return reader.trace(lambda x: jnp.minimum(jnp.maximum(x, -1), 1), x)
 
 
-# JAX's functions with branches, and what stands for each. Their other operands are constants.
+# JAX's functions with branches, and the rule that rewrites each. Their further operands have to be constants.
 KNOWN: tuple[tuple[Callable, Callable], ...] = (
     (jax.nn.leaky_relu, _leaky_relu),
     (jax.nn.elu, _elu),
@@ -178,7 +181,7 @@ KNOWN: tuple[tuple[Callable, Callable], ...] = (
 
 
 def recognized(reader: "Reader", closed: Any, operands: Sequence[int]) -> list[int] | None:
-    """The results of a call whose computation is that of a function of `KNOWN`; None where it is that of none."""
+    """The results of a call that computes the same as a function in `KNOWN`, rewritten; None for any other call."""
     if closed.consts or not any(eqn.primitive.name in COMPARISONS for eqn in closed.jaxpr.eqns):
         return None
     text = str(closed.jaxpr)
@@ -190,10 +193,10 @@ def recognized(reader: "Reader", closed: Any, operands: Sequence[int]) -> list[i
 
 @functools.lru_cache
 def _texts(function: Callable, shapes: tuple[Any, ...]) -> set[str]:
-    """What JAX's function computes for operands of these shapes, as text, at every level of its calls."""
+    """The jaxpr of a function for operands of these shapes as text, and those of all calls inside of it."""
     try:
         closed = jax.make_jaxpr(function)(*[jax.ShapeDtypeStruct(s, kind, weak_type=weak) for s, kind, weak in shapes])
-    except (TypeError, ValueError):  # it takes other operands
+    except (TypeError, ValueError):  # the function takes other operands
         return set()
     texts: set[str] = set()
     jaxprs = [closed.jaxpr]

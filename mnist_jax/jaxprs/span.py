@@ -1,4 +1,4 @@
-"""Windows along one axis, as convolutions and pools have them."""
+"""Sliding windows along one axis, as in convolutions and pooling."""
 
 from typing import NamedTuple
 
@@ -8,12 +8,13 @@ from jax import lax
 
 
 class Span(NamedTuple):
-    """Windows along an axis.
+    """Sliding windows along an axis.
 
     Attributes:
-      size: how many pixels a window has.
-      stride: from one window to the next.
-      dilation: from one pixel of a window to the next.
+      axis: the axis of the array.
+      size: number of pixels in a window.
+      stride: distance in pixels from one window to the next.
+      dilation: distance in pixels from one pixel of a window to the next.
     """
 
     axis: int
@@ -22,17 +23,17 @@ class Span(NamedTuple):
     dilation: int = 1
 
     def count(self, length: int) -> int:
-        """How many windows there are in that length."""
+        """The number of windows in an axis of a length."""
         return (length - self.dilation * (self.size - 1) - 1) // self.stride + 1
 
     def at(self, x: jax.Array, place: int) -> jax.Array:
-        """The pixels at that place of every window."""
+        """The pixels at one position of every window."""
         start = place * self.dilation
         end = start + self.stride * (self.count(x.shape[self.axis]) - 1) + 1
         return lax.slice_in_dim(x, start, end, self.stride, self.axis)
 
     def apart(self, x: jax.Array) -> jax.Array | None:
-        """Every window with its pixels in an axis of their own, after that of the windows; None where they overlap."""
+        """The array with its axis split into windows and their pixels; None where windows overlap or are dilated."""
         length = x.shape[self.axis]
         count = self.count(length)
         if self.dilation > 1 or (self.size > self.stride and count > 1):

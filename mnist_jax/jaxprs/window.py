@@ -1,7 +1,8 @@
-"""What a block of neighbouring entries of a value sees of the image, and of every value on the way to it.
+"""Programs cut down to the receptive field of a block of neighbouring entries of a value.
 
-An entry of a convolution is made of a few pixels. A program that is cut down to these, and to what is made of them on
-the way to the entry, is a small one, and the same for blocks anywhere: it only lies elsewhere in each value.
+An entry of a convolution depends on a few pixels. The program of a block is cut down to those entries of the image, and
+of every value in between, on which the block depends. It is the same program for all blocks of one shape, applied to
+other parts of each value.
 """
 
 import math
@@ -17,18 +18,20 @@ from jax import lax
 from mnist_jax.jaxprs import affine, convolution
 from mnist_jax.jaxprs.program import Equation, Program
 
-# Equations whose every entry is made of the same entries of their operands, besides all that are not affine.
+# Affine primitives each of whose result's entries depends on the same entry of the operands, as in all nonlinear ones.
 ELEMENTWISE = {"add", "add_any", "sub", "mul", "div", "neg"}
-WORTH = 0.5  # share of all entries that windows have at most, to be less work than the whole
+WORTH = 0.5  # largest share of all entries that windows may have, for a cut to save time; chosen by hand
 
 
-class Span(NamedTuple):
-    """Along one axis, `size` entries from `start + step * corner[axis]` on; some of them may be outside of the value.
+class Extent(NamedTuple):
+    """A window along one axis: `size` entries from `start + step * corner[axis]` on, some maybe outside of the value.
 
     Attributes:
-      axis: of the block, by whose corner it moves.
-      step: 0 where it doesn't.
-      last: the largest place of the corner.
+      axis: axis of the block with whose corner the window moves.
+      step: entries by which the window moves for each entry that the corner moves; 0 where it does not move.
+      start: first entry of the window of a block whose corner is 0.
+      size: number of entries.
+      last: the largest coordinate of the corner along `axis`.
     """
 
     axis: int
@@ -38,22 +41,24 @@ class Span(NamedTuple):
     last: int
 
 
-Window = tuple[Span, ...]
-Windows = dict[int, Window]  # by the number of the value
+Window = tuple[Extent, ...]
+Windows = dict[int, Window]  # windows of values, by their numbers
 
 
 @dataclass
 class View:
-    """What a block sees, as a program of its own.
+    """The receptive field of a block, as a program of its own.
 
     Attributes:
-      block: its shape.
-      program: the equations that matter, of values as large as their windows.
-      targets: in it, numbers of the values that the block is cut out of, by their numbers in the whole.
+      block: shape of the block.
+      program: the equations that the block depends on, of values as large as their windows.
       image: window of the image.
-      steps: of nonlinear steps, by their place in it, the place in the whole and the window of the result.
-      constants: those that are cut, by their number in it: the number in the whole, the window, and of what shape.
-      masks: numbers of constants that are 1 inside of a value and 0 outside, with the window and the value's shape.
+      targets: numbers in this program of the values that the block is cut out of, by their numbers in the whole one.
+      steps: nonlinear operations, by their index in this program: their index in the whole one, and the window of the
+        result.
+      constants: constants that are cut, by their number in this program: their number in the whole one, the window, and
+        the shape of the value that it belongs to.
+      masks: constants that are 1 inside of a value and 0 outside, by number: the window and the value's shape.
     """
 
     block: tuple[int, ...]
@@ -66,13 +71,16 @@ class View:
 
 
 def view(program: Program, place: int, numbers: Sequence[int], most: int) -> View | None:
-    """What blocks see, of about so many entries of values before an equation; None where it is nearly everything.
+    """The receptive field of blocks of values; None where it is not known, or is most of the program.
 
     Args:
-      numbers: of the values, which have one shape.
+      program: the whole program.
+      place: index of an equation; the values are results of equations before it.
+      numbers: numbers of the values, which have one shape.
+      most: largest number of entries in a block, unless an axis along which blocks cannot be cut is longer.
     """
     shape = program.shapes[numbers[0]].shape
-    # Blocks are as long as the value where what they see does not move along with them, as over channels.
+    # Blocks are not cut along axes where receptive fields do not move with them, as along channels.
     moving = [i for i in range(len(shape)) if shape[i] > 1 and _seen(program, place, numbers, _changed(shape, i, 1))]
     block = tuple(1 if i in moving else length for i, length in enumerate(shape))
     while 2 * math.prod(block) <= most and (short := [i for i in moving if 2 * block[i] <= shape[i]]):
@@ -81,7 +89,7 @@ def view(program: Program, place: int, numbers: Sequence[int], most: int) -> Vie
     windows = _seen(program, place, numbers, block)
     if windows is None:
         return None
-    part = sum(math.prod(span.size for span in window) for window in windows.values())
+    part = sum(math.prod(extent.size for extent in window) for window in windows.values())
     whole = sum(math.prod(program.shapes[n].shape) for n in windows)
     return _Cutting(program, windows, block).view(place, numbers) if part <= WORTH * whole else None
 
@@ -91,44 +99,45 @@ def _changed(shape: Sequence[int], axis: int, length: int) -> tuple[int, ...]:
 
 
 def blocks(shape: Sequence[int], block: Sequence[int]) -> np.ndarray:
-    """Places `[K, L]` of the entries of K blocks that together are a value of that shape, in its row of entries."""
+    """Flat indices `[K, L]` of the L entries of each of K blocks that together cover a value of a shape."""
     starts = [np.minimum(np.arange(0, n, b), n - b) for n, b in zip(shape, block, strict=True)]
     corner = np.ravel_multi_index(np.meshgrid(*starts, indexing="ij"), shape).reshape(-1, 1)
     return corner + np.ravel_multi_index(np.indices(block), shape).reshape(1, -1)
 
 
 def cut(x: Any, window: Window, shape: Sequence[int], corner: jax.Array) -> Any:
-    """What is in the window of a block at that corner, of numbers for each entry of a value of that shape.
+    """The part of an array in the window of a block at a corner `[rank]`.
 
-    `x` may be one number for all, or 1 long along some axes, and may have axes after the value's. Outside of the value
-    it has what is nearest.
+    Args:
+      x: numbers for each entry of a value of shape `shape`; it may be a scalar, or have length 1 along some axes, and
+        it may have axes after the value's. Outside of the value, the nearest number is given.
     """
     if not jnp.ndim(x):
         return x
-    for axis, (span, length) in enumerate(zip(window, shape, strict=True)):
-        if x.shape[axis] != length or span == _all_of(length):
+    for axis, (extent, length) in enumerate(zip(window, shape, strict=True)):
+        if x.shape[axis] != length or extent == _all_of(length):
             continue
-        low, high = max(-span.start, 0), max(span.start + span.step * span.last + span.size - length, 0)
+        low, high = max(-extent.start, 0), max(extent.start + extent.step * extent.last + extent.size - length, 0)
         if low or high:
             x = jnp.pad(x, [(low, high) if i == axis else (0, 0) for i in range(x.ndim)], "edge")
-        x = lax.dynamic_slice_in_dim(x, span.start + low + span.step * corner[span.axis], span.size, axis)
+        x = lax.dynamic_slice_in_dim(x, extent.start + low + extent.step * corner[extent.axis], extent.size, axis)
     return x
 
 
 def inside(window: Window, shape: Sequence[int], corner: jax.Array, dtype: Any) -> jax.Array:
-    """1 where the window of a block at that corner is inside of a value of that shape, 0 outside: of its size."""
-    mask = jnp.ones([span.size for span in window], dtype)
-    for axis, (span, length) in enumerate(zip(window, shape, strict=True)):
-        at = lax.broadcasted_iota(jnp.int32, mask.shape, axis) + span.start + span.step * corner[span.axis]
+    """A mask of the window's size, for a block at a corner: 1 for entries inside of a value of a shape, 0 outside."""
+    mask = jnp.ones([extent.size for extent in window], dtype)
+    for axis, (extent, length) in enumerate(zip(window, shape, strict=True)):
+        at = lax.broadcasted_iota(jnp.int32, mask.shape, axis) + extent.start + extent.step * corner[extent.axis]
         mask = jnp.where((at >= 0) & (at < length), mask, 0)
     return mask
 
 
 def _seen(program: Program, place: int, numbers: Sequence[int], block: Sequence[int]) -> Windows | None:
-    """Windows of all that a block is made of; None where one of them is not known."""
+    """The windows of all values that a block of values depends on; None where one of them is not known."""
     shape = program.shapes[numbers[0]].shape
     last = [n - b for n, b in zip(shape, block, strict=True)]
-    own = tuple(Span(i, 1, 0, b, n) if n else _all_of(b) for i, (b, n) in enumerate(zip(block, last, strict=True)))
+    own = tuple(Extent(i, 1, 0, b, n) if n else _all_of(b) for i, (b, n) in enumerate(zip(block, last, strict=True)))
     windows = dict.fromkeys(numbers, own)
     for equation in reversed(program.equations[:place]):
         window = windows.get(equation.results[0])
@@ -147,23 +156,23 @@ def _seen(program: Program, place: int, numbers: Sequence[int], block: Sequence[
     return windows if program.image in windows else None
 
 
-def _all_of(length: int) -> Span:
-    return Span(0, 0, 0, length, 0)
+def _all_of(length: int) -> Extent:
+    return Extent(0, 0, 0, length, 0)
 
 
 def _both(one: Window, other: Window) -> Window | None:
-    """The window that has both, if they move together."""
-    spans = []
+    """The smallest window that contains both; None where they move differently."""
+    extents = []
     for a, b in zip(one, other, strict=True):
         if (a.axis, a.step) != (b.axis, b.step) and (a.step or b.step):
             return None
         start, end = min(a.start, b.start), max(a.start + a.size, b.start + b.size)
-        spans.append(a._replace(start=start, size=end - start))
-    return tuple(spans)
+        extents.append(a._replace(start=start, size=end - start))
+    return tuple(extents)
 
 
 def _needed(program: Program, equation: Equation, window: Window) -> Window | None:
-    """The window of its operands that an equation makes this one of its result of; None where that is not known."""
+    """The window of an equation's operands on which a window of its result depends; None where that is not known."""
     shapes = [program.shapes[n].shape for n in equation.operands]
     dependent, params = affine.dependent(program, equation), equation.params
     result = program.shapes[equation.results[0]].shape
@@ -185,14 +194,17 @@ def _elementwise(program: Program, equation: Equation) -> bool:
     return equation.name in ELEMENTWISE or not affine.is_affine(program, equation)
 
 
-def _moved(span: Span, by: int) -> Span:
-    return span._replace(start=span.start - by)
+def _moved(extent: Extent, by: int) -> Extent:
+    return extent._replace(start=extent.start - by)
 
 
-def _stretched(span: Span, start: int, stride: int, length: int) -> Span:
-    """The span of all that is under windows of that length, which begin at `start` and move by the stride."""
-    return span._replace(
-        step=stride * span.step, start=start + stride * span.start, size=stride * (span.size - 1) + length
+def _stretched(extent: Extent, start: int, stride: int, length: int) -> Extent:
+    """The entries of an operand on which an extent of a result depends, where each entry has a sliding window.
+
+    The windows have `length` entries; the first begins at `start`, and they move by the stride.
+    """
+    return extent._replace(
+        step=stride * extent.step, start=start + stride * extent.start, size=stride * (extent.size - 1) + length
     )
 
 
@@ -201,14 +213,14 @@ def _under_kernel(window: Window, result: Sequence[int], shapes: Sequence[Sequen
     (batch, channel, *spatial), (_, _, *sizes), (_, made, *results) = numbers
     if any(low or high for low, high in params["padding"]) or window[made] != _all_of(result[made]):
         return None
-    spans = {batch: window[numbers.out_spec[0]], channel: _all_of(shapes[0][channel])}
+    extents = {batch: window[numbers.out_spec[0]], channel: _all_of(shapes[0][channel])}
     for axis, size, at, stride in zip(spatial, sizes, results, params["window_strides"], strict=True):
-        spans[axis] = _stretched(window[at], 0, stride, shapes[1][size])
-    return tuple(spans[axis] for axis in range(len(spans)))
+        extents[axis] = _stretched(window[at], 0, stride, shapes[1][size])
+    return tuple(extents[axis] for axis in range(len(extents)))
 
 
 class _Cutting:
-    """Writes the program of a view."""
+    """Builds the program of a `View`."""
 
     def __init__(self, program: Program, windows: Windows, block: tuple[int, ...]):
         self.whole, self.windows = program, windows
@@ -227,21 +239,21 @@ class _Cutting:
         return self.made
 
     def _shape(self, window: Window, like: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(tuple(span.size for span in window), self.whole.shapes[like].dtype)
+        return jax.ShapeDtypeStruct(tuple(extent.size for extent in window), self.whole.shapes[like].dtype)
 
     def _new(self, window: Window, like: int) -> int:
         self.made.program.shapes.append(self._shape(window, like))
         return len(self.made.program.shapes) - 1
 
     def _sliced(self, number: int, window: Window, strides: Sequence[int], line: str) -> Equation:
-        """The equation that slices what is seen of a value; it has no results yet."""
+        """An equation, without results yet, that slices a window out of the window that is kept of a value."""
         starts = tuple(b.start - a.start for a, b in zip(self.windows[number], window, strict=True))
-        limits = tuple(start + span.size for start, span in zip(starts, window, strict=True))
+        limits = tuple(start + extent.size for start, extent in zip(starts, window, strict=True))
         params = {"start_indices": starts, "limit_indices": limits, "strides": tuple(strides)}
         return Equation("slice", lax.slice_p, (number,), (), params, line)
 
     def _part(self, number: int, window: Window) -> int:
-        """The number of a window of a value, inside of the one that is seen."""
+        """The number of a part of a value: a window inside of the one that is kept of it."""
         if self.windows[number] == window:
             return number
         result = self._new(window, number)
@@ -258,7 +270,7 @@ class _Cutting:
         if equation.name == "slice":
             strides = equation.params["strides"] or [1] * len(window)
             equation = replace(self._sliced(first, needed, strides, equation.line), results=(result,))
-        elif equation.name == "pad":  # what it adds is a constant, and nothing goes back from outside
+        elif equation.name == "pad":  # the padding is constant: its coefficients are masked
             mask = self._new(window, result)
             self.made.masks[mask] = needed, self.whole.shapes[first].shape
             operands = (self._part(first, needed), mask)
@@ -275,7 +287,7 @@ class _Cutting:
         self.made.program.equations.append(equation)
 
     def _constant(self, number: int, result: int) -> int:
-        """The number of what meets the window of a result of a constant that is added to it, or the like."""
+        """The number of a constant operand, cut to the window of the result with which it is added or multiplied."""
         if not self.whole.shapes[number].shape:
             return number
         new = self._new(self.windows[result], number)

@@ -1,4 +1,4 @@
-"""The networks: a file a family, with the recipes of each beside it."""
+"""The networks by name. Each module holds a family of networks, with the recipes that they are trained by."""
 
 from mnist_jax.errors import unknown
 from mnist_jax.networks.alexnet import AlexNet, AlexNet_bn
@@ -29,7 +29,7 @@ NETWORKS: dict[str, type[Network]] = {
         *(AlexNet, AlexNet_bn, VGG_bn, Inception, ResNet, CapsNet),
     )
 }
-ORIGINALS = ("MLP", "MLP_d", "MLP_bn", "CNN", "CNN_d", "CNN_bn")  # of the original project, shipped by both recipes
+ORIGINALS = ("MLP", "MLP_d", "MLP_bn", "CNN", "CNN_d", "CNN_bn")  # the original project's; shipped by both recipes
 
 __all__ = [
     "CLASSES",
@@ -49,7 +49,7 @@ __all__ = [
 
 
 def by_name(name: str) -> type[Network]:
-    """The network class of that name. Raises `InputError`, with the nearest names, where there is none."""
+    """The network class of a name. Raises `InputError`, which suggests similar names, where there is none."""
     if name not in NETWORKS:
         raise unknown("network", name, NETWORKS)
     return NETWORKS[name]

@@ -1,4 +1,4 @@
-"""AlexNet's layout at the size of a digit: the wider of the networks with two convolutions and two dense layers."""
+"""AlexNet reduced to images of digits: the layout of `CNN_d`, two convolutions and two dense layers, but wider."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ from mnist_jax.networks.convolutional import CNN_bn, CNN_d
 
 
 class AlexNet(CNN_d):
-    """Convolutions and pools, then dense layers with dropout; 5 million operations an image.
+    """Two convolutions with pools, then dense layers with dropout; 5 million operations per image.
 
     After Krizhevsky, Sutskever & Hinton, "ImageNet classification with deep convolutional neural networks", 2012, with
     two of its five convolutions and a narrower classifier.

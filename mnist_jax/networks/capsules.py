@@ -1,4 +1,4 @@
-"""Capsules: groups of neurons whose length says whether something is there, and whose direction how it looks."""
+"""CapsNet: capsules are vectors whose length says whether an object is present and whose direction how it looks."""
 
 import functools
 from collections.abc import Callable
@@ -14,29 +14,31 @@ from mnist_jax.networks.convolutional import CONVOLUTIONAL
 from mnist_jax.networks.network import Network, Weights, conv, linear, shape_of, uniform_by_fan_in
 from mnist_jax.objective import Objective, Outcome
 
-FILTERS = 64  # of the first convolution; the paper has 256
-KINDS = 8  # of primary capsules at each place; the paper has 32
-PRIMARY, DIGIT = 8, 16  # dimensions of the capsules, as in the paper
-ROUNDS = 3  # of routing
-DECODER = 128, 256  # widths; the paper has 512 and 1024
+# The paper is Sabour, Frosst & Hinton 2017.
+FILTERS = 64  # filters of the first convolution; the paper has 256
+KINDS = 8  # primary capsules at each place; the paper has 32
+PRIMARY, DIGIT = 8, 16  # dimensions of a primary capsule and of a class's capsule, as in the paper
+ROUNDS = 3  # rounds of routing, as in the paper
+DECODER = 128, 256  # widths of the decoder's hidden layers; the paper has 512 and 1024
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """The loss of the lengths, and how far the image is from what the true class's capsule is decoded to.
+    """CapsNet's objective: a loss of the capsules' lengths, plus the error of the decoded image.
 
-    Sabour, Frosst & Hinton 2017, section 4.1. The images reconstructed are those trained on, distorted or not.
+    The image is decoded from the label's capsule (Sabour, Frosst & Hinton 2017, section 4.1). It is compared with the
+    image of the batch, after random distortion.
 
     Attributes:
-      loss: a function of logits `[B, C]` and labels `[B]`.
-      weight: of the sum of the squared differences of pixels.
+      loss: a function of logits `[B, C]` and labels `[B]` that gives `[B]`.
+      weight: factor of the reconstruction error, the sum over pixels of the squared differences; as in the paper.
     """
 
     loss: Callable[[ArrayLike, ArrayLike], jax.Array] = losses.capsule_margin
     weight: float = 0.0005
 
     def __call__(self, network, weights, images, labels, key, progress) -> Outcome:
-        model = network.evaluating(weights)  # no layer of it is another one in training
+        model = network.evaluating(weights)  # none of its layers behaves differently in training
         capsules = model.digits(images)
         logits = lengths(capsules)
         errors = jnp.square(model.decode(capsules, labels) - images).sum((1, 2, 3))
@@ -44,14 +46,14 @@ class Reconstruction:
 
 
 def squared_norm(vectors: jax.Array) -> jax.Array:
-    """Of vectors along the last axis."""
+    """The squared 2-norm of vectors along the last axis."""
     return jnp.square(vectors).sum(-1)
 
 
 def squash(vectors: jax.Array) -> jax.Array:
-    """`|s|^2 / (1 + |s|^2)` long, in the direction of s: vectors along the last axis (equation 1).
+    """Scales vectors s along the last axis to the length `|s|^2 / (1 + |s|^2)` (Sabour et al. 2017, equation 1).
 
-    At 0, where the norm has no derivative, the value and the derivative are 0.
+    At 0, where the norm has no derivative, value and derivative are defined as 0.
     """
     square = squared_norm(vectors)[..., None]
     positive = square > 0
@@ -60,35 +62,36 @@ def squash(vectors: jax.Array) -> jax.Array:
 
 
 def route(votes: jax.Array, rounds: int = ROUNDS) -> jax.Array:
-    """Routing by agreement (procedure 1).
+    """Routing by agreement (Sabour et al. 2017, procedure 1): weighted sums of the primary capsules' votes.
 
-    In every round a capsule shares itself out among the classes, the more to one the better its vote agrees with what
-    the votes for that class add up to, by their scalar product. Gradients pass through all of it, in training too.
+    Each primary capsule has weights for the classes that add up to 1. In every round the weight of a class grows with
+    the scalar product of the capsule's vote for it and the class's squashed sum of votes. Gradients pass through all
+    rounds.
 
     Args:
-      votes: `[B, C, I, D]`, of I capsules for C classes.
+      votes: `[B, C, I, D]`, of I primary capsules for C classes.
+      rounds: number of sums; in the first, all weights are 1 / C.
 
     Returns:
-      `[B, C, D]`, the classes' capsules of the last round before they are squashed. Of one round, in which all shares
-      are equal, they are the sums of the votes over C.
+      `[B, C, D]`, the classes' sums of the last round, which are their capsules before squashing.
     """
-    totals = votes.sum(2) / votes.shape[1]  # shares are equal at first
+    totals = votes.sum(2) / votes.shape[1]  # the weights are equal in the first round
     agreement = jnp.zeros((), votes.dtype)
     for _ in range(rounds - 1):
-        # Products of matrices: written as sums of products, XLA's CPU backend takes twenty times as long for them.
+        # einsum becomes products of matrices; written as sums of products, XLA's CPU backend takes 20 times as long.
         agreement = agreement + jnp.einsum("bcid,bcd->bci", votes, squash(totals))
         totals = jnp.einsum("bci,bcid->bcd", jax.nn.softmax(agreement, 1), votes)
     return totals
 
 
 def lengths(totals: jax.Array) -> jax.Array:
-    """Lengths `[B, C]` of the capsules that `[B, C, D]` are squashed to; it needs no square root."""
+    """The lengths `[B, C]` of capsules after squashing, from the capsules `[B, C, D]` before; without a square root."""
     square = squared_norm(totals)
     return square / (1 + square)
 
 
 class Votes(nnx.Module):
-    """What each primary capsule makes of itself for each class: `[B, I, PRIMARY]` to `[B, C, I, DIGIT]`."""
+    """The votes of primary capsules for classes, a matrix for each pair: `[B, I, PRIMARY]` to `[B, C, I, DIGIT]`."""
 
     def __init__(self, capsules: int, classes: int, rngs: nnx.Rngs):
         init = functools.partial(uniform_by_fan_in, fan_in=PRIMARY)
@@ -101,18 +104,18 @@ class Votes(nnx.Module):
 
 
 class CapsNet(Network):
-    """Capsules with routing by agreement; 10 million operations an image.
+    """Capsules with routing by agreement; 10 million operations per image.
 
-    Sabour, Frosst & Hinton, "Dynamic routing between capsules", 2017, narrower: 64 filters in place of 256, 8 kinds of
-    primary capsules in place of 32, and a decoder of a quarter of the width; 0.7 million weights in place of 8.2. The
-    stride of 2 is in the first convolution, not in the second, whose kernel then is 5x5 in place of 9x9: a primary
+    Sabour, Frosst & Hinton, "Dynamic routing between capsules", 2017, but narrower: 64 filters in place of 256, 8 kinds
+    of primary capsules in place of 32, and a decoder of a quarter of the width; 0.7 million weights in place of 8.2.
+    The stride of 2 is in the first convolution, not in the second, whose kernel then is 5x5 in place of 9x9: a primary
     capsule sees 17x17 pixels, and there are 6x6 places, as in the paper, for a third of the work.
 
-    The logits are the lengths of the digits' capsules, each in [0, 1). A margin, a difference of two, is within
-    (-1, 1), and saturates: a length `n / (1 + n)`, of a capsule whose square was n, has a slope of `1 / (1 + n)^2`. An
-    attack that goes by the size of logits, or by their softmax, sees little there; one that only follows gradients may
-    stand still. So whether images fool the network is for `apply` to say, but they are to be looked for by
-    `squared_norms`, which says the same of every image without saturating, and by `votes`, without the routing, too:
+    The logits are the lengths of the classes' capsules, each in [0, 1). So a margin is within (-1, 1), and it
+    saturates: the length `n / (1 + n)` of a capsule whose squared norm before squashing is n has the derivative
+    `1 / (1 + n)^2`. An attack on the logits or their softmax gets gradients near zero there, and may make no progress.
+    Attacks should therefore search on `squared_norms`, which has the same adversarial images and does not saturate, and
+    on `votes`, which leaves the routing out; whether an image is adversarial is to be judged by `apply`:
 
         attack.nearest(Classifier(CapsNet.squared_norms, weights), images, labels)
     """
@@ -141,7 +144,7 @@ class CapsNet(Network):
         )
 
     def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None, masks: int = 1) -> jax.Array:
-        """Lengths `[B, classes]` of the digits' capsules for images `[B, *shape]`; nothing is dropped out of them.
+        """Logits `[B, classes]`, the lengths of the classes' capsules, of images `[B, *shape]`; there is no dropout.
 
         Raises:
           ValueError: the images are of another shape.
@@ -149,40 +152,40 @@ class CapsNet(Network):
         return lengths(self.digits(images))
 
     def digits(self, images: jax.Array, rounds: int = ROUNDS) -> jax.Array:
-        """The digits' capsules `[B, classes, DIGIT]` before they are squashed."""
+        """The classes' capsules `[B, classes, DIGIT]` before squashing."""
         self.check(images)
         primary = self.features(images).reshape(len(images), self.capsules.kernel.shape[0], PRIMARY)
         return route(self.capsules(squash(primary)), rounds)
 
     def decode(self, totals: jax.Array, labels: jax.Array) -> jax.Array:
-        """Images `[B, *shape]` from the labels' capsules alone."""
+        """Images `[B, *shape]` decoded from the capsules of the classes `labels` `[B]` alone."""
         own = jnp.arange(self.classes)[None] == labels[:, None]
         shown = jnp.where(own[..., None], squash(totals), 0)
         return self.decoder(shown.reshape(len(labels), self.classes * DIGIT)).reshape(len(labels), *self.shape)
 
     @classmethod
     def objective(cls) -> Objective:
-        """What recipe `original` minimizes, too."""
+        """The objective of recipe `original`: `loss` plus the reconstruction error."""
         return Reconstruction(cls.loss)
 
     @classmethod
     def squared_norms(cls, weights: Weights, images: jax.Array) -> jax.Array:
-        """Squares `[B, classes]` of the norms of the digits' capsules before squashing.
+        """The squared norms `[B, classes]` of the classes' capsules before squashing, as logits that don't saturate.
 
-        They have the order of the lengths, so that what fools one fools the other, but for rounding, and no bound.
+        They order the classes as the lengths do, so the adversarial images are the same, up to rounding.
         """
         return squared_norm(cls.evaluating(weights).digits(images))
 
     @classmethod
     def votes(cls, weights: Weights, images: jax.Array) -> jax.Array:
-        """As `squared_norms`, without the routing: each primary capsule counts the same for every class.
+        """`squared_norms` without routing: every primary capsule has the same weight for every class.
 
-        This is another classifier: what fools it may not fool the network.
+        This is another classifier: an image that fools it may not fool the network.
         """
         return squared_norm(cls.evaluating(weights).digits(images, rounds=1))
 
     @classmethod
     def reconstruct(cls, weights: Weights, images: jax.Array, labels: jax.Array) -> jax.Array:
-        """What the decoder makes `[B, *shape]` of the images by the capsules of these classes `[B]`, in [0, 1]."""
+        """Reconstructions `[B, *shape]` in [0, 1] of the images, decoded from the capsules of the classes `labels`."""
         model = cls.evaluating(weights)
         return model.decode(model.digits(images), jnp.asarray(labels))

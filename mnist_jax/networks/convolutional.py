@@ -1,4 +1,4 @@
-"""Two convolutions, each with a pool, and two dense layers."""
+"""The original project's CNN, CNN_d and CNN_bn: two convolutions, each with a pool, and two dense layers."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +13,7 @@ from mnist_jax.networks.network import Network, conv, linear, outputs
 from mnist_jax.objective import Plain
 from mnist_jax.recipe import Recipe, fading, one_cycle
 
+# Recipe `best` of the CNN, of which other networks' recipes are variants. The settings were chosen on the split `test`.
 CONVOLUTIONAL = Recipe(
     "best",
     Plain(losses.cross_entropy),
@@ -27,10 +28,17 @@ CONVOLUTIONAL = Recipe(
 
 
 def conv_features(channels: int, filters: tuple[int, int], rngs: nnx.Rngs, *, normalized: bool = False):
-    """Two convolutions of so many filters, of 5x5 and 3x3 pixels, each with a pool, ReLU, and batch normalization."""
+    """Two convolutions, 5x5 and 3x3, each followed by a pool, ReLU and, if `normalized`, batch normalization.
+
+    Args:
+      channels: of the image.
+      filters: of each convolution.
+      rngs: source of the random weights.
+      normalized: whether to normalize.
+    """
     steps: list[Callable] = []
     for size, count in zip((5, 3), filters, strict=True):
-        # ReLU after the pool gives the same values as before it, for a quarter of the work.
+        # ReLU after the pool gives the same values as before it, on a quarter of the entries.
         steps += [conv(channels, count, size, rngs), layers.max_pool, nnx.relu]
         steps += [layers.BatchNorm(count, rngs=rngs)] if normalized else []
         channels = count
@@ -38,6 +46,8 @@ def conv_features(channels: int, filters: tuple[int, int], rngs: nnx.Rngs, *, no
 
 
 class CNN(Network):
+    """Two convolutions with pools and two dense layers."""
+
     filters: ClassVar[tuple[int, int]] = 20, 40
     best = CONVOLUTIONAL
 
@@ -49,6 +59,8 @@ class CNN(Network):
 
 
 class CNN_d(Network):
+    """`CNN` with dropout before each dense layer."""
+
     filters: ClassVar[tuple[int, int]] = CNN.filters
     best = replace(CONVOLUTIONAL, objective=Plain(losses.cross_entropy, masks=4), epochs=36)
 
@@ -64,6 +76,8 @@ class CNN_d(Network):
 
 
 class CNN_bn(Network):
+    """`CNN` with batch normalization after every layer but the last."""
+
     filters: ClassVar[tuple[int, int]] = CNN.filters
     best = replace(CONVOLUTIONAL, learning_rate=4e-3, strength=fading)
 

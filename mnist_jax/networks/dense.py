@@ -1,4 +1,4 @@
-"""Dense layers only."""
+"""The original project's MLP, MLP_d and MLP_bn: three dense layers."""
 
 import math
 from dataclasses import replace
@@ -15,6 +15,8 @@ DENSE = replace(CONVOLUTIONAL, learning_rate=2e-3, epochs=90, batch_size=100, di
 
 
 class MLP(Network):
+    """Three dense layers with ReLU."""
+
     best = DENSE
 
     def __init__(self, rngs: nnx.Rngs):
@@ -29,6 +31,8 @@ class MLP(Network):
 
 
 class MLP_d(Network):
+    """`MLP` with dropout before each layer."""
+
     best = replace(
         DENSE,
         objective=Plain(losses.cross_entropy, masks=4),
@@ -54,6 +58,8 @@ class MLP_d(Network):
 
 
 class MLP_bn(Network):
+    """`MLP` with batch normalization after each hidden layer."""
+
     best = DENSE
 
     def __init__(self, rngs: nnx.Rngs):

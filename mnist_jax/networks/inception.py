@@ -1,4 +1,4 @@
-"""Modules of parallel branches, which see windows of several sizes at once."""
+"""Inception: modules of parallel convolutions whose kernels have several sizes."""
 
 from dataclasses import replace
 
@@ -12,23 +12,23 @@ from mnist_jax.networks.network import Network, conv, linear, mean_of_pixels, ou
 from mnist_jax.recipe import fading
 
 STEM = 16  # filters of the first convolution
-WIDTHS = (32, 32, 48, 8, 16, 16), (48, 48, 96, 16, 32, 32)  # of the modules before and after the second pool
+WIDTHS = (32, 32, 48, 8, 16, 16), (48, 48, 96, 16, 32, 32)  # filters of the two modules, in the order of `Module`
 
 
 def conv_norm(inputs: int, outputs: int, size: int, rngs: nnx.Rngs) -> list:
-    """A convolution that keeps the size of the image, batch normalization, and ReLU."""
+    """The layers of a convolution that keeps the image's size, batch normalization, and ReLU."""
     return [conv(inputs, outputs, size, rngs, padding=size // 2), layers.BatchNorm(outputs, rngs=rngs), nnx.relu]
 
 
 class Module(nnx.Module):
-    """The four branches of Szegedy et al. 2015, figure 2b, next to each other: `[B, H, W, C]` to `[B, H, W, C']`.
+    """The Inception module of Szegedy et al. 2015, figure 2b: `[B, H, W, C]` to `[B, H, W, C']`.
 
-    A 1x1 convolution; 1x1, then 3x3; 1x1, then 5x5; a 3x3 maximum around every pixel, then 1x1. Each convolution is
-    followed by batch normalization and ReLU.
+    Its four branches, whose channels are concatenated, are a 1x1 convolution; 1x1, then 3x3; 1x1, then 5x5; and a 3x3
+    maximum around every pixel, then 1x1. Each convolution is followed by batch normalization and ReLU.
     """
 
     def __init__(self, inputs: int, widths: tuple[int, ...], rngs: nnx.Rngs):
-        """`widths`: the filters of the first branch, of both of the second, of both of the third, of the last."""
+        """`widths`: numbers of filters of the six convolutions, in the order above."""
         one, before_three, three, before_five, five, pooled = widths
         self.one = nnx.Sequential(*conv_norm(inputs, one, 1, rngs))
         self.three = nnx.Sequential(*conv_norm(inputs, before_three, 1, rngs), *conv_norm(before_three, three, 3, rngs))
@@ -41,8 +41,7 @@ class Module(nnx.Module):
 
 
 class Inception(Network):
-    """A convolution, two Inception modules, and the mean over the pixels, with batch normalization; 10 million
-    operations an image.
+    """A convolution, two Inception modules with batch normalization, and a mean over pixels; 10 million operations.
 
     After Szegedy et al., "Going deeper with convolutions", 2015, which has nine modules, and the batch normalization of
     Ioffe & Szegedy 2015.

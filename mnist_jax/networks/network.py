@@ -1,7 +1,8 @@
-"""What the networks have in common.
+"""The base class of the networks, and the layers that they share.
 
-A network is a Flax module class. What the rest of the project works with is its pure functions: weights are a flat
-dictionary from names (`"features.0.kernel"`) to arrays, parameters and batch statistics together.
+A network is a class of Flax modules. The rest of the project uses its class methods, which are pure functions of
+weights: a flat dictionary from names such as `"features.0.kernel"` to arrays, with the trained parameters and the
+running batch statistics together.
 """
 
 import functools
@@ -23,8 +24,8 @@ Weights = dict[str, jax.Array]
 
 N = TypeVar("N", bound="Network")
 
-IMAGE_SHAPE = (28, 28, 1)
-CLASSES = 10
+IMAGE_SHAPE = (28, 28, 1)  # height, width and channels of MNIST's images
+CLASSES = 10  # number of MNIST's classes
 
 
 def uniform_by_fan_in(key, shape, dtype, *, fan_in: int):
@@ -33,29 +34,35 @@ def uniform_by_fan_in(key, shape, dtype, *, fan_in: int):
 
 
 def linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+    """A dense layer, initialized as PyTorch does."""
     init = functools.partial(uniform_by_fan_in, fan_in=inputs)
     return nnx.Linear(inputs, outputs, kernel_init=init, bias_init=init, rngs=rngs)
 
 
 def conv(inputs: int, outputs: int, size: int, rngs: nnx.Rngs, *, stride: int = 1, padding: int = 0) -> layers.Conv:
+    """A convolution by square kernels (see `layers.Conv`), initialized as PyTorch does."""
     init = functools.partial(uniform_by_fan_in, fan_in=size * size * inputs)
     return layers.Conv(inputs, outputs, size, stride=stride, padding=padding, init=init, rngs=rngs)
 
 
 def mean_of_pixels(x: jax.Array) -> jax.Array:
-    """`[B, H, W, C]` to `[B, C]`. Raises `ValueError` where there are no pixels left."""
+    """The mean over all pixels, `[B, H, W, C]` to `[B, C]`. Raises `ValueError` where there is no pixel."""
     if not math.prod(x.shape[1:3]):
         raise ValueError(f"no pixels are left in {list(x.shape)}")
     return x.mean((1, 2))
 
 
 def outputs(features: nnx.Module, shape: tuple[int, ...]) -> int:
-    """How many values the features make of an image of that shape. Raises `InputError` where it is too small."""
+    """The number of values that `features` computes from an image of this shape. Raises as `shape_of`."""
     return math.prod(shape_of(features, shape))
 
 
 def shape_of(features: nnx.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of what the features make of an image of that shape. Raises `InputError` where it is too small."""
+    """The shape of the output of `features` for an image of this shape, in evaluation mode, without the batch.
+
+    Raises:
+      InputError: the image is too small.
+    """
 
     def run(state, images):
         model = nnx.merge(graphdef, state)
@@ -73,10 +80,10 @@ def shape_of(features: nnx.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class Network(nnx.Module):
-    """`features` on the image, `classifier` on what comes out of them, flattened; the result is the logits.
+    """A network of two parts: `features` of the image, flattened, go through `classifier`, which gives the logits.
 
-    The class attributes are the shape of the images, height, width and channels, the number of classes (`of` gives the
-    network for others), and the original project's training hyperparameters; recipe `original` uses just these.
+    Class attributes are the shape of the images (height, width, channels), the number of classes (`of` gives the
+    network for others), and the original project's training hyperparameters, which recipe `original` uses.
     """
 
     shape: ClassVar[tuple[int, int, int]] = IMAGE_SHAPE
@@ -88,18 +95,18 @@ class Network(nnx.Module):
     optimizer = staticmethod(optax.adam)
     loss = staticmethod(losses.cross_entropy_of_softmax)
 
-    best: ClassVar[Recipe]  # what the field knows by now, in no more gradient steps than the original takes
+    best: ClassVar[Recipe]  # recipe by newer methods, which takes no more gradient steps than the original
 
     features: nnx.Sequential
     classifier: nnx.Sequential
 
     def __init__(self, rngs: nnx.Rngs):
-        """Each network's own sets `features` and `classifier`."""
+        """Draws random weights. Each network's own `__init__` sets `features` and `classifier`."""
 
     def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None, masks: int = 1) -> jax.Array:
         """Logits `[B, classes]` of images `[B, *shape]` in [0, 1].
 
-        In training mode `rngs` draws the dropout masks: `masks` of them for each image, and the logits are the mean.
+        In training mode `rngs` draws `masks` dropout masks for each image, and the logits are the mean over them.
 
         Raises:
           ValueError: the images are of another shape.
@@ -116,9 +123,9 @@ class Network(nnx.Module):
             raise ValueError(f"{type(self).__name__} takes images [{wanted}], not {list(images.shape)}")
 
     @classmethod
-    @functools.cache  # one class for each, as programs are compiled for a class
+    @functools.cache  # the same class each time, as compiled programs belong to a class
     def of(cls, shape: tuple[int, int, int], classes: int) -> type[Self]:
-        """This network for images of another shape and another number of classes."""
+        """The class of this network for images of `shape` (height, width, channels) and this number of classes."""
         if (shape, classes) == (cls.shape, cls.classes):
             return cls
         own = {"shape": shape, "classes": classes, "__module__": cls.__module__}
@@ -126,12 +133,15 @@ class Network(nnx.Module):
 
     @classmethod
     def initialize(cls, key: jax.Array) -> Weights:
-        """Fresh weights, distributed as PyTorch initializes these layers."""
+        """Random weights, distributed as PyTorch initializes these layers."""
         return _flatten(cls(nnx.Rngs(key)))
 
     @classmethod
     def apply(cls, weights: Weights, images: jax.Array) -> jax.Array:
-        """Logits in evaluation mode: running batch statistics, no dropout, so no image depends on another."""
+        """Logits `[B, classes]` of images `[B, *shape]` in evaluation mode: no dropout, running batch statistics.
+
+        So the logits of an image don't depend on the other images of the batch.
+        """
         return cls.evaluating(weights)(images)
 
     @classmethod
@@ -145,8 +155,11 @@ class Network(nnx.Module):
     def apply_training(
         cls, weights: Weights, images: jax.Array, key: jax.Array, masks: int = 1, *, moved: bool = True
     ) -> tuple[jax.Array, Weights]:
-        """Logits in training mode, and batch statistics: the running ones moved on by this batch, or its own."""
-        if not moved:  # from zero, a running statistic moves by this share of the way to the batch's
+        """Logits `[B, classes]` in training mode, and batch statistics by name.
+
+        The statistics are the running ones updated by this batch, or if not `moved` the batch's own.
+        """
+        if not moved:  # updated from 0, a running statistic is (1 - MOMENTUM) times the batch's, which is undone below
             weights = weights | {name: jnp.zeros_like(weights[name]) for name in cls.statistics()}
         model = _unflatten(cls, weights)
         model.train()
@@ -156,7 +169,7 @@ class Network(nnx.Module):
 
     @classmethod
     def apply_dropping(cls, weights: Weights, images: jax.Array, key: jax.Array, masks: int = 1) -> jax.Array:
-        """Logits with dropout, but normalized by the statistics among the weights."""
+        """Logits `[B, classes]` with dropout as in training, but with the running statistics among the weights."""
         model = _unflatten(cls, weights)
         model.train()
         model.set_attributes(use_running_average=True, raise_if_not_found=False)
@@ -164,12 +177,12 @@ class Network(nnx.Module):
 
     @classmethod
     def objective(cls) -> Objective:
-        """What recipe `original` minimizes: `loss` of the images as they are."""
+        """The objective of recipe `original`: the mean of `loss` on clean images."""
         return Plain(cls.loss)
 
     @classmethod
     def recipe(cls, name: str) -> Recipe:
-        """The recipe of that name for this network. Raises `InputError` where there is none."""
+        """The recipe `original` or `best` of this network. Raises `InputError` for other names."""
         if name not in RECIPES:
             raise unknown("recipe", name, RECIPES)
         if name == "best":
@@ -179,37 +192,41 @@ class Network(nnx.Module):
     @classmethod
     @functools.cache
     def statistics(cls) -> frozenset[str]:
-        """The names of the weights that are running batch statistics, which no gradient trains."""
+        """The names of the weights that are running batch statistics, not trained by gradients."""
         flat = nnx.to_flat_state(_skeleton(cls)[1])
         return frozenset(_name(path) for path, variable in flat if not isinstance(variable, nnx.Param))
 
     @classmethod
     def parameters(cls, weights: Weights) -> Weights:
-        """The weights that are trained: all but the statistics."""
+        """The weights that gradients train: all but the running statistics."""
         return {name: array for name, array in weights.items() if name not in cls.statistics()}
 
 
 @functools.cache
 def _skeleton(cls: type[Network]) -> tuple[nnx.GraphDef, nnx.State]:
+    """The structure of the network's module, with abstract arrays (shapes only) for weights."""
     return nnx.split(nnx.eval_shape(lambda: cls(nnx.Rngs(0))))
 
 
 def _name(path) -> str:
+    """The name of a weight, from its path in the module."""
     return ".".join(str(part) for part in path if part != "layers")
 
 
 def _flatten(model: Network) -> Weights:
+    """The weights of a module by name."""
     return {_name(path): variable[...] for path, variable in nnx.to_flat_state(nnx.state(model))}
 
 
 def _unflatten(cls: type[N], weights: Weights) -> N:
+    """The module with these weights."""
     graphdef, skeleton = _skeleton(cls)
     flat = [(path, variable.replace(weights[_name(path)])) for path, variable in nnx.to_flat_state(skeleton)]
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
 
 def features_shape(cls: type[Network]) -> tuple[int, ...]:
-    """The shape of what the network's features make of an image, before it is flattened."""
+    """The shape of the output of the network's `features` for one image, before flattening."""
     return shape_of(nnx.merge(*_skeleton(cls)).features, cls.shape)
 
 

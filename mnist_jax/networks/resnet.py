@@ -1,4 +1,4 @@
-"""Blocks that add to what they are given."""
+"""ResNet: blocks that add the output of two convolutions to their input."""
 
 from dataclasses import replace
 
@@ -11,14 +11,15 @@ from mnist_jax.networks.network import Network, conv, linear, mean_of_pixels, ou
 from mnist_jax.recipe import fading
 
 STEM = 16  # filters of the first convolution
-BLOCKS = (24, 2), (24, 1), (48, 2), (48, 1)  # filters and stride
+BLOCKS = (24, 2), (24, 1), (48, 2), (48, 1)  # filters and stride of each block
 
 
 class Block(nnx.Module):
-    """`x + f(x)`, with f two convolutions, each after batch normalization and ReLU (He et al. 2016, figure 4e).
+    """A pre-activation residual block `x + f(x)` (He et al. 2016, figure 4e).
 
-    `[B, H, W, C]` to `[B, ceil(H / stride), ceil(W / stride), C']`. Where the shape changes, a 1x1 convolution of what
-    the first normalization and ReLU give stands for x.
+    f is two convolutions, each after batch normalization and ReLU. It maps `[B, H, W, C]` to
+    `[B, ceil(H / stride), ceil(W / stride), C']`. Where the shape changes, x in the sum is replaced by a 1x1
+    convolution of the first normalization's ReLU.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, rngs: nnx.Rngs):
@@ -36,10 +37,10 @@ class Block(nnx.Module):
 
 
 class ResNet(Network):
-    """A convolution, four pre-activation residual blocks, and the mean over the pixels; 13 million operations an image.
+    """A convolution, four pre-activation residual blocks, and a mean over pixels; 13 million operations per image.
 
-    After He et al., "Identity mappings in deep residual networks", 2016, whose networks have up to 1001 layers. The ten
-    go down in size by strides alone; nothing is pooled before the end.
+    After He et al., "Identity mappings in deep residual networks", 2016, whose networks have up to 1001 layers; this
+    one has ten. Strides alone reduce the image's size; nothing is pooled before the mean.
     """
 
     best = replace(CONVOLUTIONAL, learning_rate=4e-3, epochs=30, strength=fading)

@@ -1,4 +1,7 @@
-"""Convolutions with strides in place of pools, which bounds go through without loss, and batch normalization."""
+"""CNN5_bn and CNN7_bn, for certified training: strided convolutions in place of pools, and batch normalization.
+
+Bounds of a strided convolution are exact, while those of a maximum lose some tightness.
+"""
 
 from flax import nnx
 
@@ -10,10 +13,10 @@ FILTERS = 16  # of the first two convolutions; the third has twice as many
 
 
 class CNN5_bn(Network):
-    """Three convolutions and two dense layers, 3.4 million operations an image.
+    """Three convolutions and two dense layers; 3.4 million operations per image.
 
-    CNN7 of the literature on certified training (Shi et al., "Fast certified robust training with short warmup", 2021),
-    with two convolutions fewer and a quarter of its filters.
+    It is CNN7 of the literature on certified training (Shi et al., "Fast certified robust training with short warmup",
+    2021) with two convolutions fewer and a quarter of the filters.
     """
 
     best = CONVOLUTIONAL
@@ -39,10 +42,10 @@ class CNN5_bn(Network):
 
 
 class CNN7_bn(Network):
-    """Five convolutions and two dense layers, 229 million operations an image: for a GPU.
+    """Five convolutions and two dense layers; 229 million operations per image, so for a GPU.
 
-    The network of the published results of certified training (Shi et al. 2021; Müller et al. 2023; De Palma et al.
-    2024).
+    It is the network CNN7 of published results of certified training (Shi et al. 2021; Müller et al. 2023; De Palma et
+    al. 2024).
     """
 
     best = CONVOLUTIONAL

@@ -1,4 +1,4 @@
-"""Small kernels in blocks, with a pool after each."""
+"""VGG: blocks of convolutions with 3x3 kernels, with a pool after each block."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +10,7 @@ from mnist_jax.networks.convolutional import CONVOLUTIONAL
 from mnist_jax.networks.network import Network, conv, linear, outputs
 from mnist_jax.recipe import fading
 
-BLOCKS = (16, 16), (32, 32), (64, 64)  # filters
+BLOCKS = (16, 16), (32, 32), (64, 64)  # filters of the convolutions of each block
 
 
 class VGG_bn(Network):
@@ -29,7 +29,7 @@ class VGG_bn(Network):
             for filters in block:
                 steps += [conv(inputs, filters, 3, rngs, padding=1), layers.BatchNorm(filters, rngs=rngs), nnx.relu]
                 inputs = filters
-            # ReLU after the pool gives the same values as before it, for a quarter of the work.
+            # ReLU after the pool gives the same values as before it, on a quarter of the entries.
             steps[-1:] = [layers.max_pool, nnx.relu]
         self.features = nnx.Sequential(*steps)
         self.classifier = nnx.Sequential(

@@ -1,1 +1,1 @@
-"""Files: networks, results, PyTorch's state_dicts; written whole or not at all, and rechecked."""
+"""Files of networks, results and PyTorch's state_dicts: writing them whole or not at all, reading, rechecking."""

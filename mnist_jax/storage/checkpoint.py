@@ -1,7 +1,7 @@
-"""Trained networks in and out, and the state of an interrupted training.
+"""Save and load trained networks, and the state of an interrupted training.
 
-A trained network is a safetensors file: its weights by name, and what made them as metadata. It is called
-`NAME[-DEFENSE-NORM-RADIUS]-RECIPE[-DATASET].safetensors`.
+A trained network is a safetensors file with the weights by name, and with the settings that made them as metadata. It
+is called `NAME[-DEFENSE-NORM-RADIUS]-RECIPE[-DATASET].safetensors`.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import safetensors.numpy
 
@@ -25,18 +25,18 @@ from mnist_jax.recipe import OF_DEFENCES
 from mnist_jax.storage import files
 from mnist_jax.version import VERSION
 
-FORMAT = 1  # of the file; files of a newer format are refused
-KEY = "mnist_jax"  # of the metadata
+FORMAT = 1  # version of the file format; files of a newer one are refused
+KEY = "mnist_jax"  # of the entry in the safetensors metadata
 
-RUNS = Path("runs")
-SETTLING = 10  # times half a second at most
+RUNS = Path("runs")  # default folder of the user's own networks and results
+SETTLING = 10  # half-seconds at most that `_settle` waits
 
 
 class Name(NamedTuple):
-    """What the name of a checkpoint says. An empty recipe or dataset leaves it open.
+    """The parts of a checkpoint's name. Where a user's name for it lacks recipe or dataset, these are empty.
 
-    The defence has norm and radius with it, as in "ibp-inf-0.3"; a plain network's is empty. A dataset of one's own is
-    read as one behind a recipe only.
+    The defence includes norm and radius, as in "ibp-inf-0.3"; a plain network's is empty. An unknown word at the end is
+    taken for the name of a dataset of the user's own if it follows a recipe.
     """
 
     architecture: str
@@ -46,6 +46,7 @@ class Name(NamedTuple):
 
     @classmethod
     def parse(cls, stem: str) -> "Name":
+        """The parts of a name without suffix. Raises `InputError` where it doesn't begin with a known architecture."""
         architecture, *rest = stem.split("-")
         networks.by_name(architecture)
         own = len(rest) > 1 and rest[-2] in OF_DEFENCES and rest[-1].isidentifier()
@@ -60,9 +61,11 @@ class Name(NamedTuple):
 class Checkpoint(NamedTuple):
     """A trained network.
 
-    `network` is that for the shape of its images and the number of its classes (`Network.of`). `about` says what made
-    it: `recipe`, `dataset`, `class_names`, `seed`, `hyperparameters`, `accuracies` (train, test, val), `history`,
-    `version`, as far as they are known.
+    Attributes:
+      network: its class, made for its images' shape and its number of classes (`Network.of`).
+      weights: by name.
+      about: how it was made, as far as that is known: `recipe`, `dataset`, `class_names`, `seed`, `hyperparameters`,
+        `accuracies` (train, test, val), `history`, `version`.
     """
 
     network: type[Network]
@@ -71,23 +74,32 @@ class Checkpoint(NamedTuple):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """By label; numbers where nothing else is known."""
+        """The class names by label; numbers where the checkpoint has no names."""
         return tuple(self.about.get("class_names") or map(str, range(self.network.classes)))
 
     def classifier(self) -> Classifier:
+        """The network in evaluation mode as a `Classifier`."""
         return Classifier(self.network.apply, self.weights)
 
 
 def save(path: str | Path, checkpoint: Checkpoint, aside: Path | None = None) -> None:
-    """Writes the checkpoint, whole or not at all; what was there before is kept as `aside`, where that is given.
-    Raises `InputError` where that can't be done."""
+    """Writes a checkpoint, whole or not at all.
+
+    Args:
+      path: of the file, which ends in .safetensors.
+      checkpoint: the network to save.
+      aside: where an earlier file at `path` is moved to; without it, that is replaced.
+
+    Raises:
+      InputError: the file can't be written.
+    """
     arrays = {name: np.asarray(array) for name, array in sorted(checkpoint.weights.items())}
     about = checkpoint.about | {"version": VERSION}
     network = checkpoint.network
     what = {"architecture": network.__name__, "shape": list(network.shape), "classes": network.classes}
     header = files.strict({"format": FORMAT, **what, "about": about})
     header["sha256"] = _fingerprint(header, arrays)
-    # One entry: safetensors writes several in any order, and the same network should give the same file.
+    # A single entry, as safetensors writes several in any order, and the same network should give the same file.
     metadata = {KEY: json.dumps(header, sort_keys=True, allow_nan=False)}
     files.write(Path(path), safetensors.numpy.save(arrays, metadata), aside)
 
@@ -96,15 +108,15 @@ def load(path: str | Path) -> Checkpoint:
     """Reads a checkpoint.
 
     Raises:
-      InputError: the file is missing, truncated, altered, of a newer version, or not what it says it is.
+      InputError: the file is missing, truncated, altered, of a newer format, or its weights don't fit its architecture.
     """
     try:
-        raw = Path(path).read_bytes()  # by Python: the library takes only names in UTF-8
+        raw = Path(path).read_bytes()  # by Python, as the safetensors library opens only names in UTF-8
         arrays = dict(sorted(safetensors.numpy.load(raw).items()))
         metadata = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")]).get("__metadata__", {})
     except OSError as error:
         raise InputError(f"cannot read the checkpoint {path} ({error.strerror or error})") from error
-    except Exception as error:  # the library's own, and others for types that NumPy lacks
+    except Exception as error:  # the library has its own errors, and raises others for types that NumPy lacks
         raise InputError(
             f"the checkpoint {path} is truncated or altered ({first_line(error)}); train or copy it anew"
         ) from error
@@ -121,17 +133,17 @@ def load(path: str | Path) -> Checkpoint:
         if header.pop("sha256") != _fingerprint(header, arrays):
             raise altered
         architecture, about = header["architecture"], dict(header["about"])
-        # Files that say nothing of these are of MNIST's.
+        # Checkpoints without these entries are older and of MNIST.
         shape, classes = tuple(header.get("shape", IMAGE_SHAPE)), header.get("classes", CLASSES)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise error if isinstance(error, InputError) else altered from error
     network = networks.by_name(architecture).of(shape, classes)
     check_shapes(path, network, arrays)
-    return Checkpoint(network, {k: jnp.asarray(v) for k, v in arrays.items()}, about)
+    return Checkpoint(network, jax.device_put(arrays), about)
 
 
 def check_shapes(path: str | Path, network: type[Network], arrays: dict[str, np.ndarray]) -> None:
-    """Raises `InputError` unless the arrays are the weights of this network."""
+    """Raises `InputError` unless the arrays have the names and shapes of the network's weights."""
     wanted = networks.shapes(network)
     if {name: array.shape for name, array in arrays.items()} != wanted:
         wrong = sorted(k for k in wanted.keys() | arrays.keys() if k not in arrays or wanted.get(k) != arrays[k].shape)
@@ -139,6 +151,7 @@ def check_shapes(path: str | Path, network: type[Network], arrays: dict[str, np.
 
 
 def _fingerprint(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
+    """The SHA-256 of a checkpoint's header and weights, which tells whether a file was altered."""
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name, array in arrays.items():
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
@@ -147,30 +160,30 @@ def _fingerprint(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
 
 
 def shipped() -> Path:
-    """The folder of the networks that come with the project: in the wheel's package, else beside it in the clone."""
+    """The folder of the networks that ship with the project: inside the installed package, or beside it in a clone."""
     here = Path(__file__).parents[1]
     return next((f for f in (here / "checkpoints", here.parent / "checkpoints") if f.is_dir()), here / "checkpoints")
 
 
 def find(model: str | Path, runs: str | Path = RUNS) -> Path:
-    """The file that a model's name means, `CNN`, `CNN-best` or `MLP-original-fashion_mnist` for instance; or a path.
+    """The path of the checkpoint that a name means, such as `CNN`, `CNN-best` or `MLP-original-fashion_mnist`.
 
-    A name means the newest of the user's own in `runs`, else the shipped one; recipe `best` where both are shipped.
-    A name without a dataset means mnist.
+    A name means the newest matching file in `runs`, else the shipped one, of recipe `best` where several match. A name
+    without a dataset means mnist. A path, or text with a slash or the suffix .safetensors, is returned as it is.
 
     Raises:
-      InputError: there is no such file or no such network.
+      InputError: there is no such architecture, or no trained network of that name.
     """
     if isinstance(model, Path) or "/" in model or model.endswith(".safetensors"):
         return Path(model)
     wanted = Name.parse(model)
 
     def matches(path: Path) -> bool:
-        if not path.is_file():  # a link to nowhere, for instance
+        if not path.is_file():  # for example a broken link
             return False
         try:
             name = Name.parse(path.stem)
-        except InputError:  # somebody's own file
+        except InputError:  # a file with another kind of name
             return False
         return (
             (name.architecture, name.defense) == (wanted.architecture, wanted.defense)
@@ -190,12 +203,29 @@ def find(model: str | Path, runs: str | Path = RUNS) -> Path:
 
 
 def load_classifier(model: str | Path = "CNN") -> Classifier:
-    """The trained network of that name or path, as `find` finds it. Raises `InputError` where there is none."""
+    """Loads a trained network by its name or path.
+
+    Args:
+      model: a name such as `CNN`, `CNN-original` or `CNN5_bn-mtl_ibp-inf-0.1`, or a path. A name means the user's
+        newest network in `runs`, else the shipped one (`checkpoint.find`).
+
+    Returns:
+      A classifier that maps float32 images `[B, height, width, channels]` in [0, 1] to logits `[B, C]`.
+
+    Raises:
+      InputError: there is no such network, or its file is damaged.
+    """
     return load(find(model)).classifier()
 
 
 def save_state(folder: Path, step: int, state: Any, about: dict[str, Any]) -> None:
-    """Keeps the state of a training, a pytree of arrays, in `folder`; an earlier one is there until this one is whole.
+    """Saves the state of a training in `folder`; an earlier state stays until this one is whole.
+
+    Args:
+      folder: made where it is missing.
+      step: a number that is larger than that of the earlier state.
+      state: a pytree of arrays.
+      about: a description of the training, for JSON.
 
     Raises:
       InputError: it can't be written.
@@ -208,13 +238,16 @@ def save_state(folder: Path, step: int, state: Any, about: dict[str, Any]) -> No
             manager.save(
                 step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
             )
-    except (OSError, ValueError, RuntimeError) as error:  # what the storage library raises where it can't write
+    except (OSError, ValueError, RuntimeError) as error:  # Orbax raises any of these where it can't write
         _settle(folder, remove=new)
         raise files.NotWritten(folder, error) from error
 
 
 def _settle(folder: Path, *, remove: bool) -> None:
-    """Waits for the storage library's threads, which write on, and complain, for a moment after a failure."""
+    """Waits until Orbax's threads have stopped, which go on writing for a moment after a failure.
+
+    With `remove`, deletes the folder as often as they make it again, for `SETTLING` half-seconds at most.
+    """
     for _ in range(SETTLING):
         if remove:
             shutil.rmtree(folder, ignore_errors=True)
@@ -224,7 +257,7 @@ def _settle(folder: Path, *, remove: bool) -> None:
 
 
 def load_state(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
-    """The state that `save_state` kept last, and what it was saved with; `like` is a pytree of the same form.
+    """Loads the state that `save_state` saved last, and its description; `like` is a pytree with the same structure.
 
     Raises:
       InputError: there is none, or it is damaged or of another network.
@@ -243,13 +276,14 @@ def load_state(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
             return restored.state, restored.about
     except InputError:
         raise
-    except Exception as error:  # as above
+    except Exception as error:  # Orbax raises many kinds for a damaged state
         raise InputError(f"the state in {folder} is damaged ({first_line(error)}); delete it") from error
 
 
 def _manager(folder: Path):
+    """Orbax's manager of the state in `folder`: one state at a time, written before `save` returns."""
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what goes wrong is raised too, and said in our words
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors are raised too, and reported by the callers
     options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
     return ocp.CheckpointManager(folder.absolute(), options=options)

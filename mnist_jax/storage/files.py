@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all, nothing lost, and a clear word where it can't be done."""
+"""Write files whole or not at all, without losing earlier ones, and with a clear error where it can't be done."""
 
 import errno
 import glob
@@ -12,11 +12,11 @@ from typing import Any
 
 from mnist_jax.errors import InputError, first_line
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of the system for a lack of space
 
 
 class NotWritten(InputError):
-    """A file or folder can't be written. A command adds what its options can do about it; `full`: for lack of space."""
+    """A file or folder can't be written, where `full` for lack of space; a command adds which of its options helps."""
 
     def __init__(self, what: object, reason: Exception) -> None:
         full = [os.strerror(number) for number in FULL if os.strerror(number) in str(reason)]
@@ -26,10 +26,10 @@ class NotWritten(InputError):
 
 
 def write(path: Path, content: bytes, aside: Path | None = None) -> None:
-    """Writes `content` to `path` in one step: what was there before stays until the new file is whole on the disk, and
-    is then kept as `aside`, where that is given.
+    """Writes `content` to `path` in one step: an earlier file is replaced only when the new one is whole on the disk.
 
-    A kill leaves a hidden file beside it at most, which `sweep` removes.
+    The earlier file is moved to `aside`, where that is given. A process that is killed leaves at most a hidden file in
+    the folder, which `sweep` removes.
 
     Raises:
       NotWritten: the file can't be written, or the disk is full.
@@ -41,7 +41,7 @@ def write(path: Path, content: bytes, aside: Path | None = None) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(file.name).chmod(0o666 & ~_umask())  # a temporary file is its owner's alone
+            Path(file.name).chmod(0o666 & ~_umask())  # temporary files are readable by their owner only
             if aside is not None:
                 path.replace(aside)
             Path(file.name).replace(path)
@@ -53,7 +53,7 @@ def write(path: Path, content: bytes, aside: Path | None = None) -> None:
 
 
 def free_name(path: Path) -> Path:
-    """The first of NAME-1, NAME-2, ... that no file beside `path` has, whatever its suffix."""
+    """`path` renamed to the first of NAME-1, NAME-2, ... that no file in its folder has with any suffix."""
     for number in itertools.count(1):
         name = f"{path.stem}-{number}"
         if not any(path.parent.glob(f"{glob.escape(name)}.*")):
@@ -62,10 +62,12 @@ def free_name(path: Path) -> Path:
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder in one step: a kill leaves the whole of it, or a hidden one beside it, which `sweep` removes.
+    """Removes a folder in one step, by renaming it first.
+
+    A process that is killed leaves the whole folder, or a hidden one beside it, which `sweep` removes.
 
     Raises:
-      NotWritten: it can't be removed.
+      NotWritten: the folder can't be removed.
     """
     try:
         gone = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -76,7 +78,7 @@ def remove(folder: Path) -> None:
 
 
 def sweep(path: Path) -> None:
-    """Removes what kills left beside `path`, while it was written or removed."""
+    """Removes the hidden files that killed processes left while they wrote or removed `path`."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
@@ -85,7 +87,7 @@ def sweep(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes the folder where it is missing, and makes sure that files can be written there.
+    """Makes the folder where it is missing, and checks that files can be written in it.
 
     Raises:
       NotWritten: the folder can't be made or written to.
@@ -99,7 +101,7 @@ def make_folder(path: Path) -> None:
 
 
 def strict(value: Any, key: str = "") -> Any:
-    """The value as JSON can have it, which knows no infinity and no NaN: null, but "inf" for a norm."""
+    """The value for strict JSON, which has no infinity and no NaN: they become None, an infinite `norm` "inf"."""
     if isinstance(value, dict):
         return {k: strict(v, k) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -110,6 +112,7 @@ def strict(value: Any, key: str = "") -> Any:
 
 
 def _umask() -> int:
+    """The permissions that new files don't get; reading them means setting them."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

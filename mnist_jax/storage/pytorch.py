@@ -1,14 +1,15 @@
-"""PyTorch's state_dicts of the same architectures, in and out, as safetensors or npz.
+"""Import and export the weights of the networks as PyTorch state_dicts, in files of safetensors or npz.
 
-The networks here have the layers of the original project's PyTorch modules, in the same places of the same
-`features` and `classifier`; those that it lacks are taken for modules with the same attributes. Three things differ:
-the names of the arrays; the order of axes, PyTorch's kernels being OIHW and `[out, in]`; and the order of the features
-that the classifier gets, as PyTorch flattens images of CHW.
+The networks have the layers of the original project's PyTorch modules, at the same places of the same attributes
+`features` and `classifier`; a network that the original project lacks corresponds to a module with the same attributes.
+Three things differ: the names of the arrays; the order of axes, as PyTorch's kernels are OIHW and `[out, in]`; and the
+order of the features that the classifier gets, as PyTorch flattens channels first (CHW).
 """
 
 import io
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
@@ -18,35 +19,47 @@ from mnist_jax.errors import InputError, first_line
 from mnist_jax.networks import CLASSES, IMAGE_SHAPE, Network, Weights
 from mnist_jax.storage import checkpoint, files
 
+# Flax's name of an array, and PyTorch's.
 _NAMES = {"kernel": "weight", "bias": "bias", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
 def load(
     path: str | Path, architecture: str, shape: tuple[int, int, int] = IMAGE_SHAPE, classes: int = CLASSES
 ) -> checkpoint.Checkpoint:
-    """Reads the state_dict of that architecture, `CNN_bn` for instance, from a safetensors or npz file.
+    """Reads a PyTorch state_dict from a safetensors or npz file as a checkpoint.
 
-    `shape` is that of the images it is for, height, width and channels, and `classes` how many there are: by default
-    MNIST's.
+    Args:
+      path: of the file; npz by the suffix .npz, else safetensors.
+      architecture: name of the network, such as `CNN_bn`.
+      shape: height, width and channels of its images; by default MNIST's.
+      classes: number of its classes; by default MNIST's.
 
     Raises:
       InputError: the file can't be read or holds another network.
     """
     path, network = Path(path), networks.by_name(architecture).of(shape, classes)
     try:
-        content = path.read_bytes()  # NumPy would leave a file open that it can't read
+        content = path.read_bytes()  # NumPy leaves a file open that it fails to read
         if path.suffix == ".npz":
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 arrays = dict(file)
         else:
             arrays = safetensors.numpy.load(content)
-    except Exception as error:  # whatever zip, npy and safetensors raise for what is none of theirs, or damaged
+    except Exception as error:  # zip, npy and safetensors raise many kinds for damaged files and other formats
         raise InputError(f"cannot read {path} as a safetensors or npz file ({first_line(error)})") from error
     return checkpoint.Checkpoint(network, from_state_dict(arrays, network, path), {"imported": path.name})
 
 
 def save(path: str | Path, trained: checkpoint.Checkpoint) -> None:
-    """Writes the weights as a PyTorch state_dict, safetensors or npz. Raises `InputError` where that can't be done."""
+    """Writes the weights of a checkpoint as a PyTorch state_dict.
+
+    Args:
+      path: ends in .safetensors or .npz.
+      trained: the network.
+
+    Raises:
+      InputError: the file can't be written, has another suffix, or PyTorch lacks one of the network's layers.
+    """
     path, arrays = Path(path), to_state_dict(trained.weights, trained.network)
     if path.suffix == ".npz":
         buffer = io.BytesIO()
@@ -59,7 +72,16 @@ def save(path: str | Path, trained: checkpoint.Checkpoint) -> None:
 
 
 def from_state_dict(arrays: dict[str, np.ndarray], network: type[Network], source: object = "state_dict") -> Weights:
-    """The weights of `network` from the arrays of a PyTorch state_dict. Raises `InputError` where they don't fit."""
+    """The weights of `network` from the arrays of a PyTorch state_dict.
+
+    Args:
+      arrays: by PyTorch's names; `num_batches_tracked` is ignored.
+      network: the class for the images' shape and the number of classes (`Network.of`).
+      source: what error messages call the state_dict.
+
+    Raises:
+      InputError: names, shapes or types of the arrays don't fit the network.
+    """
     wanted = _shapes(network)
     names = {name: _torch_name(name) for name in wanted}
     given = {k: np.asarray(v) for k, v in arrays.items() if not k.endswith("num_batches_tracked")}
@@ -80,14 +102,15 @@ def from_state_dict(arrays: dict[str, np.ndarray], network: type[Network], sourc
         elif array.ndim == 2:
             array = _exchange_flattening(array, network, name, to_torch=False).T
         with np.errstate(over="ignore"):  # what float32 can't hold is infinite
-            weights[name] = jnp.asarray(array.astype(np.float32))
+            weights[name] = jax.device_put(array.astype(np.float32))
     return weights
 
 
 def to_state_dict(weights: Weights, network: type[Network]) -> dict[str, np.ndarray]:
-    """The weights as PyTorch's `load_state_dict(..., strict=False)` takes them, float32 in PyTorch's layout.
+    """The weights as arrays in PyTorch's layout and by PyTorch's names, for `load_state_dict(..., strict=False)`.
 
-    Raises `InputError` where the network has layers that PyTorch has not.
+    Raises:
+      InputError: PyTorch lacks one of the network's layers.
     """
     _shapes(network)
     arrays = {}
@@ -102,7 +125,7 @@ def to_state_dict(weights: Weights, network: type[Network]) -> dict[str, np.ndar
 
 
 def _shapes(network: type[Network]) -> dict[str, tuple[int, ...]]:
-    """The weights' shapes. Raises `InputError` where one of them is of no layer of PyTorch's."""
+    """The shapes of the weights by name. Raises `InputError` where one of them belongs to no PyTorch layer."""
     shapes = networks.shapes(network)
     for name, shape in shapes.items():
         if len(shape) not in (1, 2, 4):
@@ -121,7 +144,11 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _exchange_flattening(array, network, name, *, to_torch):
-    """Reorders the columns of the first linear layer after the features, `[out, H * W * C]` or `[out, C * H * W]`."""
+    """Reorders the columns of the first linear layer after the features between Flax's order and PyTorch's.
+
+    They are `[out, H * W * C]` and `[out, C * H * W]`; other layers, and networks without convolutions, stay as they
+    are.
+    """
     first = next(k for k, shape in networks.shapes(network).items() if k.startswith("classifier") and len(shape) == 2)
     made = networks.features_shape(network)
     if name != first or len(made) != 3:

@@ -1,4 +1,4 @@
-"""Results of attacks, certificates, brackets, and what smoothing certifies, as files: .npz, with what made them."""
+"""Save and load results of attacks, certificates, brackets and smoothing as .npz files that say how they were made."""
 
 import hashlib
 import io
@@ -19,13 +19,12 @@ from mnist_jax.errors import InputError, first_line
 from mnist_jax.storage import files
 from mnist_jax.version import VERSION
 
-OWN = ".py"  # of a file that makes a network, whose weights may be elsewhere
-FORMAT = 1  # of the file; files of a newer format are refused
+OWN = ".py"  # suffix of a user's file that builds a network; its weights may be in other files
+FORMAT = 1  # version of the file format; files of a newer one are refused
 
 
 def weights_of(model: Path, classifier: Classifier) -> str:
-    """The fingerprint by which results know the weights of a network: that of its file, and where that is a program,
-    of the weights that it made, too."""
+    """The SHA-256 by which results identify a network: of its file, and of its weights if that is a Python file."""
     digest = hashlib.sha256(model.read_bytes())
     for leaf in jax.tree.leaves(classifier.params) if model.suffix == OWN else ():
         digest.update(np.asarray(leaf).tobytes())
@@ -33,11 +32,11 @@ def weights_of(model: Path, classifier: Classifier) -> str:
 
 
 class Certificates(NamedTuple):
-    """What is proved of each of some images, at a radius of its own.
+    """Certificates of N images, as NumPy arrays.
 
     Attributes:
-      radius: `[N]`, that of all the rest: the one that was asked for; or else the largest that was certified for the
-        image, 0 where none was.
+      radius: `[N]`, the radius that the other fields are about: the one that was asked for, or without one the largest
+        that was certified for the image, 0 where none was.
       certified, fooled, margin, images: as in `CertifyResult`.
     """
 
@@ -49,7 +48,7 @@ class Certificates(NamedTuple):
 
 
 class Smoothed(NamedTuple):
-    """What is certified of the smoothed classifier, of each of some images.
+    """Certificates of the smoothed classifier for N images, as NumPy arrays.
 
     Attributes:
       classes, abstained, radius, counts: as in `certify.SmoothingResult`.
@@ -63,21 +62,21 @@ class Smoothed(NamedTuple):
 
 R = TypeVar("R", bound=AttackResult | Bracket | Certificates | Smoothed)
 
-# By a field that only they have.
+# Which kind of results a file holds, by a field that only this kind has; attack results are the rest.
 KINDS: dict[str, type[Any]] = {"certified": Certificates, "lower": Bracket, "abstained": Smoothed}
 
 
 class Record(NamedTuple, Generic[R]):
-    """The results for some images of a split, as a file keeps them: of an attack, proofs, both, or smoothing.
+    """The results for N images of a split, as a file holds them.
 
     Attributes:
-      indices: `[N]`, places in the split.
+      indices: `[N]`, the images' places in the split.
       labels: `[N]`.
-      result: the `AttackResult`, `Certificates`, `Bracket` or `Smoothed` for them, as NumPy arrays.
-      about: what made it, all that the results depend on: the model and the fingerprint of its weights, the dataset,
-        the split and the fingerprint of its images and labels, method, norm, options, precision, platform, version.
-        Where `targets` among the options are more than one, they are those of the images in the order of `indices`, and
-        then of images that are still to be attacked. Without a `radius` among them, certificates are of the largest.
+      result: the `AttackResult`, `Certificates`, `Bracket` or `Smoothed` of the images, as NumPy arrays.
+      about: everything that the results depend on: the model and the SHA-256 of its weights, the dataset, the split
+        and the SHA-256 of its images and labels, method, norm, options, precision, platform, version. If the options
+        have several `targets`, these are for the images in the order of `indices`, followed by those of images that are
+        still to be attacked. If they have no `radius`, certificates are for each image's largest radius.
     """
 
     indices: np.ndarray
@@ -96,7 +95,7 @@ def made_by(
     split: str,
     images: Split,
 ) -> dict[str, Any]:
-    """The `about` of a record: of the network whose weights are at `model`, and these images of a dataset's split."""
+    """The `about` of a `Record`, for the network in the file `model` and the split `images` of a dataset."""
     return {
         "model": model.stem,
         "weights": weights_of(model, classifier),
@@ -113,17 +112,19 @@ def made_by(
 
 
 def save(path: Path, record: Record[R], aside: Path | None = None) -> None:
-    """Writes the record as .npz, whole or not at all; what was there before is kept as `aside`, where that is given.
-    Raises `InputError` where that can't be done.
+    """Writes the record as .npz, whole or not at all; an earlier file is moved to `aside`, where that is given.
 
-    The arrays are `indices`, `labels` and the fields of the result; `about` is JSON, where an
-    infinite norm is "inf", and `format` a number.
+    The arrays of the file are `indices`, `labels` and the fields of the result; `about` is a string of JSON, in which
+    an infinite norm is "inf"; `format` is the number `FORMAT`.
+
+    Raises:
+      InputError: the file can't be written.
     """
     files.write(path, packed(record), aside)
 
 
 def packed(record: Record[R], **more: Any) -> bytes:
-    """What `save` writes, with more arrays perhaps."""
+    """The content of the .npz file that `save` writes; `more` are further arrays to put into it, by name."""
     arrays: dict[str, Any] = {"indices": record.indices, "labels": record.labels, **record.result._asdict(), **more}
     about = json.dumps(files.strict({"version": VERSION} | record.about), sort_keys=True, allow_nan=False)
     buffer = io.BytesIO()
@@ -132,8 +133,15 @@ def packed(record: Record[R], **more: Any) -> bytes:
 
 
 def load(path: Path, wanted: str = "attack results") -> Record[Any]:
-    """Reads a record, of an attack or of certificates; `wanted` is what to call it where it can't be read. Raises
-    `InputError` where the file is missing, damaged, of a newer version, or something else."""
+    """Reads a record of any kind of results.
+
+    Args:
+      path: of the .npz file.
+      wanted: what error messages call the results that the file should hold.
+
+    Raises:
+      InputError: the file is missing, damaged, of a newer format, or something else.
+    """
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             if file["format"] > FORMAT:
@@ -146,7 +154,7 @@ def load(path: Path, wanted: str = "attack results") -> Record[Any]:
         raise
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}") from error
-    except Exception as error:  # whatever zip and npy raise for damaged ones
+    except Exception as error:  # zip and npy raise many kinds for damaged files
         raise InputError(f"{path} is not a file of {wanted}, or damaged ({first_line(error)})") from error
     _check(path, record)
     if about.get("norm") == "inf":
@@ -155,7 +163,7 @@ def load(path: Path, wanted: str = "attack results") -> Record[Any]:
 
 
 def _check(path: Path, record: Record[Any]) -> None:
-    """Raises `InputError` where the record does not have the form that all of them have."""
+    """Raises `InputError` where shapes, types or values of the record's arrays are impossible."""
     if not isinstance(record.about, dict):
         raise InputError(f"{path} is damaged: it does not say what made it")
     indices, count, whole = record.indices, record.indices.size, True
@@ -177,7 +185,7 @@ def _check(path: Path, record: Record[Any]) -> None:
     else:
         fits, what = _are_successes(record.result), "successes or its counts"
     if not fits:
-        raise InputError(f"{path} is damaged: its {what} are none")
+        raise InputError(f"{path} is damaged: its {what} are invalid")
 
 
 def _are_votes(result: Smoothed) -> bool:
@@ -202,16 +210,16 @@ def _are_certificates(result: Certificates) -> bool:
 
 
 def check_about(path: Path, record: Record[R]) -> None:
-    """Raises `InputError` unless the record says what it is of, as `about` should."""
+    """Raises `InputError` where an entry of the record's `about` that is needed is missing or impossible."""
     about = record.about
     for key in ("norm", "model", "weights", "method", "dataset", "split"):
         value = about.get(key)
         fits = _is_norm(value) if key == "norm" else isinstance(value, str)
         if not fits:
-            raise InputError(f"{path} does not say its {key}, so nothing can be said of its results")
+            raise InputError(f"{path} does not say its {key}, so its results can't be used")
     options = about.get("options")
     if not isinstance(options, dict):
-        raise InputError(f"{path} does not say its options, so nothing can be said of its results")
+        raise InputError(f"{path} does not say its options, so its results can't be used")
     radius, targets = options.get("radius", 0), options.get("targets")
     if not (_is_number(radius) and 0 <= radius < math.inf):
         raise InputError(f"{path} is damaged: its radius is not a number of at least 0")
@@ -224,7 +232,7 @@ def check_about(path: Path, record: Record[R]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is one, and of a size that computing can begin with."""
+    """Whether the value is a number, infinite or at most 1e300, so that computing with it doesn't overflow at once."""
     return isinstance(value, int | float) and not isinstance(value, bool) and (value == math.inf or value <= 1e300)
 
 
@@ -233,6 +241,6 @@ def _is_norm(value: Any) -> bool:
 
 
 def targets_of(record: Record[R]) -> list[int] | None:
-    """The target of every image of a record, if it has them."""
+    """The target class of every image of a record; None where its attack was untargeted."""
     targets, count = record.about["options"].get("targets"), len(record.indices)
     return targets if targets is None else (targets * count if len(targets) == 1 else targets)[:count]

@@ -1,4 +1,4 @@
-"""Recheck a file of attack results from its images alone, with nothing of the code that made it."""
+"""Recheck a file of attack results from its images alone, without the code of attacks."""
 
 import math
 from pathlib import Path
@@ -15,26 +15,31 @@ from mnist_jax.evaluation import predict
 from mnist_jax.geometry import exact_norm
 from mnist_jax.storage.results import R, Record, check_about, targets_of, weights_of
 
-# Logits differ in their last bits from one batch and device to the next; a failure that fools by twice what attacks
-# leave to that, 1e-5 of the largest logit, is none.
+# Relative to the largest logit: by how much an image must be misclassified to contradict a failure. Attacks themselves
+# ask for 1e-5, as logits differ in their last bits between batches and devices; this is twice that.
 CLEAR = 2e-5
-CLOSE = 1e-4  # relative: sums and differences of float32 are rounded otherwise in double precision
-SHOWN = 5  # wrong images in the text
+CLOSE = 1e-4  # relative slack of distances and radii, which here are recomputed in double precision
+SHOWN = 5  # images with a fault that the text lists; --json lists all
 
 
 def verify(
     record: Record[AttackResult], model: Path, classifier: Classifier, split: Split, path: Path
 ) -> dict[str, Any]:
-    """What holds of the record at `path`, whose network is said to be the one at `model`.
+    """Rechecks attack results: classifies every image anew, and measures its distance in double precision.
 
-    Every image is given to the classifier anew, and its distance is measured in double precision.
+    Args:
+      record: the results.
+      model: path of the network's file, whose SHA-256 must be that in the record.
+      classifier: the network.
+      split: the images that were attacked.
+      path: of the file of results.
 
     Returns:
-      `images`, `successes`, `largest_error` (relative, of the distances), and `wrong`: for each image of which
-      something does not hold, its index and what.
+      A report: the numbers `images` and `successes`; `largest_error`, the largest relative error of a distance; and
+      `wrong`, for each image that contradicts its result the `index` and a list `what` of the faults.
 
     Raises:
-      InputError: the file is of other weights or another split, or not whole.
+      InputError: the file is of other weights or another split, or damaged.
     """
     x = originals(record, model, classifier, split, path)
     options, targets = record.about["options"], targets_of(record)
@@ -45,20 +50,20 @@ def verify(
         raise InputError(f"{path} is damaged: its targets are not classes")
     predictions = answers.argmax(1)
     fooled = predictions != record.labels if targets is None else predictions == targets
-    with np.errstate(all="ignore"):  # what is not a number is not within any limit
+    with np.errstate(all="ignore"):  # a comparison with NaN is false, which makes a fault of it
         r = images.astype(float) - x
         lengths = exact_norm(r, float(record.about["norm"]))
         error = np.where(success, np.abs(distance - lengths), 0) / np.maximum(lengths, 1e-3)
         inside = ((images >= 0) & (images <= 1)).reshape(len(images), -1).all(1)
-        clearly = fools(answers, record.labels, targets)
-        at_once = fools(logits(classifier, x), record.labels, targets)  # without any perturbation
+        clearly = clearly_adversarial(answers, record.labels, targets)
+        at_once = clearly_adversarial(logits(classifier, x), record.labels, targets)  # without any perturbation
         faults = {
             "not in [0, 1]": ~inside,
             "not misclassified": success & ~fooled,
-            "not of the distance it says": success & ~(error <= CLOSE),
-            "a failure with a distance": ~success & ~np.isinf(distance),
-            "a failure that fools": ~success & inside & clearly & _allowed(lengths, record),
-            "not needed, as the image itself fools": at_once & ~(success & (distance == 0)),
+            "not at the stated distance": success & ~(error <= CLOSE),
+            "a failure with a finite distance": ~success & ~np.isinf(distance),
+            "a failure whose image is adversarial": ~success & inside & clearly & _allowed(lengths, record),
+            "not at distance 0, although the original is adversarial": at_once & ~(success & (distance == 0)),
         }
         if "radius" in options:
             faults["farther than the radius"] = success & ~(lengths <= options["radius"] * (1 + CLOSE) + 1e-6)
@@ -74,7 +79,11 @@ def verify(
 
 
 def originals(record: Record[Any], model: Path, classifier: Classifier, split: Split, path: Path) -> np.ndarray:
-    """The images of the split, in [0, 1]. Raises `InputError` unless the record is of it and of these weights."""
+    """The original images `[N, *shape]` in [0, 1] of a record's results.
+
+    Raises:
+      InputError: the record is of other weights, or has images or labels that don't fit the split.
+    """
     check_about(path, record)
     if weights_of(model, classifier) != record.about["weights"]:
         raise InputError(f"{path} was made with other weights than those of {model}; it takes the right ones")
@@ -89,7 +98,12 @@ def originals(record: Record[Any], model: Path, classifier: Classifier, split: S
 
 
 def faulty(record: Record[R], faults: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Each image that has a fault: its index, and what does not hold of it."""
+    """The images that have a fault, each with its `index` and the list `what` of its faults.
+
+    Args:
+      record: the results.
+      faults: for each possible fault, by its description, which images have it, `[N]`.
+    """
     return [
         {"index": int(index), "what": [what for what, which in faults.items() if which[i]]}
         for i, index in enumerate(record.indices)
@@ -98,24 +112,30 @@ def faulty(record: Record[R], faults: dict[str, np.ndarray]) -> list[dict[str, A
 
 
 def _allowed(lengths: np.ndarray, record: Record[AttackResult]) -> np.ndarray:
-    """Whether a success may be so far away, by more than rounding."""
+    """Which images are clearly (by more than rounding) at a distance at which the attack could report a success, `[N]`.
+
+    The distances are `lengths`; `fixed_norm` allows only its radius, other attacks at most theirs, if they have one.
+    """
     radius = record.about["options"].get("radius", math.inf)
     if record.about["method"] == "fixed_norm":  # at exactly that norm
         return np.abs(lengths - radius) <= CLOSE * radius
     return lengths <= radius * (1 - CLOSE)
 
 
-def fools(logits: np.ndarray, labels: np.ndarray, targets: list[int] | None) -> np.ndarray:
-    """Whether the largest logit but the label's, or the target's, is clearly the largest of all."""
+def clearly_adversarial(logits: np.ndarray, labels: np.ndarray, targets: list[int] | None) -> np.ndarray:
+    """Which images are clearly adversarial, by more than `CLEAR`, judging by their logits `[N, C]`.
+
+    Adversarial means that another class than the label has the largest logit, or with targets that the target has it.
+    """
     rows, one = np.arange(len(logits)), labels if targets is None else np.asarray(targets, int)
     others = logits.copy()
     others[rows, one] = -np.inf
-    lead = logits[rows, one] - others.max(1, initial=-np.inf)
-    return (-lead if targets is None else lead) > CLEAR * np.abs(logits).max(1, initial=0)
+    margin = logits[rows, one] - others.max(1, initial=-np.inf)
+    return (-margin if targets is None else margin) > CLEAR * np.abs(logits).max(1, initial=0)
 
 
 def logits(classifier: Classifier, images: np.ndarray) -> np.ndarray:
-    """What the classifier says of the images, by the highest precision of the device, in double precision."""
+    """The logits `[N, C]` of images, computed at the device's highest matmul precision, as float64."""
     if not len(images):
         one = jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
         return np.zeros((0, jax.eval_shape(classifier, one).shape[1]))
@@ -124,14 +144,15 @@ def logits(classifier: Classifier, images: np.ndarray) -> np.ndarray:
 
 
 def text(report: dict[str, Any]) -> str:
+    """The report as lines for a person."""
     lines = [f"{report['images']} images, {report['successes']} successes, {len(report['wrong'])} wrong"]
     lines += in_words(report["wrong"])
     if report["largest_error"] is not None:
-        lines.append(f"distances hold to {report['largest_error']:.1e}")
+        lines.append(f"largest relative error of a distance: {report['largest_error']:.1e}")
     return "\n".join(lines)
 
 
 def in_words(wrong: list[dict[str, Any]]) -> list[str]:
-    """A line for each of the first images that have a fault."""
+    """A line for each of the first `SHOWN` images that have a fault, and one for the rest."""
     lines = [f"image {one['index']}: {', '.join(one['what'])}" for one in wrong[:SHOWN]]
     return lines + ([f"and {len(wrong) - SHOWN} more; --json lists them"] if len(wrong) > SHOWN else [])

@@ -1,1 +1,1 @@
-"""What attacks share: the driver, and the pieces that methods are made of."""
+"""What all attacks share: the driver that runs their kernels, and pieces that kernels are made of."""

@@ -1,8 +1,9 @@
-"""The driver: what is around every attack's kernel. It checks, cuts into chunks, compiles, and judges.
+"""The driver, which runs an attack's kernel on any number of images: it checks, splits, compiles and verifies.
 
-A kernel is a pure function of a classifier, a `Problem`, keys (one for each image, or None) and settings by name, that
-gives a `Found`. It runs inside any transformation, so that training can call it in its own step, and
-`run(kernel, ...)` is the attack that people call.
+A kernel is a pure function of a classifier, a `Problem`, keys (one for each image, or None) and settings by name; it
+returns a `Found`. It runs inside any transformation of JAX, so that training can call it inside its own step. A public
+attack checks its numbers and calls `run(kernel, ...)`, which splits the images into chunks, and recomputes success and
+distance from the images that the kernel found.
 """
 
 from collections.abc import Callable
@@ -22,12 +23,13 @@ from mnist_jax.classifier import Classifier
 
 
 class Found(NamedTuple):
-    """What a kernel found.
+    """What a kernel returns: a perturbation for each image, and the work it took.
 
     Attributes:
-      r: perturbations `[B, *shape]`, adversarial or the last attempts.
-      gradients, forwards: how many were used, a number or `[B]`.
-      allowed: `[B]`, False where `r` is no success even if the image is misclassified: out of limits, or by too little.
+      r: perturbations `[B, *shape]`, adversarial, or the last ones that were tried.
+      gradients, forwards: gradients and evaluations without a gradient that were used, a number or `[B]`.
+      allowed: `[B]` or True; False where `r` must not count as a success even if the image is misclassified, because it
+        breaks a limit of the method (a radius, a confidence).
     """
 
     r: jax.Array
@@ -46,16 +48,19 @@ def run(
     numbers: Settings | None = None,
     **how: Any,
 ) -> AttackResult:
-    """Runs a kernel on any number of images, and judges what it found.
+    """Runs a kernel on any number of images, and recomputes success and distance from the images that it found.
 
     Args:
-      kernel: called with the settings below by their names, `norm` among them.
-      asked: what every attack is given; without a key, the kernel gets no keys.
+      kernel: called with `norm` and all settings below as keyword arguments.
+      asked: the arguments that all attacks have; without a key, the kernel's keys are None.
       norm: p; an exponent that the attack allows.
-      each: settings that may differ from image to image, numbers of at least 0 or `[B]`.
-      arrays: settings like the images, `[B, *shape]`.
-      numbers: settings that are traced: another value compiles nothing anew.
-      how: settings that the compiled program depends on; hashable.
+      each: settings with a value for each image: numbers of at least 0, or `[B]`.
+      arrays: settings that are arrays like the images, `[B, *shape]`.
+      numbers: settings that are traced numbers: the program is not compiled again for another value.
+      how: settings that are static in the compiled program; hashable.
+
+    Returns:
+      An `AttackResult`, in the units of the classifier's bounds.
 
     Raises:
       ValueError: see `problem.problem`, `arguments.radii` and `arguments.keys_of`.
@@ -65,7 +70,7 @@ def run(
 
 
 def _inside(kernel, norm, numbers, how, asked: Asked, each: Settings, arrays: Settings) -> AttackResult:
-    with jax.numpy_dtype_promotion("standard"):  # whatever the caller has set for code of his own
+    with jax.numpy_dtype_promotion("standard"):  # the caller may have set another promotion for their own code
         given = problem(asked)
         keys = None if asked.key is None else arguments.keys_of(asked.key, len(given.images))
         x = given.images
@@ -87,9 +92,10 @@ def _run(kernel, norm, how, classifier, numbers, given: Problem, keys, own) -> A
 
 
 def in_stages(search: Callable[..., Found], asked: Asked, *, norm: float, each: Settings | None = None) -> AttackResult:
-    """As `run`, for a search that is several programs, between which images that are done leave the batch.
+    """As `run`, for a search that consists of several compiled programs, between which finished images are removed.
 
-    `search(classifier, given, key, **each)` makes its own chunks, and gets the key as it was given.
+    `search(classifier, given, key, **each)` is called once with all images; it splits them into chunks itself, and gets
+    the key as the caller gave it.
     """
     return at_edge(partial(_stages, search, norm), asked, norm=norm, each=each)
 
@@ -112,24 +118,24 @@ def _judge(norm, classifier, given: Problem, found: Found) -> AttackResult:
 
 
 def judge(classifier: Classifier, given: Problem, found: Found, norm: float) -> AttackResult:
-    """The result that a kernel's find amounts to."""
+    """The `AttackResult` of what a kernel found, with success and distance recomputed from the images."""
     result = finish(classifier, given, given.images + found.r, norm, found.gradients, found.forwards)
     return result.only(jnp.asarray(found.allowed))
 
 
 def present(**settings: ArrayLike | None) -> dict[str, ArrayLike]:
-    """The settings that are given: kernels have defaults for the others."""
+    """The settings that are not None: for the others, kernels have defaults."""
     return {name: value for name, value in settings.items() if value is not None}
 
 
 def _like(images: jax.Array, value: ArrayLike, name: str) -> jax.Array:
-    """The value as an array like the images. Raises `ValueError` where it is of another shape."""
+    """The value as an array of the images' type. Raises `ValueError` where its shape is not that of the images."""
     if jnp.shape(value) != images.shape:
         raise ValueError(f"{name} must be an array {list(images.shape)} like the images, not {list(jnp.shape(value))}")
     return jnp.asarray(value, images.dtype)
 
 
 def _nothing(given: Problem) -> AttackResult:
-    """The result for no images: an attack on none only checks its arguments."""
+    """The result of an attack on no images, which only checks its arguments."""
     zeros = jnp.zeros(0, jnp.int32)
     return AttackResult(given.images, jnp.zeros(0, given.images.dtype), zeros > 0, zeros, zeros)

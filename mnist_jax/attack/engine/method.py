@@ -1,4 +1,4 @@
-"""What is said of an attack beside its code, for the command line, the tests and the documentation."""
+"""The description of an attack that stands beside its code, for the command line, the tests and the documentation."""
 
 from typing import NamedTuple
 
@@ -6,12 +6,12 @@ from mnist_jax import geometry
 
 
 class Method(NamedTuple):
-    """An attack's description; its options are those of its signature.
+    """The description of an attack; its options are those of its function's signature.
 
     Attributes:
-      norms: the exponents p that it takes; None for all from 1 to inf.
-      what: what it does, in a line.
-      paper: authors and year of what it comes from, or nothing.
+      norms: the exponents p of the norms that it takes; None for all from 1 to inf.
+      what: what the attack does, in one line.
+      paper: authors and year of its paper, or empty.
     """
 
     norms: tuple[float, ...] | None
@@ -19,7 +19,7 @@ class Method(NamedTuple):
     paper: str = ""
 
     def check_norm(self, p: float) -> float:
-        """The norm as `geometry.check_norm` gives it. Raises `ValueError` where the attack does not take it."""
+        """The exponent as a float, by `geometry.check_norm`. Raises `ValueError` where the attack does not take it."""
         return geometry.check_norm(p, self.norms)
 
     def norms_in_words(self) -> str:

@@ -1,4 +1,4 @@
-"""What an attack is asked for: images, labels or targets, a loss, radii; checked in one place."""
+"""The problem that an attack is to solve: images, and labels or targets, checked; when an image is adversarial."""
 
 import contextlib
 import functools
@@ -23,35 +23,36 @@ LOSSES: dict[str, Loss] = {
     "margin": losses.margin,
     "confidence": losses.confidence,
     "log_odds": losses.log_odds,
-    # Attacks use the direction of its gradient and which of two values is lower. Both are those of minus the
-    # cross-entropy, but in float32 the gradient of that is zero on a confident network.
+    # Attacks use only the direction of a loss's gradient, and which of two values is lower. Both are the same for the
+    # log-odds and for minus the cross-entropy, whose gradient is zero in float32 where the network is confident.
     "cross_entropy": losses.log_odds,
     "dlr": losses.dlr,
 }
 
-# Logits differ in their last bits with the shape of the batch. A success has to hold by more, of the logits that are
-# compared: by 1e-5 in single precision, as many units in the last place in double, and a few of them in half precision,
-# where logits are rounded from sums of a wider type.
-ROUNDING = 1e-5
-UNITS_OF_HALF = 4
-# Two logits may be small by cancellation, and no less rounded for that: then the largest logit counts, of the classes
-# in use, but as no more than so many times the two.
+# The last bits of logits depend on the shape of the batch and on the device. An image counts as adversarial only if the
+# two logits that decide it (the label's or target's, and the largest other) differ by more than a share of their size.
+ROUNDING = 1e-5  # the share in single precision, 84 of its epsilons; in double precision, it is as many epsilons
+UNITS_OF_HALF = 4  # the share in half precision, in its epsilons: logits are rounded once, from sums of a wider type
+# Two logits can be small because large terms cancelled, and are no less rounded for that. So the share is taken of the
+# largest logit of a class in use, counted as at most this many times the larger of the two. Chosen.
 CANCELLED = 100
-CAREFUL = 1.3  # times that, for what an attack keeps, so that it holds when it is checked again
+CAREFUL = 1.3  # factor on that share for images that an attack keeps, so that they still count in another batch. Chosen
 
-TRIED = 16  # rows of logits on which a loss of the caller's is tried
-LOOKED_AT = 4  # images on which a classifier is looked at before it is attacked
-DIFFERENT = 1e-3  # of a logit: more than a matrix product of low precision explains
+TRIED = 16  # random rows of logits on which the sign of a caller's loss is checked
+CHECKED = 4  # images on which a classifier is checked before it is first attacked
+# Relative difference of an image's logits between two batches above which a classifier depends on the batch: larger
+# than what matrix products of low precision explain.
+DIFFERENT = 1e-3
 
-_known: "weakref.WeakSet[Classifier]" = weakref.WeakSet()  # classifiers that were looked at
+_checked: "weakref.WeakSet[Classifier]" = weakref.WeakSet()  # classifiers that were already checked
 
 
 class ClassifierWarning(UserWarning):
-    """The classifier is one on which attacks can't be trusted to find what there is."""
+    """Attacks on this classifier may miss adversarial images, so that their failure says little."""
 
 
 class Asked(NamedTuple):
-    """What every attack is asked: arguments as they were given, before anybody looked at them."""
+    """The arguments that all attacks have, as the caller gave them, not yet checked."""
 
     classifier: Classifier
     images: ArrayLike
@@ -61,12 +62,12 @@ class Asked(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What an attack is given: a pytree with an entry for each image.
+    """The problem of an attack, after all checks: a pytree with an entry for each image.
 
     Attributes:
-      images: `[B, *shape]`.
-      labels: `[B]`, what the classifier should say.
-      targets: `[B]`, the classes that are asked for, or None where any but the label will do.
+      images: `[B, *shape]`, the originals.
+      labels: `[B]`, the correct classes.
+      targets: `[B]`, the classes that the attack has to reach, or None where any class but the label counts.
     """
 
     images: jax.Array
@@ -74,26 +75,26 @@ class Problem(NamedTuple):
     targets: jax.Array | None
 
     def objective(self, logits: jax.Array, loss: Loss = losses.margin) -> jax.Array:
-        """What the attack minimizes `[B]`: the loss of the labels, or minus that of the targets."""
+        """The objective that an attack minimizes `[B]`: the loss of the labels, or minus the loss of the targets."""
         logits = losses.wide(logits)
         value = loss(logits, self.labels) if self.targets is None else -loss(logits, self.targets)
         return value.astype(self.images.dtype)
 
     def solved(self, logits: jax.Array, care: float = 1.0) -> jax.Array:
-        """Whether these logits `[B, C]` are a success, by `care` times what rounding can undo.
+        """Whether images with logits `[B, C]` are adversarial `[B]`, by more than `care` times what rounding can undo.
 
-        Logits that say nothing are wrong, so that they are a success unless a target is asked for.
+        Logits with a NaN, or whose largest is infinite, count as misclassified: without targets they are adversarial.
         """
         broken = losses.broken(logits)
         reached = self.objective(logits) < -care * self._rounding(logits)
         return reached | broken if self.targets is None else reached & ~broken
 
     def rounding(self, logits: jax.Array) -> jax.Array:
-        """How far below zero the objective has to be, with some room to spare."""
+        """How far below zero the margin has to be for an attack to keep the image `[B]`, and 5 % more."""
         return 1.05 * CAREFUL * self._rounding(logits)
 
     def _rounding(self, logits: jax.Array) -> jax.Array:
-        """What rounding can undo `[B]`, by the two logits that are compared and the precision of their type."""
+        """By how much rounding may change the difference of the two logits that decide on an image `[B]`."""
         precision, logits = jnp.finfo(logits.dtype), losses.wide(logits)
         one, others = losses.label_and_others(logits, self.labels if self.targets is None else self.targets)
         compared = jnp.stack([one, others.max(1)])
@@ -105,56 +106,56 @@ class Problem(NamedTuple):
         return (share * jnp.minimum(largest, CANCELLED * compared)).astype(self.images.dtype)
 
     def at(self, r: jax.Array) -> jax.Array:
-        """The images at the perturbations `r`, inside the box."""
+        """The images with the perturbations `r` added, clipped to [0, 1]."""
         return jnp.clip(self.images + r, 0, 1)
 
     def inside(self, r: jax.Array) -> jax.Array:
-        """The perturbations, clipped to the box."""
+        """The perturbations that are left of `r` when the perturbed images are clipped to [0, 1]."""
         return self.at(r) - self.images
 
     def per_image(self, values: jax.Array) -> jax.Array:
-        """Values `[B]` in a shape that multiplies images."""
+        """Values `[B]` in the shape `[B, 1, ...]`, which broadcasts against the images."""
         return values.reshape(-1, *[1] * (self.images.ndim - 1))
 
     def where(self, condition: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-        """For each image, `a` or `b`, arrays like the images, by the condition `[B]`."""
+        """For each image, `a` where the condition `[B]` holds, else `b`; both are arrays like the images."""
         return jnp.where(self.per_image(condition), a, b)
 
     def choose(self, condition: jax.Array, a: Any, b: Any) -> Any:
-        """For each image, one of two pytrees of arrays `[B, ...]`, by the condition `[B]`."""
+        """For each image, `a` where the condition `[B]` holds, else `b`; both are pytrees of arrays `[B, ...]`."""
         return jax.tree.map(lambda x, y: jnp.where(condition.reshape(-1, *[1] * (jnp.ndim(y) - 1)), x, y), a, b)
 
     def gradient(self, classifier: Classifier, images: jax.Array, loss: Loss) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Logits `[B, C]`, objective `[B]`, and its gradient `[B, *shape]` at these images."""
+        """The logits `[B, C]` of images, the objective `[B]`, and its gradient `[B, *shape]` with respect to them."""
 
         def total(images):
             logits = classifier(images)
             objective = self.objective(logits, loss)
             return objective.sum(), (logits, objective)
 
-        # Barriers: XLA would fuse what makes the images into all that reads them, the slices of a convolution for
-        # instance, and so repeat it.
+        # The barriers keep XLA from fusing the computation of the images into every operation that reads them, such as
+        # the slices of a convolution, where it would be repeated.
         gradient, (logits, objective) = jax.grad(total, has_aux=True)(jax.lax.optimization_barrier(images))
-        # Convolutions leave the batch as the innermost axis, and what goes along the pixels, as norms and projections
-        # do, would take as long as the gradient.
+        # Convolutions leave the batch as the innermost axis in memory; then norms and projections, which reduce over
+        # the pixels, would take as long as the gradient.
         gradient = unstable.row_major(gradient)
         return jax.lax.optimization_barrier((logits, objective, gradient))
 
 
 def problem(asked: Asked) -> Problem:
-    """Checks what the caller gave; labels that are not given are the classifier's own predictions.
+    """Checks the caller's arguments, and makes a `Problem` of them; without labels, they are the predictions.
 
     Raises:
-      ValueError: an array is not of the right shape, an image is not in [0, 1], a label or target is not a class, or
-        what the classifier gives is not logits.
+      ValueError: an array has the wrong shape, an image is outside of the classifier's bounds, a label or target is not
+        a class, or the classifier's function does not give logits.
 
     Warns:
-      ClassifierWarning: see `_look_at`.
+      ClassifierWarning: attacks on this classifier can't be trusted, see `_warn_of_faults`.
     """
     classifier, images, labels, targets, _ = asked
     images = arguments.images_of(classifier, images)
     classes = _predictions.eval_shape(classifier, images[:1])[0].shape[1] if len(images) else None
-    _look_at(classifier, images)
+    _warn_of_faults(classifier, images)
     if labels is None:
         labels = in_chunks(_predictions, (images,), classifier)[1]
     return Problem(
@@ -166,19 +167,20 @@ def problem(asked: Asked) -> Problem:
 
 @jax.jit
 def _predictions(classifier: Classifier, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Logits, and the classes that they predict."""
+    """The logits `[B, C]` of images, and the predicted classes `[B]`."""
     logits = classifier(images)
     return logits, logits.argmax(1).astype(jnp.int32)
 
 
-def _look_at(classifier: Classifier, images: jax.Array) -> None:
-    """Warns where the classifier's gradients vanish, its outputs are probabilities, or its answer for an image depends
-    on the others in the batch. It looks once at every `Classifier`, on a few images, and not under a transformation.
+def _warn_of_faults(classifier: Classifier, images: jax.Array) -> None:
+    """Warns where the classifier's gradients vanish, its outputs look like probabilities, or its logits for an image
+    depend on the other images in the batch. Checks each `Classifier` once, on a few images, and not under a
+    transformation of the caller's, where images have no values.
     """
-    if unstable.staged((classifier, images)) or not len(images) or classifier in _known:
+    if unstable.staged((classifier, images)) or not len(images) or classifier in _checked:
         return
-    _known.add(classifier)
-    vanish, probabilities, different = map(bool, _looks(classifier, fill(np.asarray(images[:LOOKED_AT]), LOOKED_AT)))
+    _checked.add(classifier)
+    vanish, probabilities, different = map(bool, _faults(classifier, fill(np.asarray(images[:CHECKED]), CHECKED)))
     for wrong, text in (
         (vanish, "the classifier's gradients vanish or are no numbers; an attack that follows them finds nothing"),
         (probabilities, "the classifier's outputs look like probabilities; attacks want logits, which don't saturate"),
@@ -189,7 +191,7 @@ def _look_at(classifier: Classifier, images: jax.Array) -> None:
 
 
 def _outside() -> int:
-    """How many calls up the line is that called this package, which is the one to show beside a warning."""
+    """The `stacklevel` of a warning: how many calls up the first line outside of this package is."""
     frame, level = inspect.currentframe(), 0
     while frame is not None and frame.f_globals.get("__name__", "").startswith("mnist_jax."):
         frame, level = frame.f_back, level + 1
@@ -197,37 +199,37 @@ def _outside() -> int:
 
 
 @jax.jit
-def _looks(classifier: Classifier, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What is wrong: vanishing gradients, probabilities, another answer in another place among other images."""
+def _faults(classifier: Classifier, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Three booleans: gradients vanish; outputs are probabilities; an image's logits depend on its batch."""
 
-    def look(images):
+    def evaluate(images):
         def total(images):
             logits = classifier(images)
             return losses.margin(logits, logits.argmax(1)).sum(), logits
 
         return jax.grad(total, has_aux=True)(images)
 
-    # The second batch has the first image as its last, among others. One after another, by the same code.
+    # The second batch has the first image in the last place, after other images. `lax.map` runs both by the same code.
     others = jnp.concatenate([1 - images[:0:-1], images[:1]])
-    (gradient, _), (logits, again) = jax.lax.map(look, jnp.stack([images, others]))
+    (gradient, _), (logits, again) = jax.lax.map(evaluate, jnp.stack([images, others]))
     logits, again = losses.wide(logits), losses.wide(again)
-    scale = jnp.abs(jax.lax.top_k(logits, 2)[0]).max()  # not of classes that are not in use
-    # By at most that much could the margin change over the whole box, if it were linear: not more than by rounding.
+    scale = jnp.abs(jax.lax.top_k(logits, 2)[0]).max()  # of the top two only: classes not in use have huge logits
+    # The most that a linear margin of this gradient could change over the box. Less than rounding: gradients vanish.
     reach = jnp.abs(gradient).reshape(len(images), -1).sum(1).max()
     sums, between = logits.sum(1), (logits >= 0) & (logits <= 1)
     differences = jnp.abs(logits[0] - again[-1]) > DIFFERENT * jnp.maximum(scale, jnp.abs(logits[0]))
     return (
-        ~(reach > jnp.finfo(logits.dtype).eps * scale),  # also where it is no number
+        ~(reach > jnp.finfo(logits.dtype).eps * scale),  # true for NaN, too
         between.all() & (jnp.abs(sums - 1) < 1e-4).all(),
         differences.any(),
     )
 
 
 def loss_function(loss: str | Loss) -> Loss:
-    """The function of logits `[B, C]` and labels `[B]` of that name, which attacks minimize, or the function itself.
+    """The loss of this name, a function of logits `[B, C]` and labels `[B]`; a function is returned as it is.
 
     Raises:
-      ValueError: there is none of that name.
+      ValueError: there is no loss of this name.
     """
     if callable(loss):
         return loss
@@ -237,14 +239,14 @@ def loss_function(loss: str | Loss) -> Loss:
 
 
 def check_direction(loss: Loss, classifier: Classifier, images: jax.Array) -> None:
-    """Raises `ValueError` where a loss of the caller's falls as the label's logit grows: minimized, it would make the
-    image stronger, without a word."""
+    """Raises `ValueError` where a caller's loss decreases as the label's logit grows: an attack that minimizes it would
+    only make the classifier more confident. It also refuses losses that are not hashable or not one number an image."""
     try:
         hash(loss)
     except TypeError as error:
         raise ValueError("loss must be hashable, as functions are: programs are compiled for it") from error
     if loss not in LOSSES.values():
-        # One that is made of values which a transformation of the caller's has not got yet can't be tried.
+        # A loss that contains tracers of a transformation of the caller's can't be evaluated here.
         with contextlib.suppress(jax.errors.JAXTypeError):
             _check_direction(loss, _predictions.eval_shape(classifier, images[:1])[0].shape[1])
 
@@ -261,5 +263,5 @@ def _check_direction(loss: Loss, classes: int) -> None:
         slopes = np.asarray(pull_back(jnp.ones_like(values))[0])[np.arange(TRIED), labels]
     if slopes.min() < -1e-6 * np.abs(slopes).max():
         raise ValueError(
-            "loss must not fall where the label's logit grows: attacks minimize it, so give minus that of training"
+            "loss must not fall where the label's logit grows: attacks minimize it, so give minus the training loss"
         )

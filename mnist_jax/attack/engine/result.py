@@ -1,4 +1,4 @@
-"""What an attack gives back, recomputed from the images themselves."""
+"""The result of an attack, with success and distance recomputed from the images that it found."""
 
 from typing import NamedTuple
 
@@ -12,15 +12,16 @@ from mnist_jax.classifier import Classifier
 
 
 class AttackResult(NamedTuple):
-    """What an attack found, a pytree with an entry for each image.
+    """The result of an attack: a pytree with an entry for each image.
 
     Attributes:
-      images: `[B, *shape]` between the classifier's bounds, adversarial where `success`; elsewhere the last attempt.
-      distance: `[B]`, the p-norm of the images less the originals; inf where it failed.
-      success: `[B]`, whether the classifier gives these images another class than the label (or the target, where one
-        was given), by more than rounding can undo (see `Problem.solved`). Logits that say nothing are wrong.
-      gradients: `[B]`, how many gradients of the classifier were used for each image.
-      forwards: `[B]`, how many evaluations without a gradient.
+      images: `[B, *shape]` between the classifier's bounds: adversarial where `success`, elsewhere the last ones tried.
+      distance: `[B]`, the p-norm of the difference from the original images; inf where the attack failed.
+      success: `[B]`, whether the image is adversarial: the classifier gives it another class than the label (or the
+        target class, where one was given), by more than rounding can undo (see `Problem.solved`). Logits with a NaN or
+        an infinite maximum count as misclassified.
+      gradients: `[B]`, how many gradients of the classifier were used for the image.
+      forwards: `[B]`, how many evaluations of the classifier without a gradient were used for it.
     """
 
     images: jax.Array
@@ -30,7 +31,7 @@ class AttackResult(NamedTuple):
     forwards: jax.Array
 
     def only(self, allowed: jax.Array) -> "AttackResult":
-        """Without the successes that are not allowed `[B]`; an image misclassified as it is always is."""
+        """The result in which a success counts only where `allowed [B]`, or where the original is misclassified."""
         success = self.success & (allowed | (self.distance == 0))
         return self._replace(success=success, distance=jnp.where(success, self.distance, jnp.inf))
 
@@ -38,9 +39,10 @@ class AttackResult(NamedTuple):
 def finish(
     classifier: Classifier, problem: Problem, found: jax.Array, norm: float, gradients: ArrayLike, forwards: ArrayLike
 ) -> AttackResult:
-    """The result: images that were misclassified from the start as they were, and what is said of `found` recomputed.
+    """The `AttackResult` for the images `found [B, *shape]`, with success and distance recomputed from them.
 
-    `gradients` and `forwards` are what the attack used, a number or `[B]`; the evaluations here are added.
+    An original that is misclassified is returned unchanged, at distance 0. `gradients` and `forwards` are what the
+    attack used, a number or `[B]`; the one or two evaluations made here are added.
     """
     found = jnp.where(jnp.isnan(found), problem.images, found)
     classifier = classifier.as_written()

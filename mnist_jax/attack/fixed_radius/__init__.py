@@ -1,1 +1,1 @@
-"""Attacks that look for any adversarial image within a radius, one a file."""
+"""Attacks that look for any adversarial image within a given radius, one attack in each file."""

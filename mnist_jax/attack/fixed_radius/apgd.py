@@ -1,4 +1,4 @@
-"""Auto-PGD: projected gradient descent with momentum that halves its own step size."""
+"""Auto-PGD: projected gradient descent with momentum and a step size that is halved when progress stops."""
 
 from typing import Any, NamedTuple
 
@@ -18,27 +18,28 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (1, 2, geometry.INF),
-    "momentum, and a step that halves itself",
+    "gradient descent with momentum, whose step size is halved when progress stops",
     "Croce & Hein 2020 and, for the 1-norm, 2021",
 )
 
-ALPHA = 0.75  # weight of the step; the rest is momentum
-RHO = 0.75  # share of the steps between two checkpoints that have to bring the loss down
-# For p = 1:
-STARTING_SHARE = 0.2  # of the pixels, how many the first steps move
-SHRINK = 1.5  # of the step size, at checkpoints; and of the pixels that are moved, from those that differ
-SMALLEST = 0.1  # step size, of the radius
-FEWER = 0.95  # a smaller share of the pixels still different than that starts again with the largest step
-STAGES = ((3, 0.3), (2, 0.3), (1, 0.4))  # with `large_radius`: of the radius, and of the steps
+# Constants of Croce & Hein 2020 (see `apgd`):
+ALPHA = 0.75  # weight of the new step in the update; the rest is momentum
+RHO = 0.75  # share of the steps between two checkpoints that have to lower the loss, or the step size is halved
+# Constants for p = 1, of Croce & Hein 2021 and their implementation:
+STARTING_SHARE = 0.2  # share of all pixels that the first steps change
+SHRINK = 1.5  # divisor of the step size at checkpoints; a step moves the number of changed pixels divided by this
+SMALLEST = 0.1  # least step size, relative to the radius
+FEWER = 0.95  # if the number of changed pixels falls below this share of the last checkpoint's, the step size is reset
+STAGES = ((3, 0.3), (2, 0.3), (1, 0.4))  # with `large_radius`: multiples of the radius, and shares of the steps
 
 
 class Walk(NamedTuple):
-    """Where the descent is and what it passed."""
+    """The state of a descent: the current perturbation, and the best ones so far."""
 
     r: jax.Array
-    best: Best  # of the lowest loss
-    slope: jax.Array  # the gradient there
-    hit: Best  # adversarial, of the lowest loss
+    best: Best  # the perturbation of the lowest loss
+    slope: jax.Array  # the gradient at `best`
+    hit: Best  # the adversarial perturbation of the lowest loss
 
 
 def apgd(
@@ -55,34 +56,36 @@ def apgd(
     targets: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> AttackResult:
-    """Projected gradient descent with momentum and without a step size to choose:
+    """Auto-PGD: projected gradient descent with momentum, whose step size adapts itself:
 
         z  = P(r - eta d),   d = argmax <gradient, d>  such that  norm_p(d) = 1
         r' = P(r + alpha (z - r) + (1 - alpha) (r - previous r)),   alpha = 3/4
 
-    with P the projection onto the ball and the box. eta starts at `2 * radius`. At checkpoints, which come closer and
-    closer, it is halved, and r goes back to the best so far, where the loss fell in less than 3/4 of the steps since
-    the last one, or where neither eta nor the lowest loss has changed since (Croce & Hein, "Reliable evaluation of
-    adversarial robustness with an ensemble of diverse parameter-free attacks", 2020, algorithm 1).
+    with P the projection onto the intersection of ball and box. The step size eta starts at `2 * radius`. At
+    checkpoints, at shorter and shorter intervals, eta is halved and r goes back to the best so far if the loss fell in
+    less than 3/4 of the steps since the last checkpoint, or if neither eta nor the lowest loss has changed since then
+    (Croce & Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
+    2020, algorithm 1).
 
-    For p = 1 there is no momentum; a step moves the k pixels of the largest gradients alike, with k 2/3 of the pixels
-    that the best so far changes, and eta falls from `radius` to a tenth as long as those do not become fewer (Croce &
-    Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", 2021, algorithm 1). P is exact
-    for every p; for p = 2 the public implementations project onto the ball and then clip, which falls short of it.
+    For p = 1 there is no momentum. A step changes the k pixels of the largest gradients by the same amount, where k is
+    2/3 of the number of pixels that the best perturbation so far changes; eta falls from `radius` to a tenth of it for
+    as long as that number does not decrease (Croce & Hein, "Mind the box: l1-APGD for sparse adversarial attacks on
+    image classifiers", 2021, algorithm 1). P is exact for every p; for p = 2 the public implementations project onto
+    the ball and then clip, which is not the projection onto both.
 
     Args:
       classifier, images, labels, radius, restarts: see `pgd`.
       norm: p, 1, 2 or inf.
       steps: gradients for each image and run.
       loss: see `pgd`; for `"dlr"` with targets, `losses.dlr_targeted`.
-      large_radius: for p = 1, whether 30 % of the steps are made at three times the radius and 30 % at twice of it,
-        before the rest at the radius itself ("Mind the box", section 3.2).
+      large_radius: for p = 1, whether the first 30 % of the steps use three times the radius and the next 30 % twice
+        the radius ("Mind the box", section 3.2).
       targets: `[B]`, the classes to reach; None means any but the label.
-      key: a `jax.random` key, or one for each image; with one, every run starts at random. Without, the first starts at
-        the image, and what the others do is always the same.
+      key: a `jax.random` key, or one for each image; with one, every run starts at random. Without, the first run
+        starts at the image, and the others use a fixed key.
 
     Returns:
-      An `AttackResult`, with the adversarial image of the lowest loss in the run that found one.
+      An `AttackResult`, with the adversarial image of the lowest loss in the first run that found one.
 
     Raises:
       ValueError: an argument is out of its range.
@@ -94,7 +97,7 @@ def apgd(
 
 
 def check(norm: float, steps: int, restarts: int, large_radius: bool) -> float:
-    """The norm as a float. Raises `ValueError` where one of these is out of its range."""
+    """The norm as a float, after a check of all these arguments. Raises `ValueError` where one is out of its range."""
     norm = METHOD.check_norm(norm)
     arguments.counts(least=len(STAGES) if large_radius else 1, steps=steps)
     arguments.counts(restarts=restarts)
@@ -106,7 +109,7 @@ def check(norm: float, steps: int, restarts: int, large_radius: bool) -> float:
 def kernel(classifier, given: Problem, keys, *, norm, radius, steps, restarts, loss, large_radius, at_image) -> Found:
     if loss is losses.dlr and given.targets is not None:
 
-        def loss(logits, targets):  # the problem turns its sign
+        def loss(logits, targets):  # negative, since `Problem.objective` minimizes minus the loss of the targets
             return -losses.dlr_targeted(logits, given.labels, targets)
 
     def run(i, keys):
@@ -118,8 +121,8 @@ def kernel(classifier, given: Problem, keys, *, norm, radius, steps, restarts, l
 
 
 def start_of(given: Problem, keys, radius, norm, large_radius, at_image):
-    """Where a run starts: at random, or at the image."""
-    if norm == 1:  # uniform in the ball would be a little of every pixel
+    """The perturbations `[B, *shape]` at which a run starts: random ones, or zero where `at_image`."""
+    if norm == 1:  # normal noise that is projected is sparse; a uniform sample of the ball changes every pixel a little
         start = geometry.project_ball_in_box(
             normal(given, keys), given.images, (STAGES[0][0] if large_radius else 1) * radius, norm
         )
@@ -129,7 +132,7 @@ def start_of(given: Problem, keys, radius, norm, large_radius, at_image):
 
 
 def descend(classifier, given: Problem, start, radius, loss, norm, steps, large_radius):
-    """One run: perturbations `[B, *shape]`, and whether they are adversarial `[B]`."""
+    """One run from `start`: perturbations `[B, *shape]`, and whether they are adversarial `[B]`."""
     if norm != 1:
         walk = _descend(classifier, given, start, radius, loss, norm, steps)
     elif not large_radius:
@@ -155,7 +158,7 @@ def _begin(start) -> Walk:
 
 
 def _look(classifier, given: Problem, loss, walk: Walk) -> tuple[Walk, jax.Array, jax.Array]:
-    """The walk with what is found where it is; the objective and the gradient there."""
+    """The state after an evaluation at its perturbations; the objective `[B]` and its gradient there."""
     images = given.at(walk.r)
     logits, objective, gradient = given.gradient(classifier, images, loss)
     slope = given.where(objective < walk.best.value, gradient, walk.slope)
@@ -175,8 +178,8 @@ def _last_look(classifier, given: Problem, loss, walk: Walk) -> Walk:
 
 
 def checkpoints(steps: int) -> list[int]:
-    """After how many steps the step size may be halved: w_j of the paper, in increasing order."""
-    places, length = [0, 22], 22  # percent
+    """The numbers of steps after which the step size may be halved, in increasing order: w_j of the paper."""
+    places, length = [0, 22], 22  # in percent of all steps; intervals get shorter by 3 down to 6
     while places[-1] < 100:
         length = max(length - 3, 6)
         places.append(places[-1] + length)
@@ -184,7 +187,7 @@ def checkpoints(steps: int) -> list[int]:
 
 
 def _descend(classifier, given: Problem, start, radius, loss, norm, steps) -> Walk:
-    """p = 2 and inf."""
+    """The descent for p = 2 and inf: momentum, and a step size that is halved at checkpoints."""
     marks = checkpoints(steps)
     length = jnp.zeros(steps, int).at[jnp.array(marks, int)].set(jnp.diff(jnp.array([0, *marks])))
 
@@ -214,7 +217,10 @@ def _descend(classifier, given: Problem, start, radius, loss, norm, steps) -> Wa
 
 
 def _descend_sparsely(classifier, given: Problem, start, radius, loss, steps, *, first) -> Walk:
-    """p = 1. `first`: how many pixels the start differs in says nothing."""
+    """The descent for p = 1: steps of few pixels, without momentum.
+
+    With `first`, the number of pixels that `start` changes is ignored: first steps change STARTING_SHARE of all pixels.
+    """
     pixels, period = start[0].size, jnp.maximum(4 * steps // 100, 1)
     different = geometry.norm(start, 0)
     known = jnp.zeros_like(different, bool) if first else different > 0

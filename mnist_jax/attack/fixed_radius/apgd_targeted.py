@@ -1,4 +1,4 @@
-"""Auto-PGD towards one class after another."""
+"""Targeted Auto-PGD: Auto-PGD runs towards each of the likeliest other classes, one after another."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (1, 2, geometry.INF),
-    "the same towards one class after another",
+    "`apgd` towards each of the likeliest other classes in turn",
     "Croce & Hein 2020",
 )
 
@@ -36,16 +36,16 @@ def apgd_targeted(
     targets: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> AttackResult:
-    """`apgd` on the targeted DLR loss (`losses.dlr_targeted`) towards the likeliest other classes, one after another,
-    until an image is broken, that is, taken for any class but its label (Croce & Hein, "Reliable evaluation of
+    """Targeted Auto-PGD: runs `apgd` on the targeted DLR loss (`losses.dlr_targeted`) towards each of the likeliest
+    other classes in turn, until the image is misclassified, as whatever class (Croce & Hein, "Reliable evaluation of
     adversarial robustness with an ensemble of diverse parameter-free attacks", 2020, section 5).
 
     Args:
       classifier, images, labels, radius, norm, steps, large_radius: see `apgd`.
       restarts: runs towards each class, at most.
-      classes: how many to go towards; there may be fewer.
-      targets: `[B]`; where they are given, the only classes to go towards, and a success is to reach them.
-      key: see `apgd`. Without, the first run towards each class starts at the image.
+      classes: how many other classes to run towards, at most all.
+      targets: `[B]`, the classes to reach; with them, all runs go towards these, and only these count as a success.
+      key: see `apgd`. Without one, the first run towards each class starts at the image.
 
     Returns:
       An `AttackResult`.

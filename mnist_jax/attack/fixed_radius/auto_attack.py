@@ -1,4 +1,4 @@
-"""AutoAttack: the standard ensemble, for robust accuracy at a radius."""
+"""AutoAttack: the standard ensemble of four attacks for the robust accuracy at a radius."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,11 +23,11 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (1, 2, geometry.INF),
-    "`apgd`, `apgd_targeted`, `fab` and `square`, for robust accuracy",
+    "`apgd`, `apgd_targeted`, `fab` and `square` in turn, for robust accuracy",
     "Croce & Hein 2020 and 2021",
 )
 
-ROUNDING = 1e-5  # by which, of the radius, a float32 sum of image and perturbation may exceed it
+ROUNDING = 1e-5  # relative: a distance may exceed the radius by this, as float32 rounds sums of image and perturbation
 
 
 def auto_attack(
@@ -40,25 +40,25 @@ def auto_attack(
     targets: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> AttackResult:
-    """Four attacks, one after another, each on the images that those before it did not break:
+    """AutoAttack: runs four attacks in turn, each on the images for which the ones before it found nothing:
 
-        apgd            cross-entropy, 100 steps; for p = 1 five runs, at larger radii first
-        apgd_targeted   the 9 likeliest other classes, 100 steps; for p = 1 only 5, at larger radii first
-        fab             towards the 9 likeliest other classes, 100 steps; counts where it ends within the radius
+        apgd            on the cross-entropy, 100 steps; for p = 1 five runs, each at larger radii first
+        apgd_targeted   towards the 9 likeliest other classes, 100 steps; for p = 1 the 5 likeliest, larger radii first
+        fab             towards the 9 likeliest other classes, 100 steps; a success where it finds one within the radius
         square          5,000 queries
 
-    They and their settings are those of the "standard" version of Croce & Hein, "Reliable evaluation of adversarial
-    robustness with an ensemble of diverse parameter-free attacks", 2020, and for p = 1 of Croce & Hein, "Mind the box",
-    2021. 1 less the share of successes is the robust accuracy.
+    The attacks and their settings are those of the "standard" version of Croce & Hein, "Reliable evaluation of
+    adversarial robustness with an ensemble of diverse parameter-free attacks", 2020, and for p = 1 of Croce & Hein,
+    "Mind the box", 2021. The robust accuracy is 1 minus the share of successes.
 
     Args:
       classifier, images, labels, radius: see `pgd`.
       norm: p, 1, 2 or inf.
-      targets: see `pgd`. The ensemble is made for None; with targets every attack goes towards just these.
+      targets: see `pgd`. The ensemble is designed for None; with targets, every attack runs towards these only.
       key: a `jax.random` key, or one for each image; None means key 0.
 
     Returns:
-      An `AttackResult`. Gradients and forwards are those of all attacks that an image went through.
+      An `AttackResult`. Its gradients and forwards are sums over all attacks that ran on the image.
 
     Raises:
       ValueError: an argument is out of its range.
@@ -76,7 +76,7 @@ def _in_turn(norm: float, asked: Asked, each: Settings, _: Settings) -> AttackRe
     zeros = jnp.zeros(len(given.labels), jnp.int32)
     result = AttackResult(given.images, jnp.full(len(zeros), jnp.inf, given.images.dtype), zeros > 0, zeros, zeros)
     for attack in _ensemble(classifier, norm):
-        # Under a transformation there are no values to leave by: all go on, and what broke them first is kept.
+        # Under a transformation it is not known which images are fooled, so all stay; the first success is kept.
         places: Any = slice(None) if traced else np.flatnonzero(~np.asarray(result.success))
         if not traced and not len(places):
             break
@@ -87,7 +87,7 @@ def _in_turn(norm: float, asked: Asked, each: Settings, _: Settings) -> AttackRe
 
 
 def _ensemble(classifier: Classifier, norm: float) -> Iterator[Callable[..., AttackResult]]:
-    """The attacks, as functions of problem, radii and keys."""
+    """The four attacks with their settings, as functions of problem, radii `[B]` and keys `[B]`."""
     sparse = norm == 1
     settings = (
         partial(apgd, steps=100, restarts=5 if sparse else 1, large_radius=sparse),
@@ -105,12 +105,12 @@ def _ensemble(classifier: Classifier, norm: float) -> Iterator[Callable[..., Att
 
 
 def _fab(classifier, images, labels, radius, *, norm, targets, key) -> AttackResult:
-    del radius, key  # it looks for the nearest, and its only run starts at the image
+    del radius, key  # FAB minimizes the distance, and its only run starts at the image
     return fab(classifier, images, labels, norm=norm, steps=100, classes=9, targets=targets)
 
 
 def _joined(before: AttackResult, new: AttackResult, radius: jax.Array) -> AttackResult:
-    """What was a success before, else the new result, a success only within the radius."""
+    """For each image the earlier result where it was a success, else the new one, a success only within the radius."""
     new = new.only(new.distance <= radius * (1 + ROUNDING))
 
     def choose(old, new):

@@ -1,4 +1,4 @@
-"""The fast gradient sign method: one step as far as the radius allows."""
+"""The fast gradient sign method (FGSM): one step of the radius's length along the gradient."""
 
 import jax
 from jax.typing import ArrayLike
@@ -13,7 +13,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (1, 2, geometry.INF),
-    "one step as far as the radius allows",
+    "one gradient step of the radius's length",
     "Goodfellow et al. 2015",
 )
 
@@ -29,18 +29,19 @@ def fgsm(
     targets: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> AttackResult:
-    """Goes one step of length `radius` where the linearized loss falls fastest:
+    """The fast gradient sign method: one step of p-norm `radius` along which the linearized loss falls fastest:
 
         r = P(-radius d),   d = argmax <gradient, d>  such that  norm_p(d) = 1
 
-    with P the projection into the box. For p = inf d is the sign of the gradient (Goodfellow, Shlens & Szegedy,
-    "Explaining and harnessing adversarial examples", 2015), for p = 2 the gradient over its norm, for p = 1 one pixel.
+    with P the projection into the box. d is the sign of the gradient for p = inf (Goodfellow, Shlens & Szegedy,
+    "Explaining and harnessing adversarial examples", 2015), the gradient divided by its norm for p = 2, and a single
+    pixel for p = 1.
 
     Args:
       classifier, images, labels, radius, targets: see `pgd`.
       norm: p, 1, 2 or inf.
       loss: see `pgd`.
-      key: not used, since nothing is random; every attack takes one.
+      key: accepted as by every attack, but not used: nothing is random.
 
     Returns:
       An `AttackResult`.

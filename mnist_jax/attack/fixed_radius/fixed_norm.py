@@ -1,4 +1,4 @@
-"""Method A of the original project: a perturbation of a given norm, by Adam on its pixels."""
+"""Method A of the original project at one radius: Adam on the pixels of a perturbation of exactly that norm."""
 
 from typing import Any
 
@@ -19,10 +19,10 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     None,
-    "Adam on the pixels of a perturbation that has exactly that norm and stays in the box",
+    "Adam on the pixels of a perturbation of exactly the given norm, in the box",
 )
 
-DECAYS = (0.9, 0.99)  # of Adam's moments: shorter than usual, for runs of some tens of steps
+DECAYS = (0.9, 0.99)  # Adam's decay rates of the two moments: the second is below the usual 0.999, as runs are short
 
 
 def fixed_norm(
@@ -39,33 +39,35 @@ def fixed_norm(
     targets: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> AttackResult:
-    """Looks for a misclassified image at distance `radius`, neither nearer nor farther.
+    """Looks for an adversarial image at exactly the distance `radius`.
 
         minimize loss(classifier(x + r), label)  such that  norm_p(r) = radius  and  x + r in [0, 1]
 
-    A step is one of Adam (Kingma & Ba 2015), with the gradient's part along the sphere and a learning rate that falls
-    to zero along a cosine, then back to the sphere and into the box by `geometry.project_sphere_in_box`. Every attempt
-    is on both, and the one of the lowest loss is returned. For p = 1, where few pixels should change, and these by
-    much, it is one of momentum instead, scaled so that the pixel that changes most changes by the learning rate.
+    Each step is one of Adam (Kingma & Ba 2015) on the component of the gradient along the sphere, with a learning rate
+    that falls to zero along a cosine, followed by `geometry.project_sphere_in_box` (or, for p in (1, inf), by
+    `geometry.scale_to_sphere_in_box`, which is cheaper). So every perturbation is on the sphere and in the box; that of
+    the lowest loss is returned. For p = 1, where few pixels should change by large amounts, a step is one of gradient
+    descent with momentum instead, scaled so that the pixel that changes most changes by the learning rate.
 
     Args:
       classifier: see `Classifier`.
       images: `[B, *shape]` in [0, 1].
-      labels: `[B]`; None means what the classifier predicts.
-      radius: p-norm of the perturbations, a number or `[B]`. One that no image in the box can have is a failure of that
-        image.
+      labels: `[B]`; None means the classifier's own predictions.
+      radius: p-norm of the perturbations, a number or `[B]`. The attack fails for an image for which the radius is
+        larger than that of any perturbation in the box.
       norm: p, in [1, inf].
       steps: gradients for each image.
       learning_rate: of Adam, in units of pixels; a number or `[B]`.
-      loss: `"margin"`, `"confidence"` (the original project's, which stands still where it saturates), `"log_odds"`, or
-        a function of logits `[B, C]` and labels `[B]`, to be minimized.
-      start: perturbations `[B, *shape]` from whose direction to start; those of zero start along the gradient.
+      loss: `"margin"`, `"confidence"` (the original project's; its gradient vanishes where it saturates), `"log_odds"`,
+        or a function of logits `[B, C]` and labels `[B]`, to be minimized.
+      start: perturbations `[B, *shape]` in whose direction to start. Where one is zero, or without any, the start is
+        the step of steepest descent from the image.
       targets: `[B]`, the classes to reach; None means any but the label.
       key: a `jax.random` key, or one for each image; with one, the start is disturbed at random, else
         nothing is random.
 
     Returns:
-      An `AttackResult`. An image that is misclassified as it is comes back as it is, at distance 0.
+      An `AttackResult`. An image that is misclassified before the attack is returned unchanged, at distance 0.
 
     Raises:
       ValueError: an argument is out of its range.
@@ -84,24 +86,24 @@ def kernel(classifier, given: Problem, keys, *, norm, radius, learning_rate, ste
     if keys is not None:
         start = disturb(given, start, keys, 0.1 * radius, norm)
     best = search(classifier, given, radius, learning_rate, start, norm=norm, steps=steps, loss=loss)
-    # A radius out of reach was cut down to the largest there is.
+    # The search cuts a larger radius down to the largest norm in the box: that is not at the radius.
     within_reach = radius <= geometry.largest(x, norm) * (1 + 1e-6)
     return Found(best.r, gradients=steps, forwards=1, allowed=within_reach)
 
 
 def search(classifier, given: Problem, radius, learning_rate, start, *, norm, steps, loss) -> Best:
-    """The attempt of the lowest loss. It takes as many gradients as there are steps, and one evaluation."""
+    """The perturbation of the lowest loss on the sphere, by Adam from `start`: `steps` gradients and one evaluation."""
     x = given.images
     optimizer, schedule = optax.scale_by_adam(*DECAYS), optax.cosine_decay_schedule(1.0, steps)
     if norm == 1:
         optimizer = optax.chain(optax.trace(DECAYS[0]), optax.stateless(_largest_one))
-    # The projection keeps a perturbation of small 1-norm sparse; for other norms scaling does as well and takes less.
+    # For p = 1 the projection keeps perturbations sparse. For p in (1, inf) scaling does as well and is cheaper.
     onto = geometry.project_sphere_in_box if norm in (1, geometry.INF) else geometry.scale_to_sphere_in_box
     nowhere = geometry.norm(start, norm) == 0
 
     def advance(step, state):
         point, moments, best = state
-        straight = nowhere & (step == 0)  # at the image itself, no sphere says how far
+        straight = nowhere & (step == 0)  # a start of zero: the first gradient is taken at the image itself
         r = given.where(straight, start, onto(point, x, radius, norm))
         image = given.at(r)
         objective, gradient = jax.lax.cond(
@@ -124,7 +126,7 @@ def search(classifier, given: Problem, radius, learning_rate, start, *, norm, st
 
 
 def _largest_one(updates: jax.Array, params: None = None) -> jax.Array:
-    """The update of every image scaled so that its largest entry is 1."""
+    """The update of every image, scaled so that its largest entry has the absolute value 1."""
     del params
     largest = geometry.norm(updates, geometry.INF).reshape(-1, *[1] * (updates.ndim - 1))
     return updates / jnp.where(largest > 0, largest, 1)

@@ -1,4 +1,4 @@
-"""The momentum iterative fast gradient sign method."""
+"""The momentum iterative fast gradient sign method (MI-FGSM): descent along an accumulated gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (2, geometry.INF),
-    "steps along a sum of gradients",
+    "steps of a fixed length along a running sum of gradients",
     "Dong et al. 2018",
 )
 
@@ -35,21 +35,21 @@ def mi_fgsm(
     targets: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> AttackResult:
-    """Descends on the loss along a sum g of its gradients, each of 1-norm 1, with mu = `momentum`:
+    """The momentum iterative FGSM: descends along a sum g of the gradients so far, each scaled to 1-norm 1:
 
         g <- mu g + gradient / norm_1(gradient)
         r <- P(r - step_size d),   d = argmax <g, d>  such that  norm_p(d) = 1
 
-    with P the projection onto the ball and the box (Dong et al., "Boosting adversarial attacks with momentum", 2018,
-    algorithm 1; its equation 9 for p = 2).
+    with mu = `momentum`, and P the projection onto the intersection of ball and box (Dong et al., "Boosting adversarial
+    attacks with momentum", 2018, algorithm 1; its equation 9 for p = 2).
 
     Args:
       classifier, images, labels, radius, loss, targets: see `pgd`.
       norm: p, 2 or inf.
       steps: gradients for each image.
       step_size: p-norm of a step, a number or `[B]`; None means `radius / steps`.
-      momentum: weight of the earlier gradients.
-      key: a `jax.random` key, or one for each image; with one, the start is random in the ball. Without, it is the
+      momentum: mu, the factor on the sum of the earlier gradients.
+      key: a `jax.random` key, or one for each image; with one, the start is random in the ball, without one it is the
         image.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Projected gradient descent on the loss, inside the ball and the box."""
+"""Projected gradient descent (PGD) on the loss, in the intersection of a ball and the box."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (1, 2, geometry.INF),
-    "steps of a fixed length, each projected onto ball and box",
+    "gradient steps of a fixed length, each projected onto ball and box",
     "Madry et al. 2018",
 )
 
@@ -38,35 +38,36 @@ def pgd(
     targets: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> AttackResult:
-    """Descends on the loss by steps of a fixed length, each followed by a projection P onto the ball and the box:
+    """Projected gradient descent: steps of a fixed length, each followed by a projection P onto ball and box:
 
         minimize loss(classifier(x + r), label)  such that  norm_p(r) <= radius  and  x + r in [0, 1]
         r <- P(r - step_size d),   d = argmax <gradient, d>  such that  norm_p(d) = 1
 
-    (Madry et al., "Towards deep learning models resistant to adversarial attacks", 2018). For p = 1, where that d is a
-    single pixel, d moves the pixels of the largest gradients alike (Tramèr & Boneh, "Adversarial training and
-    robustness for multiple perturbations", 2019, section 2; see also Maini et al. 2020), of those that are not stopped
-    by the box, and P is exact, where public implementations project onto the ball and then clip.
+    (Madry et al., "Towards deep learning models resistant to adversarial attacks", 2018). For p = 1, where this d is a
+    single pixel, d instead changes several pixels by the same amount: those of the largest gradients, leaving out
+    pixels that the box stops (Tramèr & Boneh, "Adversarial training and robustness for multiple perturbations", 2019,
+    section 2; see also Maini et al. 2020). P is the exact projection onto the intersection of ball and box, where
+    public implementations project onto the ball and then clip.
 
     Args:
       classifier: see `Classifier`.
       images: `[B, *shape]` in [0, 1].
-      labels: `[B]`; None means what the classifier predicts.
+      labels: `[B]`; None means the classifier's own predictions.
       radius: largest p-norm of the perturbations, a number or `[B]`.
       norm: p, 1, 2 or inf.
       steps: gradients for each image and run.
       step_size: p-norm of a step, a number or `[B]`; None means `2.5 * radius / steps`, the paper's choice for p = 2.
-      restarts: runs at most. They are made one after another, as long as an image is not broken.
-      loss: `"cross_entropy"`, computed so that its gradient does not vanish, `"margin"`, `"dlr"`, or a function of
-        logits `[B, C]` and labels `[B]`, to be minimized.
-      share: for p = 1, of all pixels, how many a step moves.
+      restarts: the most runs for an image. Runs follow one another until one finds an adversarial image.
+      loss: `"cross_entropy"` (minus the cross-entropy, computed so that its gradient does not vanish), `"margin"`,
+        `"dlr"`, or a function of logits `[B, C]` and labels `[B]`, to be minimized.
+      share: for p = 1, the share of all pixels that a step changes.
       targets: `[B]`, the classes to reach; None means any but the label.
       key: a `jax.random` key, or one for each image; with one, every run starts at random in the ball. Without, the
-        first starts at the image, and what the others do is always the same.
+        first run starts at the image, and the others use a fixed key.
 
     Returns:
-      An `AttackResult`, with the adversarial image of the lowest loss in the run that found one. An image that is
-      misclassified as it is comes back as it is, at distance 0.
+      An `AttackResult`, with the adversarial image of the lowest loss in the first run that found one. An image that is
+      misclassified before the attack is returned unchanged, at distance 0.
 
     Raises:
       ValueError: an argument is out of its range.
@@ -108,7 +109,7 @@ def kernel(
 
 
 def _direction(gradient, images, norm, share):
-    """Where the loss grows fastest, of p-norm 1. A step goes the other way."""
+    """The direction of p-norm 1 in which the loss grows fastest; a step goes the opposite way."""
     if norm != 1:
         return geometry.dual_direction(gradient, norm)
     stopped = ((images <= 0) & (gradient > 0)) | ((images >= 1) & (gradient < 0))

@@ -1,1 +1,1 @@
-"""Attacks that look for the nearest adversarial image, one a file."""
+"""Attacks that look for the nearest adversarial image, one attack in each file."""

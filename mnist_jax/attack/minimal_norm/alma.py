@@ -1,4 +1,4 @@
-"""ALMA: an augmented Lagrangian, whose multiplier is found on the way."""
+"""ALMA: descent on an augmented Lagrangian of distance and misclassification, which adapts its own multiplier."""
 
 from typing import NamedTuple
 
@@ -18,30 +18,31 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (1, 2),
-    "an augmented Lagrangian, whose multiplier is found on the way",
+    "descent on an augmented Lagrangian of the distance, with an adaptive multiplier",
     "Rony et al. 2021",
 )
 
-CHECK = 10  # steps between two looks at whether the constraint improves
-IMPROVED = 0.95  # τ: it does where it falls below this share
-GROWTH = 1.2  # γ, of the penalty parameter where it doesn't
-REDUCTION = 0.01  # of the learning rate, from the first success to the end
-MULTIPLIERS = (1e-6, 1e12)
-FIRST_STEP: dict[float, float] = {1: 20.0}  # norm of the first step, unless it is given
+# Constants of the authors' implementation, in adv-lib, but for FIRST_STEP; Greek letters and M are the paper's:
+CHECK = 10  # M: steps between two checks of whether the constraint y has improved
+IMPROVED = 0.95  # τ: y has improved if it is below this share of its value at the last check
+GROWTH = 1.2  # γ: factor on the penalty parameter ρ where y has not improved
+REDUCTION = 0.01  # factor by which the learning rate falls from the first success to the last step
+MULTIPLIERS = (1e-6, 1e12)  # least and largest multiplier μ
+FIRST_STEP: dict[float, float] = {1: 20.0}  # default of `first_step`, a p-norm, by p; p = 2 has none
 
 
 class State(NamedTuple):
-    """The descent of every image: `[B]`, or like the images."""
+    """The state of the descent for every image; arrays are `[B]`, or `[B, *shape]` like the images."""
 
-    r: jax.Array
-    squares: jax.Array  # the running mean of the squared gradient
-    momentum: jax.Array
-    rate: jax.Array
+    r: jax.Array  # the perturbation
+    squares: jax.Array  # RMSProp's running mean of the squared gradient
+    momentum: jax.Array  # RMSProp's momentum
+    rate: jax.Array  # the learning rate before its decay
     μ: jax.Array  # the multiplier
     ρ: jax.Array  # the penalty parameter
-    earlier: jax.Array  # the constraint when it was last checked
-    first: jax.Array  # the step of the first success, or the number of steps
-    best: Best
+    earlier: jax.Array  # the constraint y at the last check
+    first: jax.Array  # the number of the step of the first success; the number of all steps before there is one
+    best: Best  # the nearest adversarial perturbation
 
 
 def alma(
@@ -57,7 +58,7 @@ def alma(
     targets: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> AttackResult:
-    """Minimizes an augmented Lagrangian of the distance and the constraint that the image is misclassified:
+    """ALMA: minimizes an augmented Lagrangian of the distance and the constraint that the image is misclassified:
 
         norm_p(r) + P(y(x + r), ρ, μ)  such that  x + r in [0, 1]
 
@@ -66,20 +67,21 @@ def alma(
         P(y, ρ, μ) = μ y + μ ρ y^2 + ρ^2 y^3 / 6    for y >= 0
                      μ y / (1 - ρ y)                for y < 0
 
-    A step is one of RMSProp with momentum; then the multiplier μ moves to the derivative of P by y. The penalty
-    parameter ρ grows where neither an adversarial image was found nor y improved, and the learning rate falls from the
-    first success on. The nearest misclassified image that is passed is kept (Rony, Granger, Pedersoli & Ben Ayed,
-    "Augmented Lagrangian adversarial attacks", 2021, algorithm 1; P is the P2 of the authors' implementation).
+    In each step, the multiplier μ moves towards the derivative of P with respect to y, and r takes a step of RMSProp
+    with momentum. The penalty parameter ρ grows as long as no adversarial image was found and y does not improve; the
+    learning rate falls from the first success on. The nearest misclassified image of all steps is kept (Rony, Granger,
+    Pedersoli & Ben Ayed, "Augmented Lagrangian adversarial attacks", 2021, algorithm 1; P is P2 of the authors'
+    implementation).
 
     Args:
       classifier, images, labels: see `fixed_norm`.
       norm: p, 1 or 2.
       steps: gradients for each image.
-      learning_rate: of RMSProp.
-      first_step: a p-norm; where it is given, it sets the learning rate of each image, such that one step along the
-        plain gradient would be so long (of norm 1 unless given: 20), but not more than half of what the box allows.
-      memory: α of the paper, of all running means. Unless it is given, 0.9 for 1,000 steps and 0.5 for 100,
-        by a power of the number of steps for others.
+      learning_rate: of RMSProp; not used with `first_step`.
+      first_step: the p-norm that a first step along the plain gradient would have, from which the learning rate of each
+        image is computed; at most half of what the box allows. None means 20 for p = 1, and `learning_rate` for p = 2.
+      memory: α of the paper, the decay rate of all running means. None means `1 - 0.1 (1000 / steps)^0.7`: 0.9 for
+        1,000 steps, 0.5 for 100.
       targets: `[B]`, the classes to reach; None means any but the label.
       key: a `jax.random` key, or one for each image; with one, the start is a small random perturbation, else
         nothing is random.
@@ -109,7 +111,7 @@ def kernel(classifier, given: Problem, keys, *, norm, learning_rate, memory, ste
         logits, y, gradient = given.gradient(classifier, x + s.r, losses.dlr)
         y = y + given.rounding(logits) / losses.spread(logits).astype(
             x.dtype
-        )  # what counts as a success, not the boundary itself
+        )  # negative only where the image counts as a success, which is a little beyond the boundary
         best = s.best.keep(given, s.r, geometry.norm(s.r, norm), given.solved(logits, CAREFUL))
         check = ((i + 1) % CHECK == 0) & (i > 0)
         grows = check & ~s.best.found & ~(y < IMPROVED * s.earlier)
@@ -135,17 +137,17 @@ def kernel(classifier, given: Problem, keys, *, norm, learning_rate, memory, ste
 
 
 def penalty_slope(y, ρ, μ):
-    """The derivative of P by y: positive, and μ at y = 0."""
+    """The derivative of the penalty P with respect to y `[B]`: it is positive, and μ at y = 0."""
     above, below = jnp.maximum(y, 0), jnp.minimum(y, 0)
     return jnp.where(y >= 0, μ + 2 * μ * ρ * above + ρ**2 * above**2 / 2, μ / (1 - ρ * below) ** 2)
 
 
 def rate_of(direction, images, length, norm):
-    """The rate `[B]` at which a step against the direction, clipped to the box, has that p-norm, or half of the
-    longest one."""
+    """The learning rate `[B]` at which a step against `direction`, clipped to the box, has the p-norm `length`, or half
+    of the longest such step's."""
     whole = jnp.where(direction > 0, images, jnp.where(direction < 0, 1 - images, 0))
     length = jnp.minimum(length, geometry.norm(whole, norm) / 2)
     step = jnp.abs(geometry.scale_to_sphere_in_box(-direction, images, length, norm))
     size = jnp.abs(direction)
-    rates = jnp.where(size > 0, step / jnp.where(size > 0, size, 1), 0)  # smaller where the box stops a pixel
+    rates = jnp.where(size > 0, step / jnp.where(size > 0, size, 1), 0)  # lower for pixels that the box clips
     return rates.reshape(len(images), -1).max(1)

@@ -1,4 +1,4 @@
-"""Method B of the original project: confidence first, then the norm, in one descent."""
+"""Method B of the original project: one descent, on the confidence while it is high, then on the norm."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -22,14 +22,16 @@ from mnist_jax.classifier import UNIT, Classifier
 
 METHOD = Method(
     None,
-    "one descent on a loss that turns from confidence to norm, by thresholds",
+    "one descent on a loss that switches from confidence to norm at two thresholds",
 )
 
-DECAYS = (0.9, 0.99)  # of Adam's moments: the loss changes on the way, and long memories would be of another one
+# Adam's decay rates of the two moments. The second is below the usual 0.999, because the loss switches during the
+# descent, and the moments would keep gradients of the old one for long.
+DECAYS = (0.9, 0.99)
 
 
 class History(NamedTuple):
-    """The way of every image: `[B, steps]`."""
+    """The confidence and the norm of the perturbation of every image at every step, each `[B, steps]`."""
 
     confidence: jax.Array
     norm: jax.Array
@@ -47,22 +49,22 @@ def automatic(
     targets: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> AttackResult:
-    """Descends on a loss that depends on the confidence c that the classifier has in the label:
+    """Descends by Adam on a loss that switches from the confidence in the label, c, to the norm of the perturbation:
 
         c                  where c > thresholds[0]
-        c + norm_p(r)      between the two
+        c + norm_p(r)      in between
         norm_p(r)          where c <= thresholds[1] and the image is misclassified
 
-    by Adam on the pixels of r, clipped to the box, and keeps the nearest misclassified image that it passes. Where the
-    loss is c alone, its gradient is taken of the log-odds of c, scaled to length 1: the same direction, which does not
-    vanish where c is 1 in float32.
+    Adam runs on the pixels of r, which are clipped to the box; the nearest misclassified image of all steps is kept.
+    Where the loss is c alone, the gradient of its log-odds, scaled to length 1, is used: it has the same direction, and
+    does not vanish where c is 1 in float32.
 
     Args:
       classifier, images, labels, norm: see `fixed_norm`.
       steps: gradients for each image.
-      learning_rate: of Adam, in units of pixels.
-      thresholds: see above.
-      targets: `[B]`, classes to reach; c is then 1 less the confidence in the target.
+      learning_rate: of Adam, in units of pixel values.
+      thresholds: two confidences in [0, 1], the larger one first; see above.
+      targets: `[B]`, classes to reach; c is then 1 minus the confidence in the target.
       key: a `jax.random` key, or one for each image; with one, the start is a small random perturbation, else
         nothing is random.
 
@@ -80,7 +82,7 @@ def automatic(
 def history(
     classifier: Classifier, images: ArrayLike, labels: ArrayLike | None = None, **options: Any
 ) -> tuple[AttackResult, History]:
-    """`automatic` with these options, and the confidence and the norm at every step of its way.
+    """Runs `automatic` with these options, and returns also the confidence and the norm at every step.
 
     Raises:
       ValueError: as for `automatic`, or the classifier has bounds other than [0, 1].
@@ -95,7 +97,7 @@ def history(
 
 
 def _checked(norm, steps, learning_rate, thresholds) -> tuple[float, dict[str, float]]:
-    """The norm and the numbers, in their ranges."""
+    """The norm, and the other settings as the kernel takes them. Raises `ValueError` where one is out of its range."""
     arguments.counts(steps=steps)
     arguments.numbers(0, above=True, learning_rate=learning_rate)
     if not (isinstance(thresholds, Sequence) and len(thresholds) == 2):
@@ -133,7 +135,7 @@ def descend(classifier, given: Problem, keys, *, norm, learning_rate, upper, low
         best = best.keep(given, r, size, solved)
         length = jnp.maximum(geometry.norm(gradient, 2), jnp.finfo(r.dtype).tiny)
         alone, only_norm = confidence > upper, (confidence <= lower) & solved
-        # The derivative of the confidence by the log-odds is c (1 - c).
+        # The derivative of the confidence with respect to the log-odds is c (1 - c).
         weight = jnp.where(alone, 1 / length, jnp.where(only_norm, 0, confidence * (1 - confidence)))
         direction = given.per_image(weight) * gradient + given.where(alone, jnp.zeros_like(r), shrinking)
         update, moments = adam.update(direction, moments)

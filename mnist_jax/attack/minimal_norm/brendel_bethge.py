@@ -1,4 +1,4 @@
-"""Brendel & Bethge's attack: along the boundary, by the step that shortens the perturbation the most."""
+"""Brendel & Bethge's attack: follows the decision boundary by steps that shorten the perturbation the most."""
 
 from functools import partial
 
@@ -18,15 +18,16 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (1, 2, geometry.INF),
-    "along the boundary, by the step that shortens the perturbation the most",
+    "steps along the decision boundary that shorten the perturbation the most",
     "Brendel et al. 2019",
 )
 
-OVERSHOOT = 1.1  # of the way to the boundary, from the wrong side; from the right one, 2 less that
-MOMENTUM = 0.8  # of the boundary's normal
-DECAYS = 20  # how often the region is halved
-STARTING = 20  # gradients, at most that many used, to get over the boundary where no start is given
-LINE = 10  # evaluations along the line to the start
+# Constants of the authors' implementation in Foolbox, except STARTING:
+OVERSHOOT = 1.1  # a step makes the margin fall by this times itself if it is positive, else by 2 - OVERSHOOT times
+MOMENTUM = 0.8  # weight of the earlier gradients in the running mean of the boundary's normal
+DECAYS = 20  # how many times the radius of the trust region is halved
+LINE = 10  # evaluations of the bisection along the line from the image to the starting point
+STARTING = 20  # steps, one gradient each, that look for a misclassified starting point where none is given. Chosen
 
 
 def brendel_bethge(
@@ -41,27 +42,28 @@ def brendel_bethge(
     targets: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> AttackResult:
-    """Follows the boundary to where it is nearest. From y, misclassified or almost, a step solves exactly
+    """Brendel & Bethge's attack: follows the decision boundary to a nearest point. At a point y near the boundary, a
+    step solves exactly
 
         minimize norm_p(y + δ - x)  such that  b δ = c,  norm_2(δ) <= radius,  y + δ in [0, 1]
 
-    where b is the gradient of the margin, averaged over the last steps, and c takes the margin to a little below zero;
-    where no such δ leads there, it is the one that gets the nearest. It begins where the line from the image to the
-    starting point crosses the boundary, and keeps the nearest misclassified image that is passed (Brendel, Rauber,
-    Kümmerer, Ustyuzhaninov & Bethge, "Accurate, reliable and fast robustness evaluation", 2019, equation 2; the
-    schedules are those of the authors' implementation in Foolbox, whose radius also grows with the number of images
-    in the batch).
+    where b is the gradient of the margin, averaged over the last steps, and c such that the linearized margin gets a
+    little below zero. Where no δ satisfies all constraints, it is the one whose b δ comes closest to c. The attack
+    starts where the line from the image to the starting point crosses the boundary, and keeps the nearest misclassified
+    image of all steps (Brendel, Rauber, Kümmerer, Ustyuzhaninov & Bethge, "Accurate, reliable and fast robustness
+    evaluation", 2019, equation 2; the schedules are those of the authors' implementation in Foolbox, whose radius also
+    grows with the number of images in the batch).
 
     Args:
       classifier, images, labels: see `fixed_norm`.
       norm: p, 1, 2 or inf.
-      steps: gradients for each image, besides those for a starting point.
-      region: the radius at the beginning, over the number of pixels. It is halved 20 times.
+      steps: gradients for each image, not counting those that look for a starting point.
+      region: the first radius, divided by the number of pixels. The radius is halved 20 times.
       start: misclassified images `[B, *shape]` to start from. None means those that 20 steps to the linearized boundary
-        find, each longer than the one before.
+        find, each with a larger overshoot than the one before.
       targets: `[B]`, the classes to reach; None means any but the label.
-      key: a `jax.random` key, or one for each image; with one, the search for a start begins at a small random
-        perturbation, else nothing is random.
+      key: a `jax.random` key, or one for each image; with one, the search for a starting point begins at a small random
+        perturbation, without one nothing is random.
 
     Returns:
       An `AttackResult`.
@@ -106,11 +108,11 @@ def kernel(classifier, given: Problem, keys, *, norm, region, steps, begin=None)
 
 
 def _cross(classifier, given: Problem, i, r):
-    """A step to the linearized boundary and beyond, from what is not misclassified."""
+    """Step number `i` of the search for a starting point: across the linearized boundary, unless misclassified."""
     x = given.images
     logits, margin, gradient = given.gradient(classifier, x + r, losses.margin)
     fall = (1 + 0.1 * (i + 1)) * (margin + given.rounding(logits)) - (gradient * r).reshape(len(x), -1).sum(1)
     step = geometry.nearest_on_plane_in_box(gradient, fall, x, 2)
-    # Where the gradient at r leads back, the way there goes on.
+    # Where the linearization says that the image itself is already across, r stays.
     step = given.where(fall > 0, step, r)
     return given.where(given.solved(logits, CAREFUL), r, given.inside(step))

@@ -1,4 +1,4 @@
-"""Carlini & Wagner's attack for the 2-norm: distance and margin in one loss, in a space where the box is no limit."""
+"""Carlini & Wagner's attack for the 2-norm: Adam on a weighted sum of distance and margin, in unbounded variables."""
 
 from typing import Any
 
@@ -19,11 +19,12 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (2,),
-    "distance and margin in one loss, whose weight is searched for",
+    "descent on the sum of distance and margin, whose weight is searched for",
     "Carlini & Wagner 2017",
 )
 
-INSIDE = 1 - 1e-6  # the images in [-1, 1] are drawn in by this much, or those in a corner would be infinitely far away
+# Images, scaled to [-1, 1], are multiplied by this before arctanh, which is infinite at -1 and 1; the authors' value.
+INSIDE = 1 - 1e-6
 
 
 def carlini_wagner(
@@ -41,24 +42,24 @@ def carlini_wagner(
     targets: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> AttackResult:
-    """Minimizes, over w, by Adam,
+    """Carlini & Wagner's attack: minimizes by Adam, over w, the sum of the squared distance and the weighted margin,
 
         norm_2(r)^2 + c max(margin(x + r) + κ, 0)        with  x + r = (tanh(w) + 1) / 2
 
-    where c is searched for each image: ten times larger until there is a success, then bisected. The nearest
-    misclassified image of all searches is kept.
+    The weight c is searched for each image: multiplied by ten until there is a success, then bisected. The nearest
+    misclassified image of all these descents is kept.
 
     Args:
       classifier, images, labels: see `fixed_norm`.
-      norm: 2, which is all that the method is made for.
-      steps: gradients of one search, at most, for each image.
-      searches: how many values of c.
+      norm: 2, the only norm that the method is for.
+      steps: the most gradients for each image in the descent at one value of c.
+      searches: how many values of c are tried.
       learning_rate: of Adam, in units of w.
       weight: the first c.
-      confidence: κ, how far below zero the margin is to be.
-      stop_early: whether a search ends where a tenth of the steps lowered the loss of the image by less than 0.01 %.
-      targets: `[B]`, classes to reach; the margin is then that of the target, less than zero where it is reached.
-      key: a `jax.random` key, or one for each image; with one, the start is disturbed at random, else
+      confidence: κ, how far below zero the margin has to be.
+      stop_early: whether a descent ends once a tenth of its steps lowers the loss of the image by less than 0.01 %.
+      targets: `[B]`, classes to reach; the margin is then the largest other logit minus the target's.
+      key: a `jax.random` key, or one for each image; with one, the start is a small random perturbation, without one
         nothing is random.
 
     Returns:
@@ -92,7 +93,7 @@ def kernel(classifier, given: Problem, keys, *, norm, learning_rate, confidence,
         lacking, size = margin + confidence, geometry.norm(r, 2)
         solved = given.solved(logits, CAREFUL) & (lacking <= 0)
         pull = given.per_image(jnp.where(lacking > 0, c, 0)) * gradient
-        slope = (2 * r + pull) / (2 * jnp.cosh(w) ** 2)  # that of tanh
+        slope = (2 * r + pull) / (2 * jnp.cosh(w) ** 2)  # with the derivative of (tanh(w) + 1) / 2
         update, moments = adam.update(slope, optax.ScaleByAdamState(i, first, second))
         attempt = Attempt(r, size, solved, size**2 + c * jnp.maximum(lacking, 0))
         return (w - learning_rate * update, moments.mu, moments.nu), attempt

@@ -1,4 +1,4 @@
-"""DDN: the direction by the gradient, the norm by success or failure."""
+"""DDN: gradient steps for the direction of the perturbation, while success or failure adjusts its norm."""
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,11 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (2,),
-    "the direction by the gradient, the norm by success or failure",
+    "gradient steps for the direction; the norm shrinks after a success and grows after a failure",
     "Rony et al. 2019",
 )
 
-FIRST, LAST = 1.0, 0.01  # α, the length of a gradient step, at the ends of the cosine
+FIRST, LAST = 1.0, 0.01  # α, the 2-norm of a gradient step, at the first and last step of the cosine; from the paper
 
 
 def ddn(
@@ -36,25 +36,25 @@ def ddn(
     targets: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> AttackResult:
-    """Minimizes norm_2(r) such that x + r is misclassified, with direction and norm apart:
+    """DDN: minimizes norm_2(r) such that x + r is misclassified, updating direction and norm separately:
 
         r <- r + α g / norm_2(g)                       g the gradient of the cross-entropy
         ε <- (1 - γ) ε  where x + r was misclassified, else  (1 + γ) ε
         r <- clip(x + ε r / norm_2(r)) - x
 
-    α falls from 1 to 0.01 along a cosine. The nearest misclassified image on the way is kept. g is taken of the
-    log-odds of the label: the same direction as the cross-entropy's, which is zero in float32 where the network is
-    confident. There are no grey levels: the public implementation rounds every attempt to 256 of them unless it is told
-    not to, and then its images are not the nearest of those that it passes but of their roundings.
+    α falls from 1 to 0.01 along a cosine. The nearest misclassified image of all steps is kept. g is computed from the
+    log-odds of the label, whose gradient has the direction of the cross-entropy's, and is not zero in float32 where the
+    network is confident. Images are not rounded to grey levels: the authors' implementation rounds them to 256 levels
+    by default, which makes the distances it finds larger.
 
     Args:
       classifier, images, labels: see `fixed_norm`.
-      norm: 2, which is all that the method is made for.
+      norm: 2, the only norm that the method is for.
       steps: gradients for each image.
       gamma: γ, in (0, 1).
       initial: the first ε, a number or `[B]`.
       targets: `[B]`, classes to reach; g is then minus the gradient of the target's cross-entropy.
-      key: a `jax.random` key, or one for each image; with one, the start is disturbed at random, else
+      key: a `jax.random` key, or one for each image; with one, the start is a small random perturbation, without one
         nothing is random.
 
     Returns:

@@ -1,4 +1,4 @@
-"""DeepFool: to the nearest of the linearized boundaries, again and again."""
+"""DeepFool: repeated steps to the nearest class boundary of the linearized classifier."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     None,
-    "to the nearest of the linearized boundaries, again and again",
+    "repeated steps to the nearest linearized class boundary",
     "Moosavi-Dezfooli et al. 2016",
 )
 
@@ -35,26 +35,27 @@ def deepfool(
     targets: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> AttackResult:
-    """Goes to the nearest boundary, as if the margins m_k = z_label - z_k were linear, until the class changes:
+    """DeepFool: steps to the nearest boundary of the linearized margins m_k = z_label - z_k, until the class changes:
 
         k = argmin m_k / norm_q(grad m_k)               1 / p + 1 / q = 1
         r <- r + the step of p-norm  m_k / norm_q(grad m_k)  along which m_k falls fastest
 
-    all at `clip(x + (1 + overshoot) r)`, which is what is tried. The paper knows no box. Where p < 2, a step is mostly
-    of a few pixels; there those that the box stops are left out, or it would not get on.
+    Margins and gradients are evaluated at `clip(x + (1 + overshoot) r)`, which is also the image that is tested. The
+    paper has no box. For p < 2 a step changes few pixels, so those that are at the box's limit are left out: else
+    clipping could undo the whole step.
 
     Args:
       classifier, images, labels: see `fixed_norm`.
       norm: p, in [1, inf].
-      steps: at most, for each image; one takes a gradient for every class.
-      overshoot: how much farther than to the boundary, relative to the perturbation.
-      classes: how many of the likeliest classes to look at, the label among them; 10 as in the authors' program.
-      targets: `[B]`, classes to reach: then the margin is that of the target, one gradient a step.
-      key: a `jax.random` key, or one for each image; with one, the start is disturbed at random, else
+      steps: the most steps for each image; a step takes one gradient for every class but the label.
+      overshoot: by what share of itself the perturbation is lengthened, to get across the boundary.
+      classes: how many of the likeliest classes are considered, the label included; 10 as in the authors' code.
+      targets: `[B]`, classes to reach; the only margin is then that of the target, and a step takes one gradient.
+      key: a `jax.random` key, or one for each image; with one, the start is a small random perturbation, without one
         nothing is random.
 
     Returns:
-      An `AttackResult` with the first misclassified image on the way.
+      An `AttackResult` with the first misclassified image.
 
     Raises:
       ValueError: an argument is out of its range.
@@ -95,7 +96,10 @@ def kernel(classifier, given: Problem, keys, *, norm, overshoot, steps, others) 
 
 
 def _to_nearest(images, falls, slopes, norm):
-    """The shortest step along which one of K linear functions falls as asked. `falls` are `[K, B]`."""
+    """The step of least p-norm `[B, *shape]` along which any one of K linear functions falls to its boundary.
+
+    `falls [K, B]` are the values to fall by, `slopes [K, B, *shape]` the gradients.
+    """
     if norm < 2:
         stopped = ((images <= 0)[None] & (slopes > 0)) | ((images >= 1)[None] & (slopes < 0))
         slopes = jnp.where(stopped, 0, slopes)
@@ -103,6 +107,6 @@ def _to_nearest(images, falls, slopes, norm):
     lengths = jnp.where(steepness > 0, jnp.maximum(falls, 0) / jnp.where(steepness > 0, steepness, 1), jnp.inf)
     nearest = lengths.argmin(0)[None]
     slope = jnp.take_along_axis(slopes, nearest.reshape(*nearest.shape, *[1] * (images.ndim - 1)), 0)[0]
-    # None is longer than the box, so that none is infinite.
+    # No step is longer than the box allows, so that none is infinite where all gradients are zero.
     length = jnp.minimum(lengths.min(0), geometry.largest(images, norm))
     return -geometry.dual_direction(slope, norm) * length.reshape(-1, *[1] * (images.ndim - 1))

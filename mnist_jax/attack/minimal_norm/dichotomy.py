@@ -1,4 +1,4 @@
-"""Method A of the original project, outer part: the smallest radius at which a fixed-radius attack succeeds."""
+"""Method A of the original project: bisects the radius of a fixed-radius attack to the smallest one that succeeds."""
 
 import inspect
 from collections.abc import Callable
@@ -25,13 +25,16 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     None,
-    "bisects the radius of `fixed_norm`, or of any other attack at a radius, for each image",
+    "bisects the radius of `fixed_norm`, or of any other fixed-radius attack, for each image",
 )
 
-AT_ONCE = 2  # rounds of one program, after which the images that are done leave the batch
-BEFORE = 320  # gradients at most go into the runs before
-ALONE = 15  # steps of the original's loss
-FINER = 0.5  # of the tolerance is the length of the last interval: the attack may miss by the rest
+# With `search_first`:
+AT_ONCE = 2  # rounds of the bisection in one compiled program; between programs, finished images leave the batch
+BEFORE = 320  # budget of gradients for the descents before the bisection, for each image
+ALONE = 15  # steps of the attack on the original project's loss, from the image itself, before the bisection
+# Last length of an interval as a share of the tolerance. An attack may fail by chance at a radius at which another run
+# succeeds, so the bisection goes on below the tolerance.
+FINER = 0.5
 
 
 def dichotomy(
@@ -51,29 +54,30 @@ def dichotomy(
 ) -> AttackResult:
     """Bisects the radius of a fixed-radius attack, separately for every image.
 
-    An interval [low, high], with failure at its lower end and success at its upper end, is halved by an attack in its
-    middle until it is shorter than `tolerance * high`. An attack that always fails finds nothing.
+    An interval [low, high] of radii, where the attack fails at the lower end and succeeds at the upper end, is halved
+    by an attack at its middle until it is shorter than `tolerance * high`. If the attack fails at every radius that is
+    tried, the result is a failure.
 
-    With `search_first`, as is usual for the original's own attack `fixed_norm`, the search begins at what some runs
-    along the averaged boundary find (`descents.search`; see `nearest`), and divides smaller intervals: just below the
-    best, and after a failure there in the middle. After a success `high` falls at once to where the line from the image
-    to what was found crosses the boundary. An attack that takes a `start` gets the nearest point of the linearized
-    boundary, so that none begins anew. It then measures what those runs find, improved by the attack.
+    With `search_first`, the default for the original project's own attack `fixed_norm`, the nearest image that the
+    descents of `nearest` find (`descents.search`) comes first. The bisection then tries radii just below the smallest
+    distance so far, and after a failure there the middle of the interval. After a success, `high` falls at once to the
+    distance at which the line from the image to the adversarial one crosses the boundary. An attack that takes a
+    `start` gets the nearest point of the boundary as linearized at its last perturbation. The result is then that of
+    the descents as improved by the attack, rather than of the attack alone.
 
     Args:
       classifier, images, labels, norm, targets: see `fixed_norm`.
-      low: a radius, number or `[B]`, at which the bisection begins. With `search_first`, a nearer image that the runs
-        before it find is kept all the same.
-      high: a radius, number or `[B]`, above which not to look; at most, and if None, the largest that the box allows
-        the image.
-      tolerance: relative length of the last interval.
+      low: the smallest radius that is tried, a number or `[B]`. With `search_first`, a nearer adversarial image that
+        the descents find is kept nevertheless.
+      high: the largest radius that is tried, a number or `[B]`. It is lowered to the largest norm that a perturbation
+        of the image can have in the box, which None stands for.
+      tolerance: relative length of the last interval, in (0, 1).
       attack: any fixed-radius attack, `attack(classifier, images, labels, radius, *, norm, targets) -> AttackResult`.
       search_first: see above; None means True for `fixed_norm`, and False for others.
-      key: a `jax.random` key, or one for each image: for the disturbances of the runs, of which None means a fixed one,
-        or without them for an attack that takes one, anew in every round.
-      options: passed to the attack. For `fixed_norm` with `search_first`, and unless they are given, `steps` is 10, and
-        `learning_rate` is the radius over D^(1/p), for images of D pixels (for p = 1, an eighth of it), and less in
-        every round.
+      key: a `jax.random` key, or one for each image. With `search_first` it is for the random disturbances in the
+        descents, and None means a fixed key; without, an attack that takes a key gets a new one in every round.
+      options: passed to the attack. For `fixed_norm` with `search_first`, `steps` defaults to 10, and `learning_rate`
+        to radius / D^(1/p) for images of D pixels (for p = 1, to radius / 8), which falls from round to round.
 
     Returns:
       An `AttackResult` with the nearest adversarial image found.
@@ -98,7 +102,7 @@ def dichotomy(
 
 
 def _check_attack(attack: Callable[..., AttackResult]) -> None:
-    """Raises `ValueError` unless it can be called as an attack of a fixed radius is."""
+    """Raises `ValueError` unless `attack` can be called as a fixed-radius attack."""
     try:
         inspect.signature(attack).bind(None, None, None, None, norm=None, targets=None)
     except TypeError as error:
@@ -108,11 +112,12 @@ def _check_attack(attack: Callable[..., AttackResult]) -> None:
 
 
 def _no_limit(high: ArrayLike) -> bool:
+    """Whether `high` is the number inf, which stands for no limit, as None does."""
     return not unstable.traced(high) and np.ndim(high) == 0 and bool(np.isposinf(arguments.real(high)))
 
 
 def _limits(given: Problem, norm: float, low: jax.Array, high: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """The limits of the radius. Raises `ValueError` where they are the wrong way round."""
+    """The least and the largest radius `[B]`, in the box. Raises `ValueError` where `low` is above `high`."""
     if high is not None and not unstable.traced((low, high)) and bool((np.asarray(low) > np.asarray(high)).any()):
         raise ValueError("low must be at most high")
     largest = geometry.largest(given.images, norm)
@@ -120,11 +125,11 @@ def _limits(given: Problem, norm: float, low: jax.Array, high: jax.Array | None 
 
 
 def _plain(classifier, given: Problem, key, *, norm, tolerance, attack, options, **limits) -> Found:
-    """Bisection and nothing else."""
+    """The bisection alone, without descents before it."""
     known = inspect.signature(attack).parameters
     takes_key = key is not None and ("key" in known or any(p.kind is p.VAR_KEYWORD for p in known.values()))
     seed = seeds(key, len(given.images)) if takes_key else None
-    # Options that have a value for each image go with the images.
+    # Options with a value for each image are split into chunks as the images are.
     own = {name: value for name, value in options.items() if np.shape(value)[:1] == (len(given.images),)}
     state = bisection.halve_from(given, *_limits(given, norm, **limits))
 
@@ -152,7 +157,7 @@ def _plain(classifier, given: Problem, key, *, norm, tolerance, attack, options,
 def _searched(
     classifier, given: Problem, key, *, norm, tolerance, attack, options, learning_rate=None, **limits
 ) -> Found:
-    """Bisection that begins at what runs along the boundary find."""
+    """The bisection from the nearest perturbations that descents along the boundary find (`search_first`)."""
     low, high = _limits(given, norm, **limits)
     if attack is fixed_norm:
         check_direction(loss_function(options.get("loss", "margin")), classifier, given.images)
@@ -170,9 +175,11 @@ def _searched(
 
 @partial(jax.jit, static_argnames="norm")
 def _alone(classifier, given: Problem, begun: descents.Search, *, norm) -> jax.Array:
-    """Where the original's loss leads from the image itself, on the sphere through the best `[B, *shape]`.
+    """Perturbations `[B, *shape]` at the best distance so far that `fixed_norm` finds by the loss "confidence", which
+    the original project uses, from the image itself: a starting point for one more descent.
 
-    Its gradients grow as the confidence falls, so Adam soon forgets the first ones, and may find another boundary.
+    Gradients of the confidence grow as it falls, so that Adam soon forgets the first ones. The descent can thereby
+    reach another part of the boundary than those on the margin.
     """
     radius = geometry.norm(begun.r, norm)
     how: dict[str, Any] = {"norm": norm, "steps": ALONE, "loss": losses.confidence}
@@ -181,16 +188,18 @@ def _alone(classifier, given: Problem, begun: descents.Search, *, norm) -> jax.A
 
 @partial(jax.jit, static_argnames="norm")
 def _first(given: Problem, low, high, begun: descents.Search, *, norm) -> State:
+    """The state of the bisection before its first round: the limits, and the perturbations of the descents."""
     state = begin(given, low, high, begun.r, begun.solved | (high <= 0), norm)
     return state._replace(gradients=begun.gradients + ALONE, forwards=begun.forwards + 1)
 
 
 @partial(jax.jit, static_argnums=3, static_argnames=("norm", "shortest", "attack", "takes_start", "options"))
 def _rounds(classifier, arrays, state, count, *, norm, shortest, attack, takes_start, options) -> State:
+    """The state after `count` rounds, each an attack at the state's radii and a division of the interval."""
     given, learning_rate = arrays
 
     def tried(state) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Perturbations, and the gradients and evaluations that were made with these."""
+        """The perturbations of the attack, and all gradients and evaluations used so far, with the attack's."""
         more = dict(options)
         if attack is fixed_norm:
             loss = loss_function(more.pop("loss", "margin"))
@@ -202,7 +211,8 @@ def _rounds(classifier, arrays, state, count, *, norm, shortest, attack, takes_s
         return result.images - images, state.gradients + result.gradients, state.forwards + result.forwards
 
     def body(_, state):
-        # In the first round, which is the same for all images, nothing is tried: it divides by what the runs found.
+        # In the first round no attack runs: the interval is divided at what the descents found. All images of a batch
+        # are in their first round together.
         nothing = state.last, state.gradients, state.forwards
         r, gradients, forwards = jax.lax.cond(state.rounds.max() > 0, tried, lambda _: nothing, state)
         new = divide(classifier, given, state._replace(gradients=gradients, forwards=forwards), r, norm, shortest)

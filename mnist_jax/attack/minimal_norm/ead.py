@@ -1,4 +1,4 @@
-"""EAD: Carlini & Wagner's loss with the 1-norm beside the 2-norm, by iterated shrinkage."""
+"""EAD: Carlini & Wagner's loss plus the 1-norm of the perturbation, minimized by iterative shrinkage-thresholding."""
 
 from typing import Any
 
@@ -18,11 +18,11 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (1,),
-    "Carlini & Wagner's loss with the 1-norm beside the 2-norm",
+    "Carlini & Wagner's loss plus the 1-norm of the perturbation",
     "Chen et al. 2018",
 )
 
-RULES = ("en", "l1")
+RULES = ("en", "l1")  # which adversarial image is the best: least elastic-net norm, or least 1-norm
 
 
 def ead(
@@ -42,27 +42,27 @@ def ead(
     targets: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> AttackResult:
-    """Minimizes the margin and the elastic net of the perturbation,
+    """EAD: minimizes the sum of the weighted margin and the elastic-net norm of the perturbation,
 
         c max(margin(x + r) + κ, 0) + norm_2(r)^2 + β norm_1(r)        such that  x + r  in [0, 1]
 
-    by FISTA: a gradient step of the first two terms at s, then everything is drawn in by β and clipped to the box,
-    which makes r, and s is r and a part of the last change of r. c is searched for each image: ten times larger until
-    there is a success, then bisected. The best misclassified image of all searches is kept.
+    by FISTA: r is a gradient step on the first two terms from a point s, shrunk towards zero by β in every pixel and
+    clipped to the box; the next s is r plus a share of r's last change. c is searched for each image: multiplied by ten
+    until there is a success, then bisected. The best misclassified image of all these descents is kept.
 
     Args:
       classifier, images, labels: see `fixed_norm`.
-      norm: 1, in which the distance is given.
-      steps: gradients of one search, at most, for each image.
-      searches: how many values of c.
-      learning_rate: the first; it falls as sqrt(1 - i / steps).
-      beta: β, by which the perturbation is drawn in in every step, in units of pixels.
+      norm: 1, the norm of the distances in the result.
+      steps: the most gradients for each image in the descent at one value of c.
+      searches: how many values of c are tried.
+      learning_rate: the first one; it falls as sqrt(1 - i / steps).
+      beta: β, by which every pixel of the perturbation is shrunk in each step, in units of pixel values.
       weight: the first c.
-      confidence: κ, how far below zero the margin is to be.
-      rule: what is best: `"en"`, the least norm_2(r)^2 + β norm_1(r), or `"l1"`, the least norm_1(r).
-      stop_early: whether a search ends where a tenth of the steps lowered the loss of the image by less than 0.01 %.
-      targets: `[B]`, classes to reach; the margin is then that of the target, less than zero where it is reached.
-      key: a `jax.random` key, or one for each image; with one, the start is disturbed at random, else
+      confidence: κ, how far below zero the margin has to be.
+      rule: which image is best: that of least norm_2(r)^2 + β norm_1(r), `"en"`, or of least norm_1(r), `"l1"`.
+      stop_early: whether a descent ends once a tenth of its steps lowers the loss of the image by less than 0.01 %.
+      targets: `[B]`, classes to reach; the margin is then the largest other logit minus the target's.
+      key: a `jax.random` key, or one for each image; with one, the start is a small random perturbation, without one
         nothing is random.
 
     Returns:
@@ -97,7 +97,7 @@ def kernel(classifier, given: Problem, keys, *, norm, learning_rate, beta, confi
         pull = given.per_image(jnp.where(margin + confidence > 0, c, 0)) * gradient
         z = s - learning_rate * jnp.sqrt(1 - i / steps) * (2 * s + pull)
         r = given.inside(jnp.sign(z) * jnp.maximum(jnp.abs(z) - beta, 0))
-        # What is kept is r, and the network has only seen s.
+        # The gradient was taken at s, but the perturbation to keep is r, which needs an evaluation of its own.
         logits = classifier(x + r)
         lacking = given.objective(logits) + confidence
         one = geometry.norm(r, 1)

@@ -1,4 +1,4 @@
-"""FAB: to the linearized boundary and a little towards the image, and back from what is misclassified."""
+"""FAB: steps to the nearest linearized boundary, biased towards the image, and back towards it after each success."""
 
 from functools import partial
 
@@ -18,15 +18,16 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (1, 2, geometry.INF),
-    "along the nearest linearized boundary, and towards the image",
+    "steps to the nearest linearized boundary, biased towards the image",
     "Croce & Hein 2020",
 )
 
-α_MAX = 0.1  # the largest weight of the step from the image itself
-β = 0.9  # what is left of a perturbation that is misclassified, where the next step begins
-η = 1.05  # of the way to the boundary
-FARTHEST = {1: 5.0, 2: 1.0, geometry.INF: 0.3}  # twice the distance of a random start, at most
-FINAL = 3  # evaluations along the line at the end
+# Constants of the paper and the authors' implementation:
+α_MAX = 0.1  # largest weight of the step from the image itself
+β = 0.9  # factor on a perturbation that is misclassified; the next step begins there
+η = 1.05  # a step goes this many times the way to the linearized boundary
+FARTHEST = {1: 5.0, 2: 1.0, geometry.INF: 0.3}  # twice the largest p-norm of a random start, by p
+FINAL = 3  # evaluations of the final search along the line to the image
 
 
 def fab(
@@ -41,25 +42,26 @@ def fab(
     targets: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> AttackResult:
-    """Walks along the boundary that is nearest, where it would be if the margins were linear:
+    """FAB: follows the nearest class boundary, as if the margins were linear, by steps biased towards the image x:
 
         y <- (1 - α) (y + η d(y)) + α (x + η d(x)),  clipped to [0, 1]
 
-    where d(z) is the step of least p-norm inside the box from z to the boundary as linearized at y, of the class whose
-    boundary is nearest to y, and α = norm(d(y)) / (norm(d(y)) + norm(d(x))), at most 0.1. Where y is misclassified, the
-    next step begins at x + 0.9 (y - x). The nearest misclassified y is kept and drawn back along the line to x by three
-    steps of the secant method (Croce & Hein, "Minimally distorted adversarial examples with a fast adaptive boundary
-    attack", 2020, algorithm 1).
+    where d(z) is the step of least p-norm inside the box from z to the boundary of one class as linearized at y, of the
+    class whose linearized boundary is nearest to y, and α = norm(d(y)) / (norm(d(y)) + norm(d(x))), at most 0.1. Where
+    y is misclassified, the next step begins at x + 0.9 (y - x). The nearest misclassified y is kept, and moved along
+    the line towards x by three steps of the secant method (Croce & Hein, "Minimally distorted adversarial examples with
+    a fast adaptive boundary attack", 2020, algorithm 1).
 
     Args:
       classifier, images, labels: see `fixed_norm`.
       norm: p, 1, 2 or inf.
-      steps: of every run. Each costs an evaluation and a gradient for every other class, or just one for a class.
-      restarts: runs; all but the first begin at random.
-      classes: None looks at the boundaries of all other classes at every step. A number runs against so many of the
-        likeliest other classes, one after another, with a gradient a step: the version for many classes.
+      steps: steps of every run. Each takes an evaluation and a gradient for every class whose boundary is considered.
+      restarts: runs, or, with `classes`, runs towards each class; all but the first start at random.
+      classes: None considers the boundaries of all other classes in every step. A number makes runs towards each of
+        that many of the likeliest other classes in turn, with one gradient a step: the paper's version for many
+        classes.
       targets: `[B]`, the classes to reach; None means any but the label.
-      key: a `jax.random` key, or one for each image, for the random starts; None means a fixed one.
+      key: a `jax.random` key, or one for each image, for the random starts; None means a fixed key.
 
     Returns:
       An `AttackResult`.
@@ -79,7 +81,7 @@ def kernel(classifier, given: Problem, keys, *, norm, steps, restarts, classes) 
     ranked = jax.lax.top_k(losses.label_and_others(logits, given.labels)[1], logits.shape[1] - 1)[1]
     if given.targets is not None:
         ranked = given.targets[:, None]
-    among = ranked.shape[1]  # classes looked at in one run
+    among = ranked.shape[1]  # the number of classes considered in one run
     goals = 1
     if classes is not None:
         among, goals = 1, min(classes, among)
@@ -105,7 +107,7 @@ def kernel(classifier, given: Problem, keys, *, norm, steps, restarts, classes) 
 
 
 def _random(given: Problem, keys, best: Best, norm):
-    """Perturbations at random, half as long as the best so far."""
+    """Random perturbations in the box, of half the p-norm of the best so far, or of half FARTHEST if that is less."""
     shape, dtype = given.images.shape[1:], given.images.dtype
     draw = partial(jax.random.uniform, minval=-1, maxval=1) if norm == geometry.INF else jax.random.normal
     noise = jax.vmap(lambda key: draw(key, shape, dtype))(keys)
@@ -114,12 +116,12 @@ def _random(given: Problem, keys, best: Best, norm):
 
 
 def _step(classifier, given: Problem, y, others, norm):
-    """The next point, from the image and from y to the linearized boundary."""
+    """The next point `[B, *shape]`: the weighted mean of the steps from y and from the image to the boundary."""
     x = given.images
     value, gradient = _nearest_boundary(classifier, given, y, others, norm)
-    there = value + (gradient * (x - y)).reshape(len(x), -1).sum(1)  # of the linearized margin at the image
+    there = value + (gradient * (x - y)).reshape(len(x), -1).sum(1)  # the linearized margin at the image
     falls = jnp.concatenate([value, there])
-    # From beyond the boundary the way back to it: there the margin has to grow.
+    # From a point beyond the boundary, where the margin is negative, the step leads back: the margin has to grow.
     towards = jnp.concatenate(
         [given.where(value < 0, -gradient, gradient), given.where(there < 0, -gradient, gradient)]
     )
@@ -132,7 +134,7 @@ def _step(classifier, given: Problem, y, others, norm):
 
 
 def _nearest_boundary(classifier, given: Problem, y, others, norm):
-    """The margin `[B]` to the class of `others [B, K]` whose linearized boundary is nearest, and its gradient."""
+    """The margin `[B]` to the class, of `others [B, K]`, whose linearized boundary is nearest to y; its gradient."""
 
     def margins(y):
         logits = classifier(y)
@@ -161,7 +163,7 @@ def _nearest_boundary(classifier, given: Problem, y, others, norm):
 
 
 def _shorten(classifier, given: Problem, r, logits):
-    """The share `[B]` of `r` that is still misclassified, by the secant method along the line to the image."""
+    """The smallest share `[B]` of `r` that is found to be misclassified, by the secant method along the line to x."""
 
     def height(logits):
         return given.objective(logits) + given.rounding(logits)

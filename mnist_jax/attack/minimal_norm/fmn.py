@@ -1,4 +1,4 @@
-"""FMN: a gradient step, then onto the ball, whose radius follows the boundary."""
+"""FMN: projected gradient steps in a ball whose radius is adapted to the distance of the decision boundary."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ METHOD = Method(
     "Pintor et al. 2021",
 )
 
-LAST_GAMMA = 0.001  # of the cosine
+LAST_GAMMA = 0.001  # γ at the last step; the paper's value
 
 
 def fmn(
@@ -36,20 +36,20 @@ def fmn(
     targets: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> AttackResult:
-    """Minimizes norm_p(r) such that x + r is misclassified, by steps in a ball whose radius ε follows the boundary:
+    """FMN: minimizes norm_p(r) such that x + r is misclassified, in a ball whose radius ε follows the boundary:
 
         r <- the perturbation in the box with norm_p <= ε that is nearest to  r - α g / norm_2(g)
         ε <- min((1 - γ) ε, norm_p(best r))                     where x + r was misclassified
              norm_p(r) + |margin| / norm_q(g)                   where no x + r was so far, 1 / p + 1 / q = 1
              (1 + γ) ε                                          else
 
-    with g the gradient of the margin; for p = 0 and as long as none was misclassified, ε also grows by (1 + γ), and
-    changes by at least 1. α and γ fall along cosines, to 0.01 α and to 0.001. The nearest misclassified image on the
-    way is kept.
+    with g the gradient of the margin. For p = 0, ε always grows by the factor 1 + γ where x + r is not misclassified,
+    and changes by at least 1. α and γ fall along cosines, to 0.01 α and to 0.001. The nearest misclassified image of
+    all steps is kept.
 
-    The projection is onto ball and box at once. The paper, and adv-lib 0.2.8 with it, projects onto the ball and then
-    clips to the box, which leaves r short of ε: where many pixels are at 0, it stands still before the boundary. In
-    Foolbox 3.3.4 the projection for p = 2 does nothing: it divides a norm by itself.
+    The projection is onto the intersection of ball and box. The paper and adv-lib 0.2.8 project onto the ball and then
+    clip to the box, which makes the norm of r less than ε: where many pixels are 0, r then stops before it reaches the
+    boundary. In Foolbox 3.3.4 the projection for p = 2 has no effect, as it divides a norm by itself.
 
     Args:
       classifier, images, labels: see `fixed_norm`.
@@ -57,12 +57,12 @@ def fmn(
       steps: gradients for each image.
       learning_rate: the first α, the 2-norm of a step.
       gamma: the first γ, in (0, 1).
-      targets: `[B]`, classes to reach; the margin is then that of the target, less than zero where it is reached.
-      key: a `jax.random` key, or one for each image; with one, the start is disturbed at random, else
+      targets: `[B]`, classes to reach; the margin is then the largest other logit minus the target's.
+      key: a `jax.random` key, or one for each image; with one, the start is a small random perturbation, without one
         nothing is random.
 
     Returns:
-      An `AttackResult`; for p = 0 the distance is the number of entries that were changed.
+      An `AttackResult`; for p = 0 the distance is the number of changed entries.
 
     Raises:
       ValueError: an argument is out of its range.
@@ -96,7 +96,8 @@ def kernel(classifier, given: Problem, keys, *, norm, learning_rate, gamma, step
             smaller = jnp.minimum(jnp.minimum(ε - 1, jnp.floor((1 - γ) * ε)), best.value)
             larger = jnp.maximum(ε + 1, jnp.floor((1 + γ) * ε))
         else:
-            # To where it counts as a success: on the boundary itself it would stay for ever.
+            # The distance at which the image counts as adversarial, a little beyond the boundary: with the distance of
+            # the boundary itself the radius would stay too small for ever.
             fall = jnp.maximum(margin + given.rounding(logits), 0)
             boundary = size + fall / jnp.maximum(geometry.norm(gradient, geometry.dual(norm)), jnp.finfo(x.dtype).tiny)
             smaller = jnp.minimum((1 - γ) * ε, best.value)

@@ -1,4 +1,4 @@
-"""PDPGD: proximal steps on the norm, gradient steps on the loss, and a dual variable that weighs the two."""
+"""PDPGD: gradient steps on the loss, proximal steps on the norm, and a dual variable that weights the two."""
 
 import math
 from typing import NamedTuple
@@ -19,28 +19,29 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     None,
-    "proximal steps on the norm, and a dual variable for the loss",
+    "gradient steps on the loss, proximal steps on the norm, and a dual variable as their weight",
     "Matyasko & Chau 2021",
 )
 
-β1, β2 = 0.9, 0.999  # of Adam
-DECREASE = 0.01  # of the learning rate, to the end
-RATIO = 0.01  # of the weight of the norm to that of the loss, at the start
-SMALLEST_RATIO = 1e-6
-DUAL_RATE, DUAL_DECREASE = 0.1, 0.1  # of the dual variable's step, and its share at the end
-DUAL_MEMORY = 0.9  # of the weight's running mean
-PROXIMAL_STEPS = 5
+# Constants of the implementation in adv-lib:
+β1, β2 = 0.9, 0.999  # decay rates of Adam's moments
+DECREASE = 0.01  # factor by which the learning rate falls from the first to the last step
+RATIO = 0.01  # weight of the norm over the weight of the loss, at the start
+SMALLEST_RATIO = 1e-6  # least ratio of the one weight to the other
+DUAL_RATE, DUAL_DECREASE = 0.1, 0.1  # step of λ at the start, and the factor by which it falls linearly to the end
+DUAL_MEMORY = 0.9  # decay rate of the running mean of the weight
+PROXIMAL_STEPS = 5  # proximal iterations in each step
 
 
 class State(NamedTuple):
-    """The descent of every image: `[B]`, or like the images."""
+    """The state of the descent for every image; arrays are `[B]`, or `[B, *shape]` like the images."""
 
-    r: jax.Array
-    mean: jax.Array  # Adam's, of the gradient
-    square: jax.Array  # and of its square
-    λ: jax.Array  # log of the weight of the loss over that of the norm
-    weight: jax.Array  # of the loss, averaged over the way; that of the norm is the rest to 1
-    best: Best
+    r: jax.Array  # the perturbation
+    mean: jax.Array  # Adam's running mean of the gradient
+    square: jax.Array  # Adam's running mean of its square
+    λ: jax.Array  # the dual variable: the logarithm of the loss's weight over the norm's
+    weight: jax.Array  # running mean of the loss's weight; the norm's weight is 1 minus that
+    best: Best  # the nearest adversarial perturbation
 
 
 def pdpgd(
@@ -54,23 +55,23 @@ def pdpgd(
     targets: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> AttackResult:
-    """Looks for a saddle point of the Lagrangian of the least norm at which the image is misclassified:
+    """PDPGD: looks for a saddle point of the Lagrangian of the least norm at which the image is misclassified:
 
         min over r, max over λ  of  (1 - w) norm_p(r) + w softplus(m(x + r)),  w = sigmoid(λ),  x + r in [0, 1]
 
-    where m is the margin. A step is one of Adam on the loss, then a proximal step on the norm in Adam's metric, by
-    proximal iterations that stay in the box; λ goes up where the image is classified correctly and down where it isn't.
-    The nearest misclassified image that is passed is kept (Matyasko & Chau, "PDPGD: Primal-dual proximal gradient
-    descent adversarial attack", 2021; the proximal iterations are those of Yun, Lozano & Yang, "A general family of
-    stochastic proximal gradient methods for deep learning", 2019).
+    where m is the margin. Each step is one of Adam on the loss, followed by a proximal step on the norm in the metric
+    of Adam, computed by a few proximal iterations in the box. λ increases where the image is classified correctly and
+    decreases where it is misclassified. The nearest misclassified image of all steps is kept (Matyasko & Chau, "PDPGD:
+    Primal-dual proximal gradient descent adversarial attack", 2021; the proximal iterations are those of Yun, Lozano &
+    Yang, "A general family of stochastic proximal gradient methods for deep learning", 2019).
 
     Args:
       classifier, images, labels: see `fixed_norm`.
       norm: p, in [1, inf].
       steps: gradients for each image.
-      learning_rate: of Adam, in units of pixels; it falls exponentially, to a hundredth.
+      learning_rate: of Adam, in units of pixel values; it falls exponentially to a hundredth of this.
       targets: `[B]`, the classes to reach; None means any but the label.
-      key: a `jax.random` key, or one for each image; with one, the start is a small random perturbation, else
+      key: a `jax.random` key, or one for each image; with one, the start is a small random perturbation, without one
         nothing is random.
 
     Returns:
@@ -93,7 +94,7 @@ def kernel(classifier, given: Problem, keys, *, norm, learning_rate, steps) -> F
         logits, margin, gradient = given.gradient(classifier, x + s.r, losses.margin)
         best = s.best.keep(given, s.r, geometry.norm(s.r, norm), given.solved(logits, CAREFUL))
         margin = margin + given.rounding(logits)
-        gradient = given.per_image(jax.nn.sigmoid(margin)) * gradient  # the derivative of softplus
+        gradient = given.per_image(jax.nn.sigmoid(margin)) * gradient  # sigmoid is the derivative of softplus
         mean, square = β1 * s.mean + (1 - β1) * gradient, β2 * s.square + (1 - β2) * gradient**2
         metric = jnp.sqrt(square / (1 - β2 ** (i + 1.0))) + 1e-8
         rate = learning_rate * DECREASE ** (i / steps)
@@ -112,7 +113,8 @@ def kernel(classifier, given: Problem, keys, *, norm, learning_rate, steps) -> F
 
 
 def proximal_step(v, metric, weight, images, p):
-    """Near the minimum over r in the box of `weight norm_p(r) + metric (r - v)^2 / 2`, by proximal gradient steps."""
+    """Approximates the r in the box that minimizes `weight norm_p(r) + sum(metric (r - v)^2) / 2`, by PROXIMAL_STEPS
+    proximal gradient steps from `v`. `v` and `metric` are `[B, *shape]`, `weight` is `[B]`."""
     largest = metric.reshape(len(v), -1).max(1)
     share = metric / largest.reshape(-1, *[1] * (v.ndim - 1))
 

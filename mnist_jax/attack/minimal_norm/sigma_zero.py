@@ -1,4 +1,4 @@
-"""Sigma-zero: as few pixels as possible, by a smooth count of them and a threshold that follows success."""
+"""Sigma-zero: descent on a smooth count of the changed pixels, with an adaptive threshold that sets small ones to 0."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from mnist_jax.classifier import Classifier
 
 METHOD = Method(
     (0,),
-    "a smooth count of changed pixels, and a threshold that follows success",
+    "descent on a smooth count of changed pixels, with an adaptive threshold",
     "Cinà et al. 2025",
 )
 
@@ -36,28 +36,28 @@ def sigma_zero(
     targets: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> AttackResult:
-    """Minimizes the margin and a smooth count of the changed pixels, of D,
+    """Sigma-zero: minimizes the sum of the margin and a smooth approximation of the share of changed pixels, of D,
 
         max(margin(x + r), 0) + (1 / D) Σ_j r_j^2 / (r_j^2 + σ)        such that  x + r  in [0, 1]
 
-    by Adam, on gradients of inf-norm 1, with a rate η that falls along a cosine to a tenth. After every step, pixels
-    with |r_j| < τ go back to zero; τ rises by η times `threshold_rate` where x + r was misclassified, and falls by as
-    much elsewhere. The misclassified image of the fewest changed pixels is kept.
+    by Adam, on gradients scaled to inf-norm 1, with a learning rate η that falls along a cosine to a tenth. After each
+    step, pixels with |r_j| < τ are set to 0. τ rises by η times `threshold_rate` where x + r was misclassified, and
+    falls by as much elsewhere. The misclassified image with the fewest changed pixels is kept.
 
     Args:
       classifier, images, labels: see `fixed_norm`.
-      norm: 0, which is all that the method is made for.
+      norm: 0, the only norm that the method is for.
       steps: gradients for each image.
-      learning_rate: the first η, in units of pixels.
-      sigma: σ, above 0; the smaller, the sharper is the count.
+      learning_rate: the first η, in units of pixel values.
+      sigma: σ, above 0; the smaller it is, the closer the smooth count is to the number of changed pixels.
       threshold: the first τ, in [0, 1].
-      threshold_rate: see above.
-      targets: `[B]`, classes to reach; the margin is then that of the target, less than zero where it is reached.
-      key: a `jax.random` key, or one for each image; with one, the start is disturbed at random, else
+      threshold_rate: the change of τ in a step, divided by η.
+      targets: `[B]`, classes to reach; the margin is then the largest other logit minus the target's.
+      key: a `jax.random` key, or one for each image; with one, the start is a small random perturbation, without one
         nothing is random.
 
     Returns:
-      An `AttackResult`, with the number of entries that were changed as the distance.
+      An `AttackResult`, whose distances are the numbers of changed entries.
 
     Raises:
       ValueError: an argument is out of its range.
@@ -86,7 +86,7 @@ def kernel(classifier, given: Problem, keys, *, norm, learning_rate, sigma, thre
         solved = given.solved(logits, CAREFUL)
         best = best.keep(given, r, geometry.norm(r, 0), solved)
         count = 2 * sigma * r / (r**2 + sigma) ** 2 / x[0].size
-        # As long as it is no success the margin counts, or it would stop at zero.
+        # The margin's gradient is dropped only once the image counts as adversarial, which is a little below margin 0.
         slope = given.where(solved, jnp.zeros_like(r), gradient) + count
         largest = jnp.maximum(geometry.norm(slope, geometry.INF), 1e-12)
         update, moments = adam.update(slope / given.per_image(largest), moments)
