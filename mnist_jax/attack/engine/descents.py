@@ -9,7 +9,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 
 from mnist_jax import geometry
-from mnist_jax.attack.engine import blocks, boundary
+from mnist_jax.attack.engine import blocks, boundary, windows
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.problem import Problem
 from mnist_jax.attack.engine.starts import normal, seeds
@@ -29,6 +29,10 @@ SAME = 5e-4  # relative: closer distances than that are the same
 BLOCKS = 40  # that runs start from, at most
 AT_FIRST = 6  # of these have their turn one after another
 NONE = -1  # instead of a class: any
+QUERIES = 3 * boundary.RUN  # evaluations that take as long as the gradients of a run
+PART = 4  # runs' worth of evaluations in a part of the random search, where the last part was of use
+USEFUL = 5e-4  # relative: the least reduction of the distance for which it goes on
+AGAIN = 16  # runs after which a short part, of one run's worth, is tried again
 
 
 class Plan(NamedTuple):
@@ -59,6 +63,9 @@ class Search(NamedTuple):
     distances: jax.Array  # `[B, K]`, the least at which it was reached
     visits: jax.Array  # `[B, K]`
     blocks: jax.Array  # `[B, BLOCKS]`, see `blocks.best`, once they were looked for
+    walk: windows.Walk
+    walking: jax.Array  # whether the last part of the random search was of use
+    walked: jax.Array  # how many runs' worth of evaluations went into it
 
     @property
     def r(self) -> jax.Array:
@@ -71,7 +78,9 @@ class Search(NamedTuple):
         return self.runs == 0
 
 
-def search(classifier: Classifier, given: Problem, key: jax.Array | None, *, norm: float, budget: int) -> Search:
+def search(
+    classifier: Classifier, given: Problem, key: jax.Array | None, *, norm: float, budget: int, walks: bool = False
+) -> Search:
     """One run after another, as long as the budget of gradients allows; at least one.
 
     The first starts where a plain descent leads to (`boundary.path`), two more near the boundaries of the classes that
@@ -92,7 +101,7 @@ def search(classifier: Classifier, given: Problem, key: jax.Array | None, *, nor
     """
     budgets = np.full(len(given.images), budget, np.int32)
     state = in_chunks(partial(_begin, norm=norm), (given, budgets), classifier)
-    return _until_done(classifier, (given, seeds(key, len(given.images))), state, norm=norm, budget=budget)
+    return _until_done(classifier, (given, seeds(key, len(given.images))), state, norm=norm, budget=budget, walks=walks)
 
 
 def one_more(
@@ -100,15 +109,15 @@ def one_more(
 ) -> Search:
     """The search of that budget after another run, which begins at `start`."""
     zero, one = jnp.zeros(len(start), jnp.int32), jnp.ones(len(start), jnp.int32)
-    again = state._replace(last=start, runs=zero, left=one, agreeing=zero, done=state.solved)
+    again = state._replace(last=start, runs=zero, left=one, agreeing=zero, done=state.solved, walked=zero)
     nothing = np.zeros(len(start), np.uint32)  # the first run is not disturbed at random
     again = _until_done(classifier, (given, nothing), again, norm=norm, budget=budget)
     return again._replace(runs=state.runs + again.runs)
 
 
-def _until_done(classifier, arrays, state: Search, *, norm: float, budget: int) -> Search:
+def _until_done(classifier, arrays, state: Search, *, norm: float, budget: int, walks: bool = False) -> Search:
     most = max(budget // boundary.RUN, 1)
-    program = partial(_runs, norm=norm, tries_blocks=most > plan(norm).before_blocks)
+    program = partial(_runs, norm=norm, tries_blocks=most > plan(norm).before_blocks, walks=walks and most > FIRST)
     return until_done(program, arrays, state, classifier, at_once=AT_ONCE, most=most)
 
 
@@ -143,11 +152,14 @@ def _begin(classifier, given: Problem, budget, *, norm) -> Search:
         distances=distances.T,
         visits=jnp.zeros_like(classes.T),
         blocks=jnp.zeros((len(logits), BLOCKS), jnp.int32),
+        walk=windows.Walk.none(given.images),
+        walking=zero > 0,
+        walked=zero,
     )
 
 
-@partial(jax.jit, static_argnums=3, static_argnames=("norm", "tries_blocks"))
-def _runs(classifier, arrays, state: Search, count, *, norm, tries_blocks) -> Search:
+@partial(jax.jit, static_argnums=3, static_argnames=("norm", "tries_blocks", "walks"))
+def _runs(classifier, arrays, state: Search, count, *, norm, tries_blocks, walks) -> Search:
     given, seed = arrays
     state = jax.tree.map(jnp.asarray, state)  # NumPy's, where jit is disabled
 
@@ -159,7 +171,13 @@ def _runs(classifier, arrays, state: Search, count, *, norm, tries_blocks) -> Se
         if tries_blocks:
             now = ~state.done & (state.runs == plan(norm).before_blocks)
             state = jax.lax.cond(now.any(), lambda s: _with_blocks(classifier, given, s, now, norm), lambda s: s, state)
-        return number + 1, _after_another(classifier, given, seed, state, norm)
+        state = _after_another(classifier, given, seed, state, norm)
+        if walks:
+            due = ~state.done & state.best.found & (state.walking | (state.runs % AGAIN == FIRST))
+            state = jax.lax.cond(
+                due.any(), lambda s: _with_walk(classifier, given, seed, s, due, norm), lambda s: s, state
+            )
+        return number + 1, state
 
     return jax.lax.while_loop(more, run, (0, state))[1]
 
@@ -171,6 +189,24 @@ def _with_blocks(classifier, given: Problem, state: Search, now, norm) -> Search
     return state._replace(
         blocks=jnp.where(now[:, None], best, state.blocks),
         forwards=state.forwards + tried,
+    )
+
+
+def _with_walk(classifier, given: Problem, seed, state: Search, due, norm) -> Search:
+    """The search after a part of the random search, where it is due."""
+    left = state.left - state.runs - state.walked
+    parts = jnp.where(due, jnp.minimum(jnp.where(state.walking, PART, 1), left), 0)
+    keys = jax.vmap(lambda seed, n: jax.random.fold_in(jax.random.key(~seed), n))(seed, state.runs)
+    best, walk = windows.search(classifier, given, keys, state.best, state.walk, QUERIES * parts, norm)
+    walked = state.walked + parts
+    return state._replace(
+        best=best,
+        last=given.where(best.value < state.best.value, best.r, state.last),
+        done=state.done | (state.runs + walked >= state.left),
+        forwards=state.forwards + QUERIES * parts,
+        walk=walk,
+        walking=jnp.where(due, best.value < (1 - USEFUL) * state.best.value, state.walking),
+        walked=walked,
     )
 
 
@@ -198,7 +234,7 @@ def _after_another(classifier, given: Problem, seed, state: Search, norm) -> Sea
         runs=runs,
         left=state.left,
         agreeing=agreeing,
-        done=settled | (runs >= state.left),
+        done=settled | (runs + state.walked >= state.left),
         gradients=state.gradients + boundary.RUN,
         forwards=state.forwards + boundary.EVALUATIONS,
         classes=state.classes,
@@ -206,6 +242,9 @@ def _after_another(classifier, given: Problem, seed, state: Search, norm) -> Sea
         distances=state.distances.at[image, way].set(jnp.where(guided, least, distance)),
         visits=state.visits.at[image, way].add(guided),
         blocks=state.blocks,
+        walk=state.walk,
+        walking=state.walking,
+        walked=state.walked,
     )
     return given.choose(state.done, state, new)
 

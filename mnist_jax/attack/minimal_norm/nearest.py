@@ -73,5 +73,5 @@ def nearest(
 
 
 def _search(classifier: Classifier, given: Problem, key: jax.Array | None, *, norm: float, budget: int) -> Found:
-    found = descents.search(classifier, given, key, norm=norm, budget=budget)
+    found = descents.search(classifier, given, key, norm=norm, budget=budget, walks=True)
     return Found(found.r, found.gradients, found.forwards, allowed=found.best.found)
