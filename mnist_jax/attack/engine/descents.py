@@ -30,9 +30,8 @@ BLOCKS = 40  # that runs start from, at most
 AT_FIRST = 6  # of these have their turn one after another
 NONE = -1  # instead of a class: any
 QUERIES = 3 * boundary.RUN  # evaluations that take as long as the gradients of a run
-PART = 4  # runs' worth of evaluations in a part of the random search, where the last part was of use
+PART = windows.MOST // QUERIES  # runs' worth of evaluations in a part of the random search, if the last was of use
 USEFUL = 5e-4  # relative: the least reduction of the distance for which it goes on
-AGAIN = 16  # runs after which a short part, of one run's worth, is tried again
 
 
 class Plan(NamedTuple):
@@ -63,7 +62,7 @@ class Search(NamedTuple):
     distances: jax.Array  # `[B, K]`, the least at which it was reached
     visits: jax.Array  # `[B, K]`
     blocks: jax.Array  # `[B, BLOCKS]`, see `blocks.best`, once they were looked for
-    walk: windows.Walk
+    walk: windows.Walk  # the state of the random search
     walking: jax.Array  # whether the last part of the random search was of use
     walked: jax.Array  # how many runs' worth of evaluations went into it
 
@@ -96,6 +95,11 @@ def search(
     On images that are not settled after some runs (for p = 1 soon, else long after any usual effort), all blocks of
     pixels are tried (`blocks.best`), and six runs start from those that change the objective most; more of them when
     the classes are used up.
+
+    With `walks`, images on which fewer than a quarter of the runs come to the same distance are also searched at random
+    (`windows.search`) after 4, 8, 16, ... runs: with masked gradients runs end at other distances again and again. As
+    long as this is of use, a longer part of it follows every run. Its evaluations count in the budget, three as one
+    gradient.
 
     Runs do not depend on how many will follow. So a larger budget never gives a farther image.
     """
@@ -173,7 +177,7 @@ def _runs(classifier, arrays, state: Search, count, *, norm, tries_blocks, walks
             state = jax.lax.cond(now.any(), lambda s: _with_blocks(classifier, given, s, now, norm), lambda s: s, state)
         state = _after_another(classifier, given, seed, state, norm)
         if walks:
-            due = ~state.done & state.best.found & (state.walking | (state.runs % AGAIN == FIRST))
+            due = ~state.done & state.best.found & (state.walking | _is_to_try(state))
             state = jax.lax.cond(
                 due.any(), lambda s: _with_walk(classifier, given, seed, s, due, norm), lambda s: s, state
             )
@@ -190,6 +194,12 @@ def _with_blocks(classifier, given: Problem, state: Search, now, norm) -> Search
         blocks=jnp.where(now[:, None], best, state.blocks),
         forwards=state.forwards + tried,
     )
+
+
+def _is_to_try(state: Search) -> jax.Array:
+    """Whether the random search is tried `[B]`: after 4, 8, 16, ... runs, if fewer than a quarter of them agree."""
+    power_of_two = state.runs & (state.runs - 1) == 0
+    return (state.runs >= FIRST) & power_of_two & (4 * state.agreeing < state.runs)
 
 
 def _with_walk(classifier, given: Problem, seed, state: Search, due, norm) -> Search:
