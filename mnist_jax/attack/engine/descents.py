@@ -9,7 +9,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 
 from mnist_jax import geometry
-from mnist_jax.attack.engine import blocks, boundary
+from mnist_jax.attack.engine import blocks, boundary, windows
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.problem import Problem
 from mnist_jax.attack.engine.starts import normal, seeds
@@ -29,6 +29,9 @@ SAME = 5e-4  # relative: closer distances than that are the same
 BLOCKS = 40  # that runs start from, at most
 AT_FIRST = 6  # of these have their turn one after another
 NONE = -1  # instead of a class: any
+QUERIES = 3 * boundary.RUN  # evaluations that take as long as the gradients of a run
+PART = windows.MOST // QUERIES  # runs' worth of evaluations in a part of the random search, if the last was of use
+USEFUL = 5e-4  # relative: the least reduction of the distance for which it goes on
 
 
 class Plan(NamedTuple):
@@ -59,6 +62,9 @@ class Search(NamedTuple):
     distances: jax.Array  # `[B, K]`, the least at which it was reached
     visits: jax.Array  # `[B, K]`
     blocks: jax.Array  # `[B, BLOCKS]`, see `blocks.best`, once they were looked for
+    walk: windows.Walk  # the state of the random search
+    walking: jax.Array  # whether the last part of the random search was of use
+    walked: jax.Array  # how many runs' worth of evaluations went into it
 
     @property
     def r(self) -> jax.Array:
@@ -71,7 +77,9 @@ class Search(NamedTuple):
         return self.runs == 0
 
 
-def search(classifier: Classifier, given: Problem, key: jax.Array | None, *, norm: float, budget: int) -> Search:
+def search(
+    classifier: Classifier, given: Problem, key: jax.Array | None, *, norm: float, budget: int, walks: bool = False
+) -> Search:
     """One run after another, as long as the budget of gradients allows; at least one.
 
     The first starts where a plain descent leads to (`boundary.path`), two more near the boundaries of the classes that
@@ -88,11 +96,16 @@ def search(classifier: Classifier, given: Problem, key: jax.Array | None, *, nor
     pixels are tried (`blocks.best`), and six runs start from those that change the objective most; more of them when
     the classes are used up.
 
+    With `walks`, images on which fewer than a quarter of the runs come to the same distance are also searched at random
+    (`windows.search`) after 4, 8, 16, ... runs: with masked gradients runs end at other distances again and again. As
+    long as this is of use, a longer part of it follows every run. Its evaluations count in the budget, three as one
+    gradient.
+
     Runs do not depend on how many will follow. So a larger budget never gives a farther image.
     """
     budgets = np.full(len(given.images), budget, np.int32)
     state = in_chunks(partial(_begin, norm=norm), (given, budgets), classifier)
-    return _until_done(classifier, (given, seeds(key, len(given.images))), state, norm=norm, budget=budget)
+    return _until_done(classifier, (given, seeds(key, len(given.images))), state, norm=norm, budget=budget, walks=walks)
 
 
 def one_more(
@@ -100,15 +113,15 @@ def one_more(
 ) -> Search:
     """The search of that budget after another run, which begins at `start`."""
     zero, one = jnp.zeros(len(start), jnp.int32), jnp.ones(len(start), jnp.int32)
-    again = state._replace(last=start, runs=zero, left=one, agreeing=zero, done=state.solved)
+    again = state._replace(last=start, runs=zero, left=one, agreeing=zero, done=state.solved, walked=zero)
     nothing = np.zeros(len(start), np.uint32)  # the first run is not disturbed at random
     again = _until_done(classifier, (given, nothing), again, norm=norm, budget=budget)
     return again._replace(runs=state.runs + again.runs)
 
 
-def _until_done(classifier, arrays, state: Search, *, norm: float, budget: int) -> Search:
+def _until_done(classifier, arrays, state: Search, *, norm: float, budget: int, walks: bool = False) -> Search:
     most = max(budget // boundary.RUN, 1)
-    program = partial(_runs, norm=norm, tries_blocks=most > plan(norm).before_blocks)
+    program = partial(_runs, norm=norm, tries_blocks=most > plan(norm).before_blocks, walks=walks and most > FIRST)
     return until_done(program, arrays, state, classifier, at_once=AT_ONCE, most=most)
 
 
@@ -143,11 +156,14 @@ def _begin(classifier, given: Problem, budget, *, norm) -> Search:
         distances=distances.T,
         visits=jnp.zeros_like(classes.T),
         blocks=jnp.zeros((len(logits), BLOCKS), jnp.int32),
+        walk=windows.Walk.none(given.images),
+        walking=zero > 0,
+        walked=zero,
     )
 
 
-@partial(jax.jit, static_argnums=3, static_argnames=("norm", "tries_blocks"))
-def _runs(classifier, arrays, state: Search, count, *, norm, tries_blocks) -> Search:
+@partial(jax.jit, static_argnums=3, static_argnames=("norm", "tries_blocks", "walks"))
+def _runs(classifier, arrays, state: Search, count, *, norm, tries_blocks, walks) -> Search:
     given, seed = arrays
     state = jax.tree.map(jnp.asarray, state)  # NumPy's, where jit is disabled
 
@@ -159,7 +175,13 @@ def _runs(classifier, arrays, state: Search, count, *, norm, tries_blocks) -> Se
         if tries_blocks:
             now = ~state.done & (state.runs == plan(norm).before_blocks)
             state = jax.lax.cond(now.any(), lambda s: _with_blocks(classifier, given, s, now, norm), lambda s: s, state)
-        return number + 1, _after_another(classifier, given, seed, state, norm)
+        state = _after_another(classifier, given, seed, state, norm)
+        if walks:
+            due = ~state.done & state.best.found & (state.walking | _is_to_try(state))
+            state = jax.lax.cond(
+                due.any(), lambda s: _with_walk(classifier, given, seed, s, due, norm), lambda s: s, state
+            )
+        return number + 1, state
 
     return jax.lax.while_loop(more, run, (0, state))[1]
 
@@ -171,6 +193,30 @@ def _with_blocks(classifier, given: Problem, state: Search, now, norm) -> Search
     return state._replace(
         blocks=jnp.where(now[:, None], best, state.blocks),
         forwards=state.forwards + tried,
+    )
+
+
+def _is_to_try(state: Search) -> jax.Array:
+    """Whether the random search is tried `[B]`: after 4, 8, 16, ... runs, if fewer than a quarter of them agree."""
+    power_of_two = state.runs & (state.runs - 1) == 0
+    return (state.runs >= FIRST) & power_of_two & (4 * state.agreeing < state.runs)
+
+
+def _with_walk(classifier, given: Problem, seed, state: Search, due, norm) -> Search:
+    """The search after a part of the random search, where it is due."""
+    left = state.left - state.runs - state.walked
+    parts = jnp.where(due, jnp.minimum(jnp.where(state.walking, PART, 1), left), 0)
+    keys = jax.vmap(lambda seed, n: jax.random.fold_in(jax.random.key(~seed), n))(seed, state.runs)
+    best, walk = windows.search(classifier, given, keys, state.best, state.walk, QUERIES * parts, norm)
+    walked = state.walked + parts
+    return state._replace(
+        best=best,
+        last=given.where(best.value < state.best.value, best.r, state.last),
+        done=state.done | (state.runs + walked >= state.left),
+        forwards=state.forwards + QUERIES * parts,
+        walk=walk,
+        walking=jnp.where(due, best.value < (1 - USEFUL) * state.best.value, state.walking),
+        walked=walked,
     )
 
 
@@ -198,7 +244,7 @@ def _after_another(classifier, given: Problem, seed, state: Search, norm) -> Sea
         runs=runs,
         left=state.left,
         agreeing=agreeing,
-        done=settled | (runs >= state.left),
+        done=settled | (runs + state.walked >= state.left),
         gradients=state.gradients + boundary.RUN,
         forwards=state.forwards + boundary.EVALUATIONS,
         classes=state.classes,
@@ -206,6 +252,9 @@ def _after_another(classifier, given: Problem, seed, state: Search, norm) -> Sea
         distances=state.distances.at[image, way].set(jnp.where(guided, least, distance)),
         visits=state.visits.at[image, way].add(guided),
         blocks=state.blocks,
+        walk=state.walk,
+        walking=state.walking,
+        walked=state.walked,
     )
     return given.choose(state.done, state, new)
 

@@ -1,4 +1,4 @@
-"""The nearest adversarial image: along averaged linearizations of the boundary, from one start after another."""
+"""The nearest adversarial image: steps to averaged linearizations of the decision boundary, and a random search."""
 
 from functools import partial
 
@@ -18,8 +18,12 @@ METHOD = Method(
     "along averaged linearizations of the boundary, from one start after another (`--effort`)",
 )
 
-EFFORTS = {"fast": 100, "standard": 350, "thorough": 4000}  # gradients for each image
-EFFORTS_FOR_1 = {"fast": 200, "standard": 600, "thorough": 8000}  # where many runs come to nothing
+EFFORTS = {"fast": 100, "standard": 350, "thorough": 4000}  # the most gradients for each image; chosen, not tuned
+EFFORTS_FOR_1 = {
+    "fast": 200,
+    "standard": 600,
+    "thorough": 8000,
+}  # the same for p = 1, where many runs find no nearer image
 
 
 def nearest(
@@ -32,33 +36,36 @@ def nearest(
     key: jax.Array | None = None,
     targets: ArrayLike | None = None,
 ) -> AttackResult:
-    """Looks for the adversarial image of least p-norm, as near to the nearest there is as the effort allows:
+    """Searches for the adversarial image at the least distance from the image, in the p-norm:
 
         minimize norm_p(r)  such that  classifier(x + r) is not the label  and  x + r in [0, 1]
 
-    A step linearizes the margin m at r, averages with the linearizations of the steps before, and goes a part α of the
-    way to the perturbation of least norm that crosses the averaged boundary inside the box:
+    A step linearizes the margin m at the perturbation r, averages this linearization with those of the steps before,
+    and moves r by the share α towards the perturbation of least norm, inside the box, that crosses the averaged
+    boundary:
 
         c <- β c + (1 - β) (m(r) - <grad m(r), r>),   g <- β g + (1 - β) grad m(r)
         r <- r + α (s - r),   s = argmin norm_p(s)  such that  c + <g, s> <= 0  and  x + s in [0, 1]
 
-    The average is what makes it converge: margins of networks have kinks at their nearest points, where the last
-    linearization alone points now here, now there (as in dual averaging, Nesterov 2009, which averages the gradients of
-    a convex objective). α falls from 0.9 to 0.1. A run of 20 steps ends by a search along the line through its last
-    perturbation. More of them follow from other starts (`descents.search`), and more effort never gives a farther
-    image.
+    Without the average the steps would not converge: the margin of a network often has a kink at the nearest point of
+    its boundary, around which the gradient jumps (compare dual averaging, Nesterov 2009, which averages the gradients
+    of a convex objective). α falls from 0.9 to 0.1. A run is 20 such steps and a search for the boundary along the
+    line through the last perturbation. More runs follow from other starting points (`descents.search`). Where the runs
+    of an image disagree, as where gradients are masked, a random search of square windows, as in `square`, takes a
+    share of the effort (`windows.search`), unless it finds nothing nearer. More effort never gives a farther image.
+    For small networks `mnist_jax.bracket` starts at the image found here and looks for nearer ones exactly.
 
     Args:
       classifier, images, labels: see `fixed_norm`.
       norm: p, in [1, inf].
       effort: `"fast"`, `"standard"`, `"thorough"` (at most 100, 350, 4000 gradients for each image; for p = 1 200, 600,
-        8000), or how many gradients at most; the first steps and one run, 59 gradients for ten classes, are always
-        taken.
-      key: a `jax.random` key for the disturbances, or one for each image; None means a fixed one.
+        8000), or the largest number of gradients. Three evaluations of the random search count as one gradient. The
+        first steps and one run, 59 gradients for ten classes, are always taken.
+      key: a `jax.random` key for what is random, or one for each image; None means a fixed one.
       targets: `[B]`, the classes to reach; None means any but the label.
 
     Returns:
-      An `AttackResult`; its `gradients` are what each image used.
+      An `AttackResult`; its `gradients` and `forwards` are what each image used.
 
     Raises:
       ValueError: an argument is out of its range.
@@ -73,5 +80,5 @@ def nearest(
 
 
 def _search(classifier: Classifier, given: Problem, key: jax.Array | None, *, norm: float, budget: int) -> Found:
-    found = descents.search(classifier, given, key, norm=norm, budget=budget)
+    found = descents.search(classifier, given, key, norm=norm, budget=budget, walks=True)
     return Found(found.r, found.gradients, found.forwards, allowed=found.best.found)
