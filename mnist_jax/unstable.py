@@ -76,3 +76,11 @@ def compile_quickly(*more: str) -> None:
         return
     if jax.__version_info__ < KNOWN_BEFORE and (not own or own.startswith("--")):
         os.environ["XLA_FLAGS"] = " ".join((QUICKLY_COMPILED, *more, own)).strip()
+
+
+def scan_counts(params: Any) -> tuple[int, int]:
+    """How many constants and how many carries an equation of `scan` has, from its parameters."""
+    if "ft_in" in params:  # JAX 0.11: the constants, the carries and the rows, as one tree
+        constants, carries, _ = params["ft_in"].unpack()
+        return len(constants), len(carries)
+    return params["num_consts"], params["num_carry"]

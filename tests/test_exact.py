@@ -193,7 +193,7 @@ def test_fewer_lanes_when_memory_runs_out(monkeypatch):
         monkeypatch.setattr(domains, "bounded", limited(domains.bounded))
         monkeypatch.setattr(domains, "pieces", limited(domains.pieces))
         parts = small._bound(tasks), small._pieces(tasks)
-    assert search.lanes == lanes_for("cpu") > 10
+    assert search.lanes == lanes_for(jax.default_backend()) > 10
     assert small.lanes == 8
     np.testing.assert_allclose(*[[found.bound for found in bounded] for bounded, _ in (whole, parts)], rtol=1e-5)
     for one, other in zip(*[(*affine, signs) for _, (affine, signs) in (whole, parts)], strict=True):

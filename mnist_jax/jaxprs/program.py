@@ -250,7 +250,7 @@ class Reader:
     def _scan(self, eqn: Any, operands: list[int]) -> list[int]:
         """Adds a loop of fixed length, unrolled; gives the numbers of its results."""
         params = eqn.params
-        constants, carries = params["num_consts"], params["num_carry"]
+        constants, carries = unstable.scan_counts(params)
         fixed, state, rows = operands[:constants], operands[constants:][:carries], operands[constants + carries :]
         rounds = range(params["length"])
         given: dict[int, list[int]] = {}
