@@ -1,4 +1,4 @@
-"""Branch and bound: what linear bounds leave open is divided by the signs of its steps, until it is settled."""
+"""The certificate by branch and bound: regions that CROWN leaves open are divided by the signs of ramps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,35 +29,41 @@ def branch_and_bound(
     domains: int | None = None,
     search: Callable[..., Any] | None = None,
 ) -> CertifyResult:
-    """Certifies by linear bounds over parts of the region, which it divides where they do not suffice.
+    """Certifies by linear bounds over parts of the region, which are divided where the bounds do not suffice.
 
-    What `crown` certifies, or finds an adversarial image of, is done. For each other class that is left, there is a
-    domain, and what is done to a domain is, in this order, until its bound is positive and it is settled:
+    Images that `crown` certifies or finds adversarial images of are done. For each of the others, every class over
+    which the lead (label's logit minus that class's) is not certified has a domain: at first the whole region. A domain
+    goes through the following, until its bound is positive, which settles it:
 
-    1. The label's lead over the other class is bounded, with the best slopes and multipliers that Adam finds (Wang et
-       al., "Beta-CROWN", 2021).
-    2. Those steps that cost the bound most are bounded again, over those images of the domain only for which the lead
-       is not positive (Kotha et al., "Provably bounding neural network preimages", 2023): there, many have one sign.
-       That is repeated as long as it helps.
-    3. The domain is divided into two by the sign of one ReLU (or maximum, or absolute value), the best of some that
-       cost most by the bounds of both halves. These are domains of their own.
-    4. If all steps have one sign, so that it can't be divided, the least lead is that of a linear program.
+    1. The lead is bounded, with slopes and multipliers optimized by Adam (Wang et al., "Beta-CROWN", 2021).
+    2. Those arguments of ramps (ReLUs, maxima, absolute values) whose relaxation may cost the bound most are bounded
+       again, for those images of the domain only whose lead is not positive (Kotha et al., "Provably bounding neural
+       network preimages", 2023): there, many ramps have one sign. That is repeated as long as it helps, with fewer
+       arguments the fewer domains a division is expected to make.
+    3. The domain is divided into two by the sign of one ramp: of a few that may cost most, the one whose halves have
+       the best bounds.
+    4. If the signs of all ramps are known, so that there is nothing to divide, the least lead is that of a linear
+       program.
 
-    The image is certified when no domain is left. Images at which bounds are nearly attained are tried on the way, and
-    settle it if they are adversarial. Where a certificate needed step 2, `margin` says only that it is positive.
+    An image is certified when no domain is left. Images at which bounds are nearly attained are tried meanwhile, and
+    settle the image if they are adversarial. Where a certificate needed number 2, `margin` only says that the margin is
+    positive.
 
     Args:
       classifier, images, labels, radius, norm: as in `crown`.
-      seconds: for each image, at most, without compiling; what is left is open. Where `domains` is given it is not
-        looked at.
-      domains: that are begun for each image, at most; with it, and only with it, the result is always the same.
+      seconds: the most seconds for each image, without compilation; images that are not settled then are open.
+      domains: instead of `seconds`, the most domains that are begun for each image. Only with this limit is the result
+        reproducible.
+      search: an attack such as `attack.apgd`, called as `search(classifier, images, labels, radius, norm=norm)` on the
+        images that CROWN leaves open. Those of its result's `images` that are adversarial and within the radius settle
+        their image.
 
-      search: an attack with a radius, such as `attack.apgd`, called as `search(classifier, images, labels, radius,
-        norm=norm)` for what CROWN leaves; what its `images` have within the radius that is adversarial is taken.
+    Returns:
+      What is proved of each image, and adversarial images that were found.
 
     Raises:
-      ValueError: an argument is not what it should be.
-      UnsupportedOperation: the classifier computes something that no bound is known for.
+      ValueError: an argument has the wrong shape, type or range.
+      UnsupportedOperation: the classifier computes something that no bounds are known for.
     """
     arguments.numbers(0, np.inf, above=True, seconds=seconds)
     if domains is not None:
@@ -93,7 +99,7 @@ def _open(result: CertifyResult) -> np.ndarray:
 
 
 def _searched(search, result, classifier, x, classes, radii, norm) -> CertifyResult:
-    """With what an attack finds of the images that are open."""
+    """The result with adversarial images that an attack finds of the open ones."""
     if not len(open_ := _open(result)):
         return result
     given = (x[open_], classes[open_], radii[open_])

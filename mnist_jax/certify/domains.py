@@ -1,4 +1,9 @@
-"""Domains, the parts of a region that branch and bound works on, and the programs that bound functions over many."""
+"""Domains, the sub-problems of branch and bound, and the compiled programs that bound functions over many of them.
+
+A domain is the part of the region around an image in which some ramps (ReLUs, maxima, absolute values: operations
+`base + max(d, 0)`) have a given sign of their difference d. Every program has a fixed number of lanes, each with a
+domain of its own, on the last axis of all arrays.
+"""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,23 +19,26 @@ from mnist_jax.certify.relaxations import Interval, Ramp, steepness
 from mnist_jax.classifier import Classifier
 from mnist_jax.jaxprs import program
 
-# Adam's step lengths for slopes, multipliers and the logarithm of the lead's weight; they fall to a tenth of it.
+# Adam's first step lengths for slopes, for multipliers (in units of the largest coefficient of the ramp's result), and
+# for the logarithm of the lead's weight; they fall to a tenth of it. Chosen, not tuned.
 SLOPE, MULTIPLIER, WEIGHT = 0.3, 0.1, 0.5
-SOONER = 0.5  # Adam's decay rates: there are few steps, as in `alpha_crown`
+SOONER = 0.5  # both of Adam's decay rates, as small as in `alpha_crown` because there are few steps
 
 
 class Domain(NamedTuple):
-    """Part of the region around an image, where the lead of the label over one other class is to be bounded.
+    """Part of the region around an image, in which the lead of the label over one other class is to be bounded.
+
+    The lead is the label's logit minus the other class's: a linear function of the logits that is positive while the
+    label is ahead of that class.
 
     Attributes:
-      bound: a lower bound of the lead there, or of 0 and the lead where `narrowed`.
-      image, other: their numbers.
-      boxes: `[*shape]` each, bounds of what the nonlinear steps are functions of, in the order of the walk.
-      signs: `[*shape]` int8 for each step with a ramp; the domain is where these steps' differences have these signs,
-        0 for any.
-      narrowed: whether `boxes` need to hold only where the lead is not positive.
-      gain: by how much the split that made the domain raised the bound, mean of its two halves; 0 for a whole
-        region.
+      bound: a lower bound of the lead in the domain; where `narrowed`, its sign is all that it says.
+      image, other: the image's place among the images, and the other class.
+      boxes: `[*shape]` each, bounds of the arguments of the nonlinear operations, in the order of the equations.
+      signs: `[*shape]` int8 for each ramp: the sign that its difference has in the domain, 0 where it is not fixed.
+      narrowed: whether `boxes` hold only for those images of the domain whose lead is not positive.
+      gain: by how much the split that made the domain raised the bound, as the mean of both halves; 0 for a domain
+        that no split made.
     """
 
     bound: float
@@ -43,13 +51,16 @@ class Domain(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What is bounded from below in every lane, `[N]` each: `sign * (entry of the argument of a ramp) + weight * lead`.
+    """The functions that the lanes bound from below: `sign * (entry of a ramp's argument) + weight * lead`.
+
+    Where the lead is not positive, such a function is at most `sign * entry`, so that a lower bound of it bounds the
+    entry there.
 
     Attributes:
-      ramp: the number of the ramp.
-      entry: in its flattened result.
-      sign: 1 or -1, or 0 for the lead alone, whose weight is then 1.
-      weight: of the lead, to begin with. Where the lead is not positive, what is bounded is at most the entry.
+      ramp: `[N]`, the number of the ramp.
+      entry: `[N]`, the entry's place in the ramp's flattened result.
+      sign: `[N]`, 1 or -1; 0 for the lead alone, whose weight is then 1.
+      weight: `[N]`, at least 0, where the optimization of the lead's weight starts.
     """
 
     ramp: Any
@@ -59,13 +70,14 @@ class Target(NamedTuple):
 
 
 class Bounded(NamedTuple):
-    """What is found for every lane.
+    """Bounds of the targets, one for every lane, and what was found beside them.
 
     Attributes:
-      bound: `[N]`, of the target, inf where the domain is empty.
-      candidates: `[N, *shape]`, images at which the bound is nearly attained.
-      fooled: `[N]`, whether they are adversarial.
-      scores: `[R, N]`, for each entry of each ramp how much its lines cost at most; 0 where it has one sign.
+      bound: `[N]`, a lower bound of the target in the domain, inf where the domain is empty.
+      candidates: `[N, *shape]`, images of the region at which the bound is nearly attained.
+      fooled: `[N]`, whether these images are adversarial.
+      scores: `[R, N]`, for each entry of all ramps the most by which its linear relaxation may lower the bound; 0 where
+        its sign is known.
     """
 
     bound: Any
@@ -75,15 +87,19 @@ class Bounded(NamedTuple):
 
 
 def platform_for(classifier: Classifier, shape: tuple[int, ...], dtype: Any) -> str:
-    """The platform here, as `program.read` is told it."""
+    """The name of the platform in use, as `program.read` takes it."""
     usual, here = program.read(classifier, shape, dtype, driver.OTHERS), jax.default_backend()
     return here if here in usual.platforms else driver.OTHERS
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def root(platform: str, norm: float, classifier: Classifier, images, labels, radius):
-    """CROWN: leads `[C, 1]`; by the place of their equation, in the order of the walk, the bounds of what steps are
-    functions of; and arrays of the shapes of the ramps, by the place of their equation."""
+    """Bounds of an image's whole region by CROWN.
+
+    Returns:
+      lower bounds of the leads `[C, 1]`; for each nonlinear operation, in the order of the equations, a dictionary of
+      its equation's place and the bounds of its argument; and arrays of the shapes of the ramps, by that place.
+    """
     bounds, kept = _walk(platform, norm, classifier, images, radius), []
 
     def tighten(walk: Bounds, place: int, *given: Any) -> Interval:
@@ -111,11 +127,20 @@ def bounded(
     multipliers: dict[int, jax.Array],
     steps: jax.Array,
 ) -> Bounded:
-    """Bounds of the targets, each over its domain: with the best slopes, multipliers and weights that Adam finds.
+    """Bounds each target over its domain, with slopes, multipliers and lead's weight optimized by Adam.
 
-    The multipliers are those of what is supposed of signs (see `Bounds.taken_back`). A weight of the lead makes of the
-    bound one that holds where the lead is not positive, the only images that matter (Kotha et al., "Provably bounding
-    neural network preimages", 2023, section 3.1: there, too, constraints on the output have multipliers).
+    The multipliers are those of the fixed signs (beta-CROWN, see `Bounds.taken_back`); the bound holds for any of at
+    least 0. With a weight of the lead above 0, the bound of an entry holds for images whose lead is not positive, the
+    only ones that a proof has to exclude (Kotha et al., "Provably bounding neural network preimages", 2023, section
+    3.1, has multipliers for constraints on the output in the same way).
+
+    Args:
+      platform, norm, classifier: as in `root`.
+      images, labels, radius, others: `[N, *shape]` and `[N]`, of each lane.
+      boxes, signs: as in `Domain`, with the lanes last; signs by the place of the ramp's equation.
+      target: the functions to bound.
+      multipliers: by the place of the ramp's equation, `[*shape, N]`, at least 0, where their optimization starts.
+      steps: the number of Adam's steps.
     """
     bounds, asked = _again(platform, norm, classifier, images, radius, boxes, signs)
     objective, end = _objective(bounds, asked, labels, others, target), len(bounds.program.equations)
@@ -135,7 +160,7 @@ def bounded(
 
     slopes = {place: steepness(ramp.d, "adaptive") for place, ramp in ramps.items()}
     begin = (slopes, multipliers, jnp.zeros_like(target.weight))
-    bound(begin)  # for the coefficients
+    bound(begin)  # fills `coefficients`
     none = {place: jnp.zeros_like(ramp.d.low) for place, ramp in ramps.items()}
     scales = {
         place: jnp.abs(a).max(tuple(range(a.ndim - 1)), keepdims=True) for place, a in (none | coefficients).items()
@@ -144,7 +169,7 @@ def bounded(
     coefficients.clear()
     last, where = bound(free)
     empty = sum((ramp.d.low > ramp.d.high).any(tuple(range(ramp.d.low.ndim - 1))) for ramp in ramps.values())
-    best = jnp.maximum(best, last)  # NaN stays
+    best = jnp.maximum(best, last)  # NaN in either is kept, and then proves nothing
     best = jnp.where(jnp.isfinite(best), best, -jnp.inf)
     best = jnp.where(empty > 0, jnp.where(jnp.isfinite(bounds.underflow), jnp.inf, -jnp.inf), best)
     tried = [bounds.region.at(d) for d in (where, mean)]
@@ -159,8 +184,13 @@ def bounded(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def pieces(platform: str, norm: float, classifier: Classifier, images, labels, radius, others, boxes, signs, target):
-    """Linear functions below the targets over their domains, the targets themselves (but for rounding) where all steps
-    have one sign: coefficients `[N, *shape]`, what they are at the images `[N]`; and the signs `[R, N]` of the ramps.
+    """Linear functions of the image below the targets, over their domains.
+
+    Where the signs of all ramps are known, these are the targets themselves, up to rounding.
+
+    Returns:
+      coefficients `[N, *shape]`, values at the lanes' images `[N]`, and the signs `[R, N]` of the ramps' differences, 0
+      where unknown.
     """
     bounds, asked = _again(platform, norm, classifier, images, radius, boxes, signs)
     weight = jnp.where(target.sign == 0, 1, target.weight)
@@ -173,7 +203,7 @@ def pieces(platform: str, norm: float, classifier: Classifier, images, labels, r
 
 @partial(jax.jit, static_argnums=(0, 1))
 def signs_at(platform: str, norm: float, classifier: Classifier, images) -> jax.Array:
-    """The signs `[R, N]` of the differences of the ramps at images."""
+    """The signs `[R, N]` of the ramps' differences at images `[N, *shape]`, the network's activation patterns."""
     bounds = _walk(platform, norm, classifier, images, jnp.zeros(len(images), images.dtype))
     bounds.forwards(lambda walk, place, factors, interval, wanted: interval)
     signs = [jnp.where(ramp.argument >= ramp.base, 1, -1) for ramp in _ramps(bounds).values()]
@@ -186,7 +216,8 @@ def _walk(platform: str, norm: float, classifier: Classifier, images: jax.Array,
 
 
 def _again(platform, norm, classifier, images, radius, boxes, signs) -> tuple[Bounds, dict[int, dict[int, float]]]:
-    """The walk with known bounds, and by places of equations what the last step there was a function of."""
+    """The forward pass with known bounds of all arguments; and for each nonlinear operation, by its equation's place,
+    the factors of the values that its argument is a sum of."""
     bounds = _walk(platform, norm, classifier, images, radius)
     bounds.splits, kept, asked = signs, iter(boxes), {}
 
@@ -209,7 +240,7 @@ def _signs_now(bounds: Bounds) -> jax.Array:
 
 
 def _objective(bounds: Bounds, asked: dict[int, dict[int, float]], labels, others, target: Target):
-    """The functions and the constant that `Bounds.back` takes, by the weight of the lead."""
+    """A function of the lead's weight that returns the targets as `Bounds.back` takes them: functions and constant."""
     number = bounds.program.logits
     center, off = bounds.combined({number: 1.0})
     classes = bounds.program.shapes[number].shape[1]
@@ -236,12 +267,21 @@ def _objective(bounds: Bounds, asked: dict[int, dict[int, float]], labels, other
 
 
 def _optimized(bound, begin, steps, scales):
-    """The best bounds that were met; slopes in [0, 1] and multipliers of at least 0 after the last step; and the mean
-    of where the later bounds were attained, each step's counting as much as its number. `scales` are the sizes of the
-    multipliers of each step: of the coefficients that they are added to.
+    """Maximizes bounds by Adam over slopes in [0, 1], multipliers of at least 0, and the lead's weight's logarithm.
 
-    Where a bound is attained jumps from corner to corner of the region; the mean tends to where the least value is, as
-    multipliers tend to the best ones (Shor, "Minimization methods for non-differentiable functions", 1985).
+    The point at which a bound is attained jumps from corner to corner of the region. The mean of these points tends to
+    the minimizer of the relaxed problem as the multipliers tend to the best ones (Shor, "Minimization methods for
+    non-differentiable functions", 1985).
+
+    Args:
+      bound: a function of the variables that returns bounds `[N]` and points where they are attained.
+      begin: the variables at the start: slopes, multipliers, logarithm of the weight.
+      steps: the number of steps.
+      scales: for the multipliers of each ramp the unit of their step length.
+
+    Returns:
+      the best bounds of all steps; the variables after the last step; and the mean of the points, that of the n-th step
+      weighted by n.
     """
     rule = optax.scale_by_adam(b1=SOONER, b2=SOONER)
 
@@ -273,10 +313,11 @@ def _optimized(bound, begin, steps, scales):
 
 
 def _score(ramp: Ramp, a: jax.Array, slope: jax.Array) -> jax.Array:
-    """How much the lines of a step cost the bound at most, and so what dividing it may gain; 0 where it has one sign.
+    """The most by which the linear relaxation of each entry of a ramp may lower the bound, so what a split may gain.
 
-    The gap of the chord, where the coefficient is negative, else that of the line below (compare Bunel et al., "Branch
-    and bound for piecewise linear neural network verification", 2020, section 5.2).
+    It is the coefficient times the largest gap between the ramp and its chord where the coefficient is negative, else
+    between the ramp and its lower line (compare Bunel et al., "Branch and bound for piecewise linear neural network
+    verification", 2020, section 5.2); 0 where the sign is known.
     """
     low, high = jnp.minimum(ramp.d.low, 0), jnp.maximum(ramp.d.high, 0)
     undecided = (ramp.d.low < 0) & (ramp.d.high > 0)

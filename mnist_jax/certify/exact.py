@@ -1,4 +1,4 @@
-"""The distance of the nearest adversarial image, between what is proved and what was found."""
+"""Brackets of the distance of the nearest adversarial image, by branch and bound on the radius."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,22 +23,24 @@ from mnist_jax.geometry import INF
 from mnist_jax.jaxprs.program import UnsupportedOperation
 from mnist_jax.units import Units
 
-CLOSE = 1e-4  # relative: the proof is for a radius by so much less than the distance of what was found
-FARTHER = 1.5  # times the radius so far, where nothing was found within it
-HALVINGS = 4  # of the range in which the lower end may be, where there was no proof just below the upper one
-FIRST = 0.75  # share of the time for the proof just below the upper end
-SLACKER = 10  # times as far below the upper end as before, the next proof
-SMALLEST = 1e-4  # the first radius, where CROWN certifies none
-ROUNDING = 1e-6  # relative, of radii
-FINE = 1e-3  # `close` below which the ends are for exact arithmetic by default; chosen, not tuned
+# All chosen, not tuned.
+CLOSE = 1e-4  # relative gap between the ends that is aimed at by default
+FARTHER = 1.5  # factor by which the radius grows where no adversarial image was found within it
+HALVINGS = 4  # proofs at smaller radii, where there was none just below the upper end
+FIRST = 0.75  # share of the seconds for the proof just below the upper end; the halvings have the rest
+SLACKER = 10  # factor by which each halving's largest relative gap exceeds the one before
+SMALLEST = 1e-4  # the first radius where CROWN certifies none and no adversarial image is known
+ROUNDING = 1e-6  # relative difference between radii that counts as rounding
+FINE = 1e-3  # `close` below which the ends are for exact arithmetic by default
 
 
 class Bracket(NamedTuple):
-    """Where the least norm of an adversarial perturbation is, for every image.
+    """Bounds of the distance of the nearest adversarial image, for every image.
 
     Attributes:
-      lower: `[B]`, no adversarial image is nearer than this: certified.
-      upper: `[B]`, the distance of `images`: 0 for an image that is misclassified as it is, inf where none was found.
+      lower: `[B]`, certified: no adversarial image is nearer than this.
+      upper: `[B]`, the distance of `images`; 0 where the original is misclassified, inf where no adversarial image was
+        found.
       images: `[B, *shape]`, adversarial where `upper` is finite, else the originals.
     """
 
@@ -62,9 +64,9 @@ def exact(
     """Finds the nearest adversarial image, and proves that there is none closer than `1 - close` of its distance.
 
     Branch and bound (see `branch_and_bound`) within a radius that falls to `1 - close` of the distance of each
-    adversarial image that it meets: what was settled within a larger radius stays so. For the norms 1 and inf each
-    image that it meets is replaced by the nearest one with the same activation pattern, by a linear program. If the
-    time does not suffice for the proof, smaller radii are tried in the rest of it.
+    adversarial image found; domains that were settled within a larger radius stay settled. For the norms 1 and inf each
+    adversarial image found is replaced by the nearest one with the same activation pattern, by a linear program. A
+    quarter of the seconds is left for proofs at smaller radii, where there is none at that one.
 
     The ends hold for one of two functions, as `device` says. Those for the device hold for the classifier as it
     computes in single precision, in any order of summation, and in exact arithmetic, too, as `branch_and_bound` says.
@@ -75,21 +77,25 @@ def exact(
     does not compute in the precision of its weights gets ends for the device in any case.
 
     Args:
-      classifier: of any shape of images.
-      images: `[B, *shape]` in [0, 1].
+      classifier: for images of any shape.
+      images: `[B, *shape]` in [0, 1], or within the classifier's own bounds.
       labels: `[B]`, or None for the classifier's own predictions.
       norm: p, one of 1, 2 and inf.
-      seconds: for each image, at most, without compiling.
-      domains: instead, at most, in each search of an image; only then is the result always the same.
-      near: `[B, *shape]`, adversarial images to begin with, as an attack finds them. Those that are none are ignored.
-        Without one the radius grows until one is met, which takes long.
-      close: relative, in (0, 1).
+      seconds: the most seconds for each image, without compilation.
+      domains: instead of `seconds`, the most domains in each search of an image. Only with this limit is the result
+        reproducible.
+      near: `[B, *shape]`, adversarial images to start from, as an attack finds them. Images that are not adversarial
+        are ignored. Without any the radius grows until an adversarial image is found, which takes long.
+      close: the relative gap between the ends that is aimed at, in (0, 1).
       device: whether the ends are to hold for the device, or else for exact arithmetic. By default they hold for the
         device where `close` is at least 1e-3: below, rounding in single precision often leaves more than that open.
 
+    Returns:
+      A `Bracket` in the precision of the images; `lower` is rounded down and `upper` up.
+
     Raises:
-      ValueError: an argument is not what it should be.
-      UnsupportedOperation: the classifier computes something that no bound is known for.
+      ValueError: an argument has the wrong shape, type or range.
+      UnsupportedOperation: the classifier computes something that no bounds are known for.
     """
     arguments.numbers(0, np.inf, above=True, seconds=seconds)
     arguments.numbers(0, 1, above=True, below=True, close=close)
@@ -122,7 +128,7 @@ def exact(
 def _in_units(
     classifier: Classifier, images: jax.Array, labels: jax.Array, near: ArrayLike | None, *, norm: float, **how: Any
 ) -> Bracket:
-    """What is found for images in [0, 1], in the units of the classifier's bounds."""
+    """Runs `exact` on images in [0, 1] and converts the result to the units of the classifier's bounds."""
     units = Units.of(classifier.bounds, images.dtype)
     u = units.inside(images)
     begin = None if near is None else units.inside(arguments.images_of(classifier, near))
@@ -134,7 +140,14 @@ def _in_units(
 
 
 class _Ends:
-    """The ends so far, and the least radius at which no proof was found."""
+    """The ends of every image's bracket so far.
+
+    Attributes:
+      lower, upper, shown: as in `Bracket`, in double precision.
+      failed: `[B]`, the least radius at which a proof failed.
+      limit: `[B]`, the largest distance within [0, 1].
+      double: the classifier in double precision, for ends in exact arithmetic; None for ends that hold on the device.
+    """
 
     def __init__(
         self, classifier: Classifier, images: np.ndarray, labels: np.ndarray, norm: float, share: float, device: bool
@@ -148,7 +161,7 @@ class _Ends:
         self.judge = self.double or classifier
 
     def is_met(self, rows: np.ndarray, images: np.ndarray) -> None:
-        """Takes those of some images that are adversarial, and nearer than what there was."""
+        """Takes some rows' images as upper ends where they are adversarial and nearer than those so far."""
         images = images.astype(self.images.dtype)
         distances = geometry.exact_norm(images.astype(float) - self.images[rows], self.norm)
         with self._precision(self.judge):
@@ -159,12 +172,12 @@ class _Ends:
                 self.failed[row] = min(self.failed[row], distance)
 
     def wide(self) -> np.ndarray:
-        """The images whose lower end is not yet as near to the upper one as is aimed at."""
+        """The rows whose lower end is not yet as close to the upper one as aimed at, nor to a radius that failed."""
         aim = self.share * (1 - ROUNDING) * np.minimum(self.upper, self.limit)
         return np.flatnonzero((self.lower < aim) & (self.lower < self.share * (1 - ROUNDING) * self.failed))
 
     def approach(self, seconds: float, domains: int | None) -> None:
-        """Proofs just below the upper ends, or, where there are none yet, within larger and larger radii."""
+        """Searches just below the upper ends; within growing radii where no adversarial image is known."""
         left = np.full(len(self.images), seconds if domains is None else np.inf)
         self._certify_by_crown(np.flatnonzero(~np.isfinite(self.upper)))
         while len(rows := self.wide()[left[self.wide()] > 0]):
@@ -186,8 +199,8 @@ class _Ends:
         self._certify_by_crown(self.wide())
 
     def halve(self, seconds: float, domains: int | None, share: float) -> None:
-        """Moves an end of the images that are left to the middle between both, or to this share of the upper one if
-        that is more, where it is settled there."""
+        """Tries a proof in the middle of each bracket that is not closed, or at a share of the upper end if that is
+        larger, and moves the end that the result settles."""
         rows = self.wide()
         if not len(rows):
             return
@@ -215,7 +228,7 @@ class _Ends:
 
     @contextmanager
     def _proofs(self) -> Iterator[Classifier]:
-        """The classifier that proofs are about: that in double precision, if there is one."""
+        """The classifier that proofs are about, in its precision."""
         with self._precision(self.double):
             yield self.double or self.classifier
 
@@ -230,8 +243,8 @@ class _Ends:
 
 
 def _double(classifier: Classifier, images: np.ndarray, norm: float) -> Classifier | None:
-    """The same function with its weights in double precision; None where it does not compute in it all the same, or
-    does already."""
+    """The classifier with its weights in double precision; None if it does not compute in the precision of its weights,
+    or is in double precision already."""
     if images.dtype == np.float64 or not len(images):
         return None
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):

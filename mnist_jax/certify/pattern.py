@@ -1,7 +1,7 @@
-"""Linear programs over the images of one activation pattern, for which a network of ramps is an affine function.
+"""Linear programs over the images of one activation pattern, on which a network of ramps is an affine function.
 
-What they say proves nothing, as they solve in floating point what was rounded already: their multipliers are for
-`domains.bounded`, whose bound holds whatever they are, and their images are tried.
+A solver's result is not a proof, because it solves a rounded problem in floating point. Its multipliers are passed to
+`domains.bounded`, whose bound holds for any multipliers, and its images are judged by the classifier.
 """
 
 from typing import NamedTuple
@@ -11,17 +11,16 @@ from scipy import optimize
 
 from mnist_jax.geometry import INF
 
-ITERATIONS = (
-    20_000  # of the simplex method, after which there is no solution: not seconds, so that it is the same again
-)
+# Iterations of HiGHS after which a program counts as unsolved; chosen. A limit in seconds would not be reproducible.
+ITERATIONS = 20_000
 
 
 class Affine(NamedTuple):
-    """Affine functions of an image, `at + coefficients . (x - image)`.
+    """Affine functions of an image x, as `at + coefficients @ (x - image)` with the original image.
 
     Attributes:
       coefficients: `[N, pixels]`.
-      at: `[N]`, at the image.
+      at: `[N]`, the values at the original image.
     """
 
     coefficients: np.ndarray
@@ -31,11 +30,19 @@ class Affine(NamedTuple):
 def least_lead(
     lead: Affine, steps: Affine, signs: np.ndarray, image: np.ndarray, radius: float, norm: float
 ) -> tuple[np.ndarray | None, np.ndarray] | None:
-    """The image of least lead within the radius for which the steps have these signs `[N]`, none for a sign of 0.
+    """Minimizes the lead over the images within the radius at which ramps have given signs.
+
+    Args:
+      lead: one affine function.
+      steps: the differences of the ramps, N affine functions.
+      signs: `[N]`, 1, -1, or 0 for any.
+      image: the original, `[pixels]`.
+      radius, norm: the ball; norm is 1 or inf.
 
     Returns:
-      the image `[pixels]`, or None where there is no such image, and a multiplier of at least 0 for each step `[N]`;
-      None where no solution was found.
+      None where the solver found no solution; else the image `[pixels]`, and multipliers `[N]` of at least 0 for the
+      signs. Where no image has these signs, the image is None, and with the multipliers the bound of the lead is
+      positive.
     """
     signed = _signed(steps, signs)
     reach = _reach(signed.coefficients, image, radius)
@@ -48,7 +55,7 @@ def least_lead(
     cost = np.concatenate([lead.coefficients[0], -lead.coefficients[0]])
     found = _solved(cost, rows, most, room)
     multipliers, count = np.zeros(len(signs)), len(needed)
-    if found.status == 2 and count:  # how far at least the worst of the signs is missed, and by which of them
+    if found.status == 2 and count:  # infeasible: minimize the largest violation of a sign; its multipliers show why
         missed = np.concatenate([-np.ones((count, 1)), np.zeros((len(sums), 1))])
         farthest = max(0.0, -float((signed.at[needed] - reach[needed]).min()))
         found = _solved(
@@ -56,7 +63,7 @@ def least_lead(
         )
         if found.status or found.fun <= 0:
             return None
-        # Such a combination of them is negative everywhere; so much of it makes up for the least lead there could be.
+        # This combination of the differences is negative everywhere; enough of it outweighs the least possible lead.
         enough = 2 * max(0.0, float(_reach(lead.coefficients, image, radius)[0] - lead.at[0])) / found.fun
         multipliers[needed] = -enough * found.ineqlin.marginals[:count]
         return None, np.maximum(multipliers, 0)
@@ -69,8 +76,10 @@ def least_lead(
 def nearest(
     lead: Affine, steps: Affine, signs: np.ndarray, image: np.ndarray, radius: float, norm: float, below: float
 ) -> np.ndarray | None:
-    """The nearest image with a lead of `-below` at most for which the steps have these signs; None if there is none
-    within the radius."""
+    """The image nearest to the original with a lead of at most `-below` at which the ramps have given signs.
+
+    Arguments as in `least_lead`. None if there is no such image within the radius, or the solver found none.
+    """
     signed = _signed(steps, signs)
     needed = np.flatnonzero((signs != 0) & (signed.at < _reach(signed.coefficients, image, radius)))
     pixels = len(image)
@@ -79,7 +88,7 @@ def nearest(
     most = np.concatenate([signed.at[needed], [-lead.at[0] - below]])
     room = np.minimum(np.concatenate([1 - image, image, [radius]]), radius)
     cost = np.ones(2 * pixels + 1)
-    if norm == INF:  # the last variable bounds the others
+    if norm == INF:  # the last variable bounds the change of every pixel
         eye = np.eye(pixels)
         rows = np.concatenate([rows, np.concatenate([eye, eye, -np.ones((pixels, 1))], 1)])
         most = np.concatenate([most, np.zeros(pixels)])
@@ -91,7 +100,7 @@ def nearest(
 
 
 def _solved(cost: np.ndarray, rows: np.ndarray, most: np.ndarray, room: np.ndarray) -> optimize.OptimizeResult:
-    """Of variables from 0 to their room, whose rows are at most so much, those of least cost."""
+    """Minimizes `cost @ v` over variables `0 <= v <= room` with `rows @ v <= most`, by HiGHS."""
     bounds = np.stack([np.zeros_like(room), room], 1)
     return optimize.linprog(cost, rows, most, bounds=bounds, options={"maxiter": ITERATIONS})
 
@@ -101,6 +110,6 @@ def _signed(steps: Affine, signs: np.ndarray) -> Affine:
 
 
 def _reach(coefficients: np.ndarray, image: np.ndarray, radius: float) -> np.ndarray:
-    """By how much affine functions fall at most, in the box of the radius."""
+    """The most by which affine functions fall below their value at the image, over the Linf ball and the box."""
     up, down = np.minimum(1 - image, radius), np.minimum(image, radius)
     return np.maximum(-coefficients, 0) @ up + np.maximum(coefficients, 0) @ down

@@ -1,4 +1,9 @@
-"""The search of branch and bound: which domains are bounded when, narrowed, divided, and what they settle."""
+"""The search of branch and bound: in which order domains are bounded, narrowed and divided.
+
+A generator, `Search._settle`, works on each domain and yields the functions that it needs bounds of. `Search.run`
+collects these of many domains and images into batches for the device. *Narrowing* a domain is to improve the bounds
+of its ramps' arguments for those of its images only whose lead is not positive.
+"""
 
 import heapq
 import itertools
@@ -23,21 +28,23 @@ from mnist_jax.classifier import Classifier
 # Linear functions that are bounded together, by platform. Both numbers are chosen, not tuned.
 LANES = {"cpu": 64}
 LANES_OF_ACCELERATOR = 512
-STEPS = 12  # of the optimizer, for each
-LAST_STEPS = 400  # for a domain that can't be divided, where no linear program gives the multipliers
+STEPS = 12  # Adam's steps for a bound; chosen, not tuned
+LAST_STEPS = 400  # Adam's steps in a domain that can't be divided and has no linear program; chosen, not tuned
 # Entries whose bounds are improved in a round, for each domain that splits are expected to make of this one. Of 1, 8
 # and no limit, 8 needed half the lanes of 1 on two questions of experiments/questions.py's network `dense2`, as many as
 # without a limit; on those of `max`, which had been left open, a limit left better bounds after the same time.
 WORTH = 8
-NARROWED = 256  # entries whose bounds are improved in a round, at most: those that cost most
-GROUP = 16  # of them at a time: the others already profit
-ENOUGH = 0.85  # share of the lead's bound that is left after a round that is worth another one; above it, divide
-CHOICES = 3  # entries by which it is tried to divide a domain, of which the best is kept
-SHARE = 0.6  # of the weight at which an entry's whole interval is worth as much as the lead's bound: a start for Adam
-QUEUE = 2**30  # bytes that the domains which wait may take, of all images; then those that do not fit stay open
-ROWS = 4096  # entries of ramps up to which a linear program is made of all of them
-AIM = 3  # times what counts as adversarial: the lead that a linear program aims at
-SINGLE = 2e-6  # of the largest logit: at least so much, so that it outlives rounding to single precision
+# The rest are chosen, not tuned.
+NARROWED = 256  # largest number of entries whose bounds are improved in a round: those with the largest scores
+GROUP = 16  # entries whose bounds are improved together; the next group uses the improved bounds
+ENOUGH = 0.85  # a round is followed by another if the lead's (negative) bound shrank to less than this share
+CHOICES = 3  # entries that are tried for a split; the best is kept
+# The lead's weight starts at this share of the weight that makes the lead's bound as large as the entry's interval.
+SHARE = 0.6
+QUEUE = 2**30  # bytes that the waiting domains of all images may take; further domains stay open
+ROWS = 4096  # largest number of ramps' entries for which a linear program is made
+AIM = 3  # a linear program aims at a lead of this many times that of the least clear adversarial image
+SINGLE = 2e-6  # and at least this share of the largest logit, more than rounding to single precision changes
 
 
 T = TypeVar("T")
@@ -45,7 +52,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Task:
-    """A lane: a domain, and what is bounded over it (see `domains.Target`)."""
+    """A function to bound over a domain (see `domains.Target`), with where and how long to optimize its bound."""
 
     domain: Domain
     ramp: int = 0
@@ -56,13 +63,19 @@ class Task:
     steps: int = STEPS
 
 
-# Asks for lanes to be bounded, and is sent what was found for each.
+# The work on one domain: it yields functions to bound, and is sent their bounds.
 Settling = Generator[list[Task], list[Bounded], None]
 
 
 @dataclass
 class Job:
-    """A domain that is being settled: its tasks that are not done, and what was found for those that are."""
+    """A domain that is being worked on.
+
+    Attributes:
+      domain, settling: the domain, and the generator that works on it.
+      missing: how many of the tasks that the generator waits for are not done.
+      found: the bounds of those that are, by their number.
+    """
 
     domain: Domain
     settling: Settling
@@ -72,16 +85,16 @@ class Job:
 
 @dataclass
 class State:
-    """What is known of an image.
+    """What is known of an image so far.
 
     Attributes:
-      radius: within which it is searched. It falls where a nearest image is looked for.
-      waiting: its domains, a heap by bounds.
-      running: how many of its domains are being settled.
-      settled: the least bound of those that are.
-      given_up: whether there is one that can't be settled.
-      found, distance: the nearest adversarial image so far, and how far it is.
-      seconds, taken: what it took: time, and domains.
+      radius: the radius of its region; it falls while the nearest adversarial image is looked for.
+      waiting: the domains that are not worked on yet: a heap of bound, number and domain, the least bound first.
+      running: the number of domains that are being worked on.
+      settled: the least bound of the domains that are done.
+      given_up: whether some domain can't be settled, so that the image stays open.
+      found, distance: the nearest adversarial image so far, and its distance.
+      seconds, taken: the seconds and the number of domains spent on the image.
     """
 
     radius: np.floating
@@ -100,17 +113,18 @@ class State:
         return not (self.waiting or self.running or self.given_up)
 
     def least(self) -> float:
-        """A lower bound of the leads."""
+        """A lower bound of the leads over all other classes."""
         return min([self.settled, *(bound for bound, *_ in self.waiting[:1])])
 
 
 class Search:
-    """The search of some images, whose domains are bounded together.
+    """Branch and bound on several images at once, whose domains share the lanes.
 
     Args:
       classifier, norm: as in `branch_and_bound`.
-      images, labels, radii: `[B, *shape]`, `[B]` and `[B]`, on the host.
-      nearer: None to stop at an adversarial image; else the search goes on within this share of its distance.
+      images, labels, radii: `[B, *shape]`, `[B]` and `[B]`, in the memory of the host.
+      nearer: None to stop at the first adversarial image of each image; else the search goes on within this share of
+        its distance.
     """
 
     def __init__(
@@ -127,13 +141,13 @@ class Search:
         self.lanes = lanes_for(jax.default_backend())
         self.how = (domains.platform_for(classifier, images.shape[1:], images.dtype), norm, classifier)
         self.turns = itertools.count()
-        self.ramps: dict[int, tuple[int, ...]] = {}  # shapes of the steps' results, by the place of their equation
-        self.asked: list[int] = []  # the number of the box of each ramp
-        self.roots: list[tuple[Interval, ...]] = []  # the boxes of the whole region, of each image
+        self.ramps: dict[int, tuple[int, ...]] = {}  # their shapes, by the place of their equation
+        self.asked: list[int] = []  # for each ramp the number of its argument's box
+        self.roots: list[tuple[Interval, ...]] = []  # the boxes of each image's whole region
         self.states = [self._begin(i, radius) for i, radius in enumerate(radii)]
 
     def _begin(self, i: int, radius: np.floating) -> State:
-        """What CROWN says of an image: a domain for each class that it leaves."""
+        """The state of an image after CROWN: a domain for each class over which the lead's bound is not positive."""
         one = (self.images[[i]], self.labels[[i]], np.asarray(radius)[None])
         leads, kept, sizes = jax.tree.map(np.asarray, domains.root(*self.how, *one))
         self.ramps = {place: size.shape[:-1] for place, size in sizes.items()}
@@ -156,7 +170,12 @@ class Search:
             heapq.heappush(state.waiting, (domain.bound, next(self.turns), domain))
 
     def run(self, seconds: float, most: int | None) -> None:
-        """Goes on for so many seconds of each image, without compiling; or until so many domains of each are taken."""
+        """Works on the domains until all are settled, or an image's limit is reached.
+
+        Args:
+          seconds: the most seconds for each image, without compilation.
+          most: instead, the most domains for each image.
+        """
         waiting = [state.waiting[0][-1] for state in self.states if state.waiting]
         if not waiting or not self.ramps:
             return
@@ -185,7 +204,7 @@ class Search:
                 self._stop_if_spent(tasks, job, seconds, most)
 
     def _stop_if_spent(self, tasks, job: Job, seconds: float, most: int | None) -> None:
-        """Takes a job back whose image has an answer, or no time left."""
+        """Stops the work on a domain if its image has an answer or no time left."""
         state = self.states[job.domain.image]
         over = state.seconds >= seconds if most is None else False
         if over or self._answered(state):
@@ -199,7 +218,7 @@ class Search:
         return state.found is not None and self.nearer is None
 
     def _next(self, seconds: float, most: int | None) -> Domain | None:
-        """The next domain to settle: of the image that had the fewest, the one with the least bound."""
+        """Takes the next domain: the least bound of the image with the fewest domains taken; None if there is none."""
         able = [
             state
             for state in self.states
@@ -222,10 +241,10 @@ class Search:
         job.missing, job.found = len(wanted), {}
         tasks.extend((job, slot, task) for slot, task in enumerate(wanted))
 
-    # What is done to a domain
+    # The work on a domain
 
     def _settle(self, domain: Domain) -> Settling:
-        """Bounds it, and improves the bounds of its steps as long as that helps; what is left is divided."""
+        """Bounds a domain and narrows it as long as that helps; divides it if the bound is still not positive."""
         state = self.states[domain.image]
         (found,) = yield [Task(domain)]
         domain = _raised(domain, found.bound)
@@ -247,7 +266,7 @@ class Search:
         yield from self._divide(domain, _costly(found.scores, CHOICES))
 
     def _narrow(self, domain: Domain, costly: np.ndarray) -> Generator[list[Task], list[Bounded], Domain]:
-        """The domain with better bounds of these entries; its own bound is inf, as it is empty, where they conflict."""
+        """The domain with better bounds of some entries; its own bound is inf if they contradict each other."""
         for some in np.split(costly, range(GROUP, len(costly), GROUP)):
             asked = [self._target(domain, entry, sign) for entry in some for sign in (1, -1)]
             domain = self._narrowed(domain, asked, (yield asked))
@@ -256,7 +275,7 @@ class Search:
         return domain
 
     def _divide(self, domain: Domain, costly: np.ndarray) -> Settling:
-        """Divides it by the sign of one of some entries: of the one where the bounds are best."""
+        """Divides a domain by the sign of the entry, of a few, whose halves have the best bounds."""
         if not len(costly):
             yield from self._finish(domain)
             return
@@ -273,7 +292,7 @@ class Search:
                 self._wait(state, half._replace(gain=gain))
 
     def _finish(self, domain: Domain) -> Settling:
-        """Settles one whose steps all have one sign: it is a linear program."""
+        """Settles a domain in which the signs of all ramps are known, so that the least lead is a linear program's."""
         state = self.states[domain.image]
         before = state.radius
         signs, multipliers, image = self._program(domain)
@@ -286,13 +305,13 @@ class Search:
         domain = _raised(domain, found.bound)
         if domain.bound > 0:
             state.settled = min(state.settled, _proved(domain))
-        elif state.radius < before:  # a nearer image was met
+        elif state.radius < before:  # a nearer adversarial image was found
             self._wait(state, domain)
         else:
             state.given_up, state.settled = True, min(state.settled, domain.bound)
 
     def _place(self, entry: int) -> tuple[int, int]:
-        """The number of the ramp that an entry of `Bounded.scores` belongs to, and where it is in its result."""
+        """The number of the ramp of an entry of `Bounded.scores`, and the entry's place in the flattened ramp."""
         for ramp, size in enumerate(self._sizes()):
             if entry < size:
                 return ramp, int(entry)
@@ -300,11 +319,11 @@ class Search:
         raise IndexError
 
     def _sizes(self) -> list[int]:
-        """How many entries each ramp has."""
+        """The number of entries of each ramp."""
         return [math.prod(shape) for shape in self.ramps.values()]
 
     def _split(self, flat: np.ndarray) -> tuple[np.ndarray, ...]:
-        """`[R]` as an array for each ramp."""
+        """Splits an array `[R]` of all ramps' entries into one of each ramp's shape."""
         ends = np.cumsum(self._sizes())[:-1]
         return tuple(part.reshape(s) for part, s in zip(np.split(flat, ends), self.ramps.values(), strict=True))
 
@@ -315,7 +334,7 @@ class Search:
         return Task(domain, ramp, place, sign, weight if np.isfinite(weight) else 0.0)
 
     def _narrowed(self, domain: Domain, asked: list[Task], found: list[Bounded]) -> Domain:
-        """The domain with the bounds that were found, as `_narrow` says."""
+        """The domain with the bounds that were found for these tasks, as `_narrow` returns it."""
         boxes = list(domain.boxes)
         for task, one in zip(asked, found, strict=True):
             at = self.asked[task.ramp]
@@ -340,7 +359,7 @@ class Search:
     # Linear programs
 
     def _pieces(self, tasks: list[Task]) -> tuple[pattern.Affine, np.ndarray]:
-        """What is affine where all steps have one sign: the targets; and the signs `[R]`."""
+        """The targets as affine functions where the signs of all ramps are known; and the signs `[R]`."""
 
         def some(tasks: list[Task]) -> list[tuple[np.ndarray, Any, np.ndarray]]:
             a, at, signs = map(np.asarray, domains.pieces(*self.how, *self._lanes(tasks)[:-1]))
@@ -350,7 +369,7 @@ class Search:
         return pattern.Affine(np.array(a, float), np.array(at, float)), signs[0]
 
     def _program(self, domain: Domain) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None, np.ndarray | None]:
-        """The signs `[R]`; multipliers, if the linear program has a solution; and the image, if there is one."""
+        """Solves a domain's linear program: signs `[R]`; multipliers and the image of least lead, None if not found."""
         with self._counted(domain):
             affine, signs = self._pieces([Task(domain), *self._all_steps(domain)])
             lead, steps = _parted(affine)
@@ -366,12 +385,12 @@ class Search:
 
     @property
     def _has_programs(self) -> bool:
-        """Whether linear programs are made: there are none of the Euclidean norm, and none of this size."""
+        """Whether linear programs are made: not for the Euclidean norm, nor for more than `ROWS` entries."""
         return self.norm != 2 and sum(self._sizes()) <= ROWS
 
     @contextmanager
     def _counted(self, domain: Domain) -> Iterator[None]:
-        """Counts the seconds inside for the domain's image."""
+        """Adds the seconds inside to those of the domain's image."""
         if self._has_programs:
             self._pieces([Task(domain)])  # compiles
         began = time.monotonic()
@@ -386,18 +405,18 @@ class Search:
         return [Task(domain, ramp, entry, 1, 0.0) for ramp, size in enumerate(self._sizes()) for entry in range(size)]
 
     def _image(self, domain: Domain, flat: np.ndarray) -> np.ndarray:
-        """The image that a linear program found, in single precision, and not farther away for it."""
+        """A linear program's image in single precision, moved towards the original so that rounding stays within."""
         d = flat - self.images[domain.image].reshape(-1)
         return self._single(domain, np.sign(d) * np.maximum(np.abs(d) * region.INSIDE - region.ROUNDED, 0))
 
     def _single(self, domain: Domain, d: np.ndarray) -> np.ndarray:
-        """The image at a difference, rounded to single precision where it differs."""
+        """The image with a perturbation, rounded to single precision in the pixels that are perturbed."""
         original, d = self.images[domain.image], d.reshape(self.images.shape[1:])
         moved = np.clip(original + d, 0, 1).astype(np.float32).astype(original.dtype)
         return np.where(d == 0, original, moved)
 
     def _met(self, domain: Domain, image: np.ndarray) -> None:
-        """Takes an adversarial image that was met, if it is within the radius and nearer than what there was."""
+        """Keeps an image if it is adversarial, within the radius, and nearer than the one kept so far."""
         state = self.states[domain.image]
         if self.nearer is not None:
             image = self._single(domain, image - self.images[domain.image])
@@ -420,7 +439,7 @@ class Search:
         return float(geometry.exact_norm(difference[None], self.norm)[0])
 
     def _nearer(self, domain: Domain, image: np.ndarray) -> np.ndarray:
-        """The nearest adversarial image with the activation pattern of an adversarial one, where it is found."""
+        """The nearest adversarial image with the activation pattern of one; that one itself if none is found."""
         original, state = self.images[domain.image], self.states[domain.image]
         signs = np.asarray(domains.signs_at(*self.how, image[None]))[:, 0]
         there = domain._replace(boxes=self.roots[domain.image], signs=self._split(signs))
@@ -442,7 +461,7 @@ class Search:
     # Lanes
 
     def _lanes(self, tasks: list[Task]) -> tuple:
-        """The arguments of `domains.bounded`, but for the steps."""
+        """The arguments of `domains.bounded` but the number of steps; the last task fills the lanes that are left."""
         rows = tasks + tasks[-1:] * (self.lanes - len(tasks))
         at = np.array([task.domain.image for task in rows])
         dtype = self.images.dtype
@@ -493,7 +512,7 @@ class Search:
 
 @jax.jit
 def misclassified(classifier: Classifier, images: jax.Array, labels: jax.Array) -> jax.Array:
-    """As in the driver, compiled."""
+    """Whether images are misclassified, `[B]`, as `driver.misclassified` judges; compiled."""
     return driver.misclassified(classifier, images, labels)
 
 
@@ -502,7 +521,7 @@ def _raised(domain: Domain, bound: float) -> Domain:
 
 
 def _proved(domain: Domain) -> float:
-    """What a positive bound says of the lead: where the domain is narrowed, no more than that it is positive."""
+    """The lower bound of the lead that a positive bound proves; in a narrowed domain only that the lead is positive."""
     return float(np.finfo(np.float32).tiny) if domain.narrowed else domain.bound
 
 
@@ -524,7 +543,7 @@ def _worthwhile(domain: Domain) -> int:
 
 
 def _costly(scores: np.ndarray, most: int) -> np.ndarray:
-    """The entries with the largest scores that are not 0."""
+    """The entries with the largest scores, largest first, without those of score 0."""
     order = np.argsort(-scores, kind="stable")[:most]
     return order[scores[order] > 0]
 
@@ -534,7 +553,7 @@ def _finite(affine: pattern.Affine) -> bool:
 
 
 def _parted(affine: pattern.Affine) -> tuple[pattern.Affine, pattern.Affine]:
-    """The lead, which is the first, and the steps."""
+    """Parts the affine functions of a linear program into the lead, which is the first, and the ramps' differences."""
     return pattern.Affine(affine.coefficients[:1], affine.at[:1]), pattern.Affine(
         affine.coefficients[1:], affine.at[1:]
     )
