@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
 
-from mnist_jax import geometry
+from mnist_jax import geometry, unstable
 from mnist_jax.attack.engine import blocks, boundary, windows
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.problem import Problem
@@ -31,7 +31,7 @@ AT_FIRST = 6  # of these have their turn one after another
 NONE = -1  # instead of a class: any
 QUERIES = 3 * boundary.RUN  # evaluations that take as long as the gradients of a run
 PART = windows.MOST // QUERIES  # runs' worth of evaluations in a part of the random search, if the last was of use
-USEFUL = 5e-4  # relative: the least reduction of the distance for which it goes on
+USEFUL = 1e-3  # relative: the least reduction of the distance for which it goes on
 
 
 class Plan(NamedTuple):
@@ -65,6 +65,7 @@ class Search(NamedTuple):
     walk: windows.Walk  # the state of the random search
     walking: jax.Array  # whether the last part of the random search was of use
     walked: jax.Array  # how many runs' worth of evaluations went into it
+    due: jax.Array  # whether a part of it is next; until then the image counts as done
 
     @property
     def r(self) -> jax.Array:
@@ -121,8 +122,28 @@ def one_more(
 
 def _until_done(classifier, arrays, state: Search, *, norm: float, budget: int, walks: bool = False) -> Search:
     most = max(budget // boundary.RUN, 1)
-    program = partial(_runs, norm=norm, tries_blocks=most > plan(norm).before_blocks, walks=walks and most > FIRST)
-    return until_done(program, arrays, state, classifier, at_once=AT_ONCE, most=most)
+    # Without enough runs the random search is not even compiled.
+    walks = walks and (budget - boundary.PATH) // boundary.RUN > FIRST
+    program = partial(_runs, norm=norm, tries_blocks=most > plan(norm).before_blocks, walks=walks)
+
+    def runs(state: Search) -> Search:
+        return until_done(program, arrays, state, classifier, at_once=AT_ONCE, most=most)
+
+    def runs_and_walks(state: Search) -> Search:
+        # Images that are due leave the batch of the runs, and are searched together: no other waits for them.
+        state = runs(state)
+        finished = jnp.logical_not(state.due)
+        state = state._replace(done=finished)
+        state = until_done(partial(_walks, norm=norm), arrays, state, classifier, at_once=1, most=1)
+        return state._replace(done=finished | (state.runs + state.walked >= state.left))
+
+    if not walks:
+        return runs(state)
+    if unstable.staged((classifier, arrays, state)):
+        return jax.lax.while_loop(lambda state: ~state.done.all(), runs_and_walks, state)
+    while not np.asarray(state.done).all():
+        state = runs_and_walks(state)
+    return state
 
 
 @partial(jax.jit, static_argnames="norm")
@@ -159,6 +180,7 @@ def _begin(classifier, given: Problem, budget, *, norm) -> Search:
         walk=windows.Walk.none(given.images),
         walking=zero > 0,
         walked=zero,
+        due=zero > 0,
     )
 
 
@@ -178,9 +200,7 @@ def _runs(classifier, arrays, state: Search, count, *, norm, tries_blocks, walks
         state = _after_another(classifier, given, seed, state, norm)
         if walks:
             due = ~state.done & state.best.found & (state.walking | _is_to_try(state))
-            state = jax.lax.cond(
-                due.any(), lambda s: _with_walk(classifier, given, seed, s, due, norm), lambda s: s, state
-            )
+            state = state._replace(due=state.due | due, done=state.done | due)
         return number + 1, state
 
     return jax.lax.while_loop(more, run, (0, state))[1]
@@ -202,21 +222,24 @@ def _is_to_try(state: Search) -> jax.Array:
     return (state.runs >= FIRST) & power_of_two & (4 * state.agreeing < state.runs)
 
 
-def _with_walk(classifier, given: Problem, seed, state: Search, due, norm) -> Search:
+@partial(jax.jit, static_argnums=3, static_argnames="norm")
+def _walks(classifier, arrays, state: Search, count, *, norm) -> Search:
     """The search after a part of the random search, where it is due."""
+    given, seed = arrays
+    state = jax.tree.map(jnp.asarray, state)
     left = state.left - state.runs - state.walked
-    parts = jnp.where(due, jnp.minimum(jnp.where(state.walking, PART, 1), left), 0)
+    parts = jnp.where(state.due, jnp.minimum(jnp.where(state.walking, PART, 1), left), 0)
     keys = jax.vmap(lambda seed, n: jax.random.fold_in(jax.random.key(~seed), n))(seed, state.runs)
     best, walk = windows.search(classifier, given, keys, state.best, state.walk, QUERIES * parts, norm)
-    walked = state.walked + parts
     return state._replace(
         best=best,
         last=given.where(best.value < state.best.value, best.r, state.last),
-        done=state.done | (state.runs + walked >= state.left),
+        done=state.done | state.due,
         forwards=state.forwards + QUERIES * parts,
         walk=walk,
-        walking=jnp.where(due, best.value < (1 - USEFUL) * state.best.value, state.walking),
-        walked=walked,
+        walking=jnp.where(state.due, best.value < (1 - USEFUL) * state.best.value, state.walking),
+        walked=state.walked + parts,
+        due=jnp.zeros_like(state.due),
     )
 
 
@@ -255,6 +278,7 @@ def _after_another(classifier, given: Problem, seed, state: Search, norm) -> Sea
         walk=state.walk,
         walking=state.walking,
         walked=state.walked,
+        due=state.due,
     )
     return given.choose(state.done, state, new)
 
