@@ -25,7 +25,8 @@ from mnist_jax.certify.domains import Bounded, Domain, Target
 from mnist_jax.certify.relaxations import Interval
 from mnist_jax.classifier import Classifier
 
-# Linear functions that are bounded together, by platform. Both numbers are chosen, not tuned.
+# Linear functions that are bounded together, by platform. On an H200, of 20 brackets of MLP-original with 5 s for each
+# image, 512 closed 15 in 44 s, 64 closed 11 in 64 s, and 2,048 closed 15 in 48 s. A CPU's number is chosen, not tuned.
 LANES = {"cpu": 64}
 LANES_OF_ACCELERATOR = 512
 STEPS = 12  # Adam's steps for a bound; chosen, not tuned
