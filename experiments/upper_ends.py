@@ -20,7 +20,7 @@ import numpy as np
 from mnist_jax import attack, data, load_classifier
 from mnist_jax.geometry import INF
 
-TOGETHER = 32  # images
+TOGETHER = 8  # images
 ROUNDING = 1 + 1e-5  # relative: distances are single precision
 CLOSE = 1.005  # times the radius is the second limit
 
@@ -50,8 +50,8 @@ def main() -> None:
     images, labels = np.asarray(data.normalize(val.images[places])), val.labels[places]
     rows = []
     for model in options.models:
-        classifier = load_classifier(model)
-        path = Path("runs") / f"upper-ends-{Path(model).stem}-l{options.norm:g}-{options.radius:g}.json"
+        classifier, short = load_classifier(model), Path(model).name.removesuffix(".safetensors")
+        path = Path("runs") / f"upper-ends-{short}-l{options.norm:g}-{options.radius:g}.json"
         path.parent.mkdir(exist_ok=True)
         done: dict[str, list[float]] = {name: [] for name in (*options.attacks, *options.efforts)}
         if options.resume and path.exists():
@@ -68,7 +68,7 @@ def main() -> None:
             nearest = np.array(done[effort])
             farther = [(nearest[broken] > limit * times).sum() / max(broken.sum(), 1) for times in (1, CLOSE)]
             cells = (1 - broken.mean(), (nearest > limit).mean(), *farther)
-            rows.append(f"| {Path(model).stem} | {effort} | " + " | ".join(f"{share:.1%}" for share in cells) + " |")
+            rows.append(f"| {short} | {effort} | " + " | ".join(f"{share:.1%}" for share in cells) + " |")
     print(f"| network | effort | robust: {', '.join(options.attacks)} | `nearest` | broken, found farther | by 0.5 % |")
     print("|:--|:--|--:|--:|--:|--:|", *rows, sep="\n")
 
