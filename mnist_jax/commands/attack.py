@@ -93,7 +93,8 @@ def text(summary: dict[str, Any]) -> str:
 
 def _few(options: argparse.Namespace) -> bool:
     """Whether so few images are attacked that compiling takes longer than all else."""
-    return len(getattr(options, "ids", ())) <= FEW if "ids" in options else getattr(options, "count", FEW + 1) <= FEW
+    images = len(options.ids) if "ids" in options else getattr(options, "count", FEW + 1)
+    return images <= FEW
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -49,7 +49,7 @@ def search(classifier, given: Problem, keys, best: Best, walk: Walk, queries, no
     adversarial it is the best, and the next perturbation has to be shorter again. It starts at the best, or goes on
     where it was if nothing else has improved the best since.
     """
-    plane = _plane(given.images.shape[1:])
+    plane = plane_of(given.images.shape[1:])
     # All at once: in the loop they would take longer to compile, and to draw, than the evaluations.
     bits = jax.vmap(lambda key: jax.random.bits(key, (MOST, NUMBERS)))(keys)
 
@@ -87,7 +87,7 @@ def search(classifier, given: Problem, keys, best: Best, walk: Walk, queries, no
     )
 
 
-def _plane(shape: tuple[int, ...]) -> tuple[int, int, int]:
+def plane_of(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """The shape of an image as height, width and channels."""
     height, width = (*shape, 1)[:2]
     return height, width, math.prod(shape[2:])

@@ -16,6 +16,7 @@ from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import fixed
+from mnist_jax.attack.engine.windows import plane_of
 from mnist_jax.classifier import Classifier
 
 METHOD = Method(
@@ -81,7 +82,7 @@ def square(
 
 def kernel(classifier, given: Problem, keys, *, norm, radius, queries, share, schedule) -> Found:
     x = given.images
-    plane = _plane(x.shape[1:])
+    plane = plane_of(x.shape[1:])
     loss = losses.margin if given.targets is None else losses.log_odds
     start, change = (_stripes, _paint) if norm == geometry.INF else (partial(_tiles, norm), partial(_move, norm))
     onto = geometry.scale_to_sphere_in_box if norm == 2 else geometry.project_ball_in_box
@@ -106,12 +107,6 @@ def kernel(classifier, given: Problem, keys, *, norm, radius, queries, share, sc
     state = (jnp.int32(1), r, *ask(r), jnp.ones(len(radius), jnp.int32))
     _, r, _, _, used = jax.lax.while_loop(lambda state: (state[0] < queries) & ~state[3].all(), attempt, state)
     return Found(r, gradients=0, forwards=used)
-
-
-def _plane(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """The shape as height, width and channels."""
-    height, width = (*shape, 1)[:2]
-    return height, width, math.prod(shape[2:])
 
 
 def _windows(plane, norm, share, schedule):
