@@ -73,7 +73,7 @@ def test_the_line_is_cut_where_it_crosses_the_boundary():
     line = jax.jit(partial(boundary.line, c, given, evaluations=10))
     share = line(step, nothing, 2 * one)
     cut = given.per_image(share) * step
-    assert given.solved(c(given.images + cut))[clear].all()
+    assert given.adversarial(c(given.images + cut))[clear].all()
     lengths = np.asarray(geometry.norm(cut, 2))
     assert (lengths[clear] >= distance[clear] * (1 - 1e-4)).all()
     assert (lengths[clear] <= distance[clear] * 1.004).all()
@@ -88,7 +88,7 @@ def test_approach_finds_the_nearest_of_the_boundaries(p):
     nearest = jax.vmap(partial(geometry.norm, p=p))(tries).argmin(0)
     r = boundary.pick(tries, nearest[None])[0]
     np.testing.assert_allclose(logits, c(given.images), atol=1e-5)
-    assert given.solved(c(jnp.clip(given.images + r, 0, 1)))[clear].all()
+    assert given.adversarial(c(jnp.clip(given.images + r, 0, 1)))[clear].all()
     lengths = np.asarray(geometry.norm(r, p))
     assert (lengths[clear] >= distance[clear] * (1 - 1e-4)).all()
     assert (lengths[clear] <= distance[clear] * 1.03).all()  # by the last of the evaluations along the line
@@ -120,7 +120,7 @@ def test_a_crossing_is_found_from_either_side(part):
     share, found = boundary.crossing(c, given, part * step, 6)
     assert found.all()
     np.testing.assert_allclose(part * share, 1, atol=1e-4)
-    assert given.solved(c(given.images + given.per_image(share) * part * step)).all()
+    assert given.adversarial(c(given.images + given.per_image(share) * part * step)).all()
 
 
 def test_a_crossing_far_away_is_not_found():
@@ -141,7 +141,7 @@ def test_a_run_ends_at_the_nearest_point_wherever_it_begins(p):
     assert clear.sum() > 8
     np.testing.assert_allclose(best.value[clear], distance[clear], rtol=3e-3)
     assert (best.value[clear] >= distance[clear] * (1 - 1e-5)).all()
-    assert given.solved(classifier(w, b)(given.images + best.r))[clear].all()
+    assert given.adversarial(classifier(w, b)(given.images + best.r))[clear].all()
 
 
 def test_a_run_is_kept_on_its_way_to_a_class():
@@ -171,5 +171,5 @@ def test_the_path_ends_beyond_the_boundary_of_two_classes(p):
     w, b, given = some_problem(1, classes=2, free=True)
     c, (distance, clear) = classifier(w, b), exact(w, b, given, p)
     r = jax.jit(partial(boundary.path, c, given, norm=p))(jnp.asarray(distance, jnp.float32))
-    assert given.solved(c(given.images + r))[clear].all()
+    assert given.adversarial(c(given.images + r))[clear].all()
     assert (geometry.norm(r, p) <= boundary.PAST * distance * (1 + 1e-4)).all()

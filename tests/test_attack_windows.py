@@ -38,8 +38,8 @@ def test_it_comes_nearer_and_what_it_finds_is_adversarial(p):
     found, walk = search(c, given, best, walk, queries, p)
     assert (found.value <= best.value).all()
     assert found.value[3] == best.value[3]
-    solved = np.asarray(given.solved(c(given.at(found.r))))
-    assert solved.all()
+    adversarial = np.asarray(given.adversarial(c(given.at(found.r))))
+    assert adversarial.all()
     np.testing.assert_allclose(geometry.norm(found.r, p), found.value, rtol=1e-5)
     assert np.abs(np.asarray(given.inside(found.r) - found.r)).max() <= 1e-6
     clear = np.isfinite(exact) & (exact > 0.05) & (np.arange(16) != 3)

@@ -12,7 +12,7 @@ from mnist_jax import Classifier, attack, bracket, certify
 from mnist_jax.certify import driver, linear
 from mnist_jax.certify.domains import _score
 from mnist_jax.certify.relaxations import Interval
-from mnist_jax.certify.search import Search
+from mnist_jax.certify.search import BranchAndBound
 from mnist_jax.geometry import INF, exact_norm
 from mnist_jax.jaxprs import program
 
@@ -167,7 +167,7 @@ def test_what_crown_settles_by_itself_is_settled():
     classifier, image, label, *_ = next(problems(1))
     x = jnp.asarray(image)
     with jax.default_matmul_precision("highest"), jax.numpy_dtype_promotion("standard"):
-        search = Search(classifier, INF, image, np.array([label], np.int32), np.full(1, 1e-5, np.float32))
+        search = BranchAndBound(classifier, INF, image, np.array([label], np.int32), np.full(1, 1e-5, np.float32))
         search.run(60.0, 2)
     assert float(classifier(x)[0].max()) == float(classifier(x)[0, label])
     assert not search.states[0].waiting

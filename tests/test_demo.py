@@ -11,8 +11,8 @@ import pytest
 from mnist_jax import certify, data
 from mnist_jax.attack.minimal_norm.nearest import EFFORTS
 from mnist_jax.commands import demo as command
+from mnist_jax.demo.answers import LEAST, NORMS, Demo, budgets
 from mnist_jax.demo.drawing import digit
-from mnist_jax.demo.search import LEAST, NORMS, Demo, budgets
 from mnist_jax.errors import InputError
 from mnist_jax.evaluation import predict
 from mnist_jax.networks import MLP

@@ -12,7 +12,7 @@ from test_certify import SHAPE, relu_network, weights
 from mnist_jax import Classifier, attack, bracket, certify
 from mnist_jax.certify import domains, pattern
 from mnist_jax.certify.domains import Domain
-from mnist_jax.certify.search import NARROWED, Search, Task, _worthwhile, lanes_for
+from mnist_jax.certify.search import NARROWED, BranchAndBound, Task, _worthwhile, lanes_for
 from mnist_jax.geometry import INF, exact_norm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
@@ -128,7 +128,7 @@ def test_bounds_of_steps_hold_wherever_the_lead_is_not_positive():
         values = np.concatenate([first, np.maximum(first, 0) @ params[2] + params[3]], 1)
         logits = np.asarray(classifier(points))
         with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
-            search = Search(classifier, INF, image, np.array([label], np.int32), np.full(1, radius))
+            search = BranchAndBound(classifier, INF, image, np.array([label], np.int32), np.full(1, radius))
             for domain in [waiting[-1] for waiting in search.states[0].waiting]:
                 inside = logits[:, label] <= logits[:, domain.other]
                 tasks = [search._target(domain, entry, sign) for entry in range(9) for sign in (1, -1)]
@@ -177,7 +177,7 @@ def test_fewer_lanes_when_memory_runs_out(monkeypatch):
     classifier, images, labels, radius = steep(relu_network, 4)
     given = (classifier, INF, images, labels.astype(np.int32), radius)
     with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
-        search, small = Search(*given), Search(*given)
+        search, small = BranchAndBound(*given), BranchAndBound(*given)
         domain = next(state.waiting[0][-1] for state in search.states if state.waiting)
         tasks = [search._target(domain, entry, sign) for entry in range(12) for sign in (1, -1)]
         whole = search._bound(tasks), search._pieces(tasks)
@@ -237,7 +237,7 @@ def test_lanes_are_by_themselves():
     """What is bounded in a lane does not depend on the others."""
     classifier, images, labels, radius = steep(relu_network, 4)
     with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
-        search = Search(classifier, INF, images, labels.astype(np.int32), radius)
+        search = BranchAndBound(classifier, INF, images, labels.astype(np.int32), radius)
         one, other = [state.waiting[0][-1] for state in search.states if state.waiting][:2]
         tasks = [Task(one), search._target(other, 3, -1), Task(other)]
         together = [found.bound for found in search._bound(tasks)]

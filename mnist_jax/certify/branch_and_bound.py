@@ -12,7 +12,7 @@ from mnist_jax import arguments, geometry
 from mnist_jax.certify import driver
 from mnist_jax.certify.crown import crown
 from mnist_jax.certify.driver import CertifyResult
-from mnist_jax.certify.search import Search, misclassified
+from mnist_jax.certify.search import BranchAndBound, misclassified
 from mnist_jax.chunks import in_chunks
 from mnist_jax.classifier import UNIT, Classifier
 from mnist_jax.geometry import INF
@@ -81,7 +81,7 @@ def branch_and_bound(
     certified, fooled, margin, shown = (np.array(part) for part in first)
     with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
         images_, labels_, radii_ = (np.asarray(part)[open_] for part in (x, classes, radii))
-        tree = Search(classifier, norm, images_, labels_, radii_)
+        tree = BranchAndBound(classifier, norm, images_, labels_, radii_)
         if not tree.ramps:  # there is nothing to divide
             return first
         tree.run(seconds, domains)

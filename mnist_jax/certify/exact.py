@@ -16,7 +16,7 @@ from mnist_jax.certify import domains as domains_
 from mnist_jax.certify import driver
 from mnist_jax.certify.branch_and_bound import branch_and_bound
 from mnist_jax.certify.largest_radius import largest_radius
-from mnist_jax.certify.search import Search, misclassified
+from mnist_jax.certify.search import BranchAndBound, misclassified
 from mnist_jax.chunks import in_chunks
 from mnist_jax.classifier import UNIT, Classifier
 from mnist_jax.geometry import INF
@@ -186,7 +186,7 @@ class _Ends:
             radii = np.minimum(radii, self.limit[rows])
             with self._proofs() as classifier, jax.default_matmul_precision("highest"):
                 images, radii = (self._as(classifier, part) for part in (self.images[rows], radii))
-                search = Search(classifier, self.norm, images, self.labels[rows], radii, self.share)
+                search = BranchAndBound(classifier, self.norm, images, self.labels[rows], radii, self.share)
                 search.run(float(left[rows].min()), domains)
             for row, state in zip(rows, search.states, strict=True):
                 left[row] = left[row] - state.seconds if state.done and state.found is None else 0

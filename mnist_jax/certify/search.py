@@ -1,8 +1,8 @@
 """The search of branch and bound: in which order domains are bounded, narrowed and divided.
 
-A generator, `Search._settle`, works on each domain and yields the functions that it needs bounds of. `Search.run`
-collects these of many domains and images into batches for the device. *Narrowing* a domain is to improve the bounds
-of its ramps' arguments for those of its images only whose lead is not positive.
+A generator, `BranchAndBound._settle`, works on each domain and yields the functions that it needs bounds of.
+`BranchAndBound.run` collects these of many domains and images into batches for the device. *Narrowing* a domain is to
+improve the bounds of its ramps' arguments for those of its images only whose lead is not positive.
 """
 
 import heapq
@@ -85,7 +85,7 @@ class Job:
 
 
 @dataclass
-class State:
+class ImageState:
     """What is known of an image so far.
 
     Attributes:
@@ -118,7 +118,7 @@ class State:
         return min([self.settled, *(bound for bound, *_ in self.waiting[:1])])
 
 
-class Search:
+class BranchAndBound:
     """Branch and bound on several images at once, whose domains share the lanes.
 
     Args:
@@ -147,7 +147,7 @@ class Search:
         self.roots: list[tuple[Interval, ...]] = []  # the boxes of each image's whole region
         self.states = [self._begin(i, radius) for i, radius in enumerate(radii)]
 
-    def _begin(self, i: int, radius: np.floating) -> State:
+    def _begin(self, i: int, radius: np.floating) -> ImageState:
         """The state of an image after CROWN: a domain for each class over which the lead's bound is not positive."""
         one = (self.images[[i]], self.labels[[i]], np.asarray(radius)[None])
         leads, kept, sizes = jax.tree.map(np.asarray, domains.root(*self.how, *one))
@@ -158,12 +158,12 @@ class Search:
         self.roots.append(boxes)
         signs = tuple(np.zeros(shape, np.int8) for shape in self.ramps.values())
         bounds = np.nan_to_num(leads[:, 0].astype(float), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-        state = State(radius, settled=bounds[bounds > 0].min(initial=np.inf))
+        state = ImageState(radius, settled=bounds[bounds > 0].min(initial=np.inf))
         for other in np.flatnonzero(~(bounds > 0)).tolist():
             self._wait(state, Domain(float(bounds[other]), i, other, boxes, signs))
         return state
 
-    def _wait(self, state: State, domain: Domain) -> None:
+    def _wait(self, state: ImageState, domain: Domain) -> None:
         size = sum(array.nbytes for array in jax.tree.leaves((domain.boxes, domain.signs)))
         if len(state.waiting) * size * len(self.images) >= QUEUE:
             state.given_up, state.settled = True, min(state.settled, domain.bound)
@@ -215,7 +215,7 @@ class Search:
             if not self._answered(state):
                 self._wait(state, job.domain)
 
-    def _answered(self, state: State) -> bool:
+    def _answered(self, state: ImageState) -> bool:
         return state.found is not None and self.nearer is None
 
     def _next(self, seconds: float, most: int | None) -> Domain | None:

@@ -51,8 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     console.start()
     import uvicorn
 
+    from mnist_jax.demo.answers import Demo
     from mnist_jax.demo.page import application
-    from mnist_jax.demo.search import Demo
 
     shipped = sorted(checkpoint.shipped().glob("*.safetensors"))
     paths = [checkpoint.find(model, options.output) for model in options.models] if "models" in options else shipped

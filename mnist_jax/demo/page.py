@@ -21,8 +21,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from mnist_jax.attack.minimal_norm.nearest import EFFORTS
+from mnist_jax.demo.answers import NORMS, Demo, text_of
 from mnist_jax.demo.drawing import digit
-from mnist_jax.demo.search import NORMS, Demo, text_of
 from mnist_jax.errors import InputError
 from mnist_jax.storage import files
 

@@ -10,7 +10,7 @@ from mnist_jax import geometry, losses
 from mnist_jax.attack.engine import boundary
 from mnist_jax.attack.engine.problem import CAREFUL, Loss, Problem
 from mnist_jax.attack.engine.result import AttackResult
-from mnist_jax.attack.fixed_radius.fixed_norm import search
+from mnist_jax.attack.fixed_radius.fixed_norm import adam_on_sphere
 
 ROUNDS = 24  # at most; most images take about 12
 STEPS = 10  # of the attack in a round
@@ -23,7 +23,7 @@ EDGE = 0.01  # of the interval is left below its upper end
 AGAIN = 0.998  # of the estimate is where an interval is opened again
 
 
-class State(NamedTuple):
+class Bisection(NamedTuple):
     """The search of every image: `[B]`, or like the images."""
 
     low: jax.Array  # the largest radius that failed
@@ -39,17 +39,17 @@ class State(NamedTuple):
     forwards: jax.Array
 
 
-def begin(given: Problem, low: jax.Array, high: jax.Array, r: jax.Array, done: jax.Array, norm: float) -> State:
+def begin(given: Problem, low: jax.Array, high: jax.Array, r: jax.Array, done: jax.Array, norm: float) -> Bisection:
     """The state when all that is known are the limits `[B]` and a perturbation to start with."""
     zero = jnp.zeros(len(low), jnp.int32)
     nothing = jnp.zeros_like(given.images)
-    return State(low, high, geometry.norm(r, norm), nothing, r, zero > 0, done, zero, zero, zero, zero)
+    return Bisection(low, high, geometry.norm(r, norm), nothing, r, zero > 0, done, zero, zero, zero, zero)
 
 
 def attempt(
     classifier,
     given: Problem,
-    state: State,
+    state: Bisection,
     norm: float,
     *,
     loss: Loss = losses.margin,
@@ -60,7 +60,7 @@ def attempt(
     if learning_rate is None:
         learning_rate = rate(given, state.radius, norm) * DECAY ** state.rounds.astype(state.radius.dtype)
     rates = jnp.broadcast_to(learning_rate, state.radius.shape)
-    return search(classifier, given, state.radius, rates, state.last, norm=norm, steps=steps, loss=loss).r
+    return adam_on_sphere(classifier, given, state.radius, rates, state.last, norm=norm, steps=steps, loss=loss).r
 
 
 def rate(given: Problem, radius: jax.Array, norm: float) -> jax.Array:
@@ -68,14 +68,14 @@ def rate(given: Problem, radius: jax.Array, norm: float) -> jax.Array:
     return radius * (FEW if norm == 1 else given.images[0].size) ** (-1 / norm)
 
 
-def divide(classifier, given: Problem, state: State, r: jax.Array, norm: float, shortest: float) -> State:
+def divide(classifier, given: Problem, state: Bisection, r: jax.Array, norm: float, shortest: float) -> Bisection:
     """The state after the attack at `state.radius` gave the perturbation `r`, which is `state.last` in the first round.
 
     It is done when the interval is shorter than `shortest * high`.
     """
     first = state.rounds == 0
     logits, step = boundary.step(classifier, given, r, norm)
-    fooled = given.solved(logits, CAREFUL)
+    fooled = given.adversarial(logits, CAREFUL)
     estimate = geometry.norm(step, norm)
     one = jnp.ones_like(estimate)
     share = boundary.line(classifier, given, r, jnp.clip(2 * estimate / state.radius - 1, 0, 1), one, LINE)
@@ -88,7 +88,7 @@ def divide(classifier, given: Problem, state: State, r: jax.Array, norm: float, 
     failures = jnp.where(fooled | first, 0, state.failures + 1)
     # The step can be trusted where it isn't long.
     near = (estimate > state.radius / 2) & (estimate < 2 * state.radius)
-    return State(
+    return Bisection(
         low=low,
         high=high,
         radius=_next(low, high, estimate, state.found | better, failures),
@@ -142,7 +142,7 @@ def middle(state: Halving) -> jax.Array:
 def halved(classifier, given: Problem, state: Halving, result: AttackResult, norm: float, tolerance: float) -> Halving:
     """The state after the attack at the middle had that result, whose images are judged anew."""
     r, radius = result.images - given.images, middle(state)
-    success = result.success & given.solved(classifier(result.images), CAREFUL)
+    success = result.success & given.adversarial(classifier(result.images), CAREFUL)
     distance = geometry.norm(r, norm)
     better = success & (~state.found | (distance < geometry.norm(state.best, norm)))
     low = jnp.where(success, state.low, radius)

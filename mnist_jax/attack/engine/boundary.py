@@ -54,8 +54,8 @@ def line(classifier, given: Problem, r: jax.Array, low: jax.Array, high: jax.Arr
         middle = (fails + fools) / 2
         middle = middle if first is None else jnp.where(k == 0, first, middle)
         images = given.at(given.per_image(middle) * r)
-        solved = given.solved(classifier(images), CAREFUL)
-        return jnp.where(solved, fails, middle), jnp.where(solved, middle, fools)
+        adversarial = given.adversarial(classifier(images), CAREFUL)
+        return jnp.where(adversarial, fails, middle), jnp.where(adversarial, middle, fools)
 
     return jax.lax.fori_loop(0, evaluations, halve, (low, high))[1]
 
@@ -178,7 +178,7 @@ def descend(
     def advance(k, state):
         r, level, slope, best = state
         logits, new, gradient = plane(classifier, given, r, loss)
-        best = best.keep(given, r, geometry.norm(r, norm), given.solved(logits, CAREFUL))
+        best = best.keep(given, r, geometry.norm(r, norm), given.adversarial(logits, CAREFUL))
         β = jnp.minimum(MEMORY, k / (k + 1))
         level, slope = β * level + (1 - β) * new, β * slope + (1 - β) * gradient
         α = FIRST * (FINAL / FIRST) ** (k / RUN)

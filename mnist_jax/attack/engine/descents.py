@@ -46,7 +46,7 @@ def plan(norm: float) -> Plan:
     return Plan(agreeing=8, before_blocks=8) if norm == 1 else Plan(agreeing=4, before_blocks=24)
 
 
-class Search(NamedTuple):
+class Descents(NamedTuple):
     """The search of every image: `[B]`, or like the images; and what it knows of the K likeliest classes."""
 
     best: Best
@@ -73,14 +73,14 @@ class Search(NamedTuple):
         return jnp.where(self.best.found.reshape(-1, *[1] * (self.last.ndim - 1)), self.best.r, self.last)
 
     @property
-    def solved(self) -> jax.Array:
+    def adversarial_before(self) -> jax.Array:
         """Which images are adversarial as they are, so that there was nothing to search."""
         return self.runs == 0
 
 
-def search(
+def run_all(
     classifier: Classifier, given: Problem, key: jax.Array | None, *, norm: float, budget: int, walks: bool = False
-) -> Search:
+) -> Descents:
     """One run after another, as long as the budget of gradients allows; at least one.
 
     The first starts where a plain descent leads to (`boundary.path`), two more near the boundaries of the classes that
@@ -110,26 +110,26 @@ def search(
 
 
 def one_more(
-    classifier: Classifier, given: Problem, state: Search, start: jax.Array, *, norm: float, budget: int
-) -> Search:
+    classifier: Classifier, given: Problem, state: Descents, start: jax.Array, *, norm: float, budget: int
+) -> Descents:
     """The search of that budget after another run, which begins at `start`."""
     zero, one = jnp.zeros(len(start), jnp.int32), jnp.ones(len(start), jnp.int32)
-    again = state._replace(last=start, runs=zero, left=one, agreeing=zero, done=state.solved, walked=zero)
+    again = state._replace(last=start, runs=zero, left=one, agreeing=zero, done=state.adversarial_before, walked=zero)
     nothing = np.zeros(len(start), np.uint32)  # the first run is not disturbed at random
     again = _until_done(classifier, (given, nothing), again, norm=norm, budget=budget)
     return again._replace(runs=state.runs + again.runs)
 
 
-def _until_done(classifier, arrays, state: Search, *, norm: float, budget: int, walks: bool = False) -> Search:
+def _until_done(classifier, arrays, state: Descents, *, norm: float, budget: int, walks: bool = False) -> Descents:
     most = max(budget // boundary.RUN, 1)
     # Without enough runs the random search is not even compiled.
     walks = walks and (budget - boundary.PATH) // boundary.RUN > FIRST
     program = partial(_runs, norm=norm, tries_blocks=most > plan(norm).before_blocks, walks=walks)
 
-    def runs(state: Search) -> Search:
+    def runs(state: Descents) -> Descents:
         return until_done(program, arrays, state, classifier, at_once=AT_ONCE, most=most)
 
-    def runs_and_walks(state: Search) -> Search:
+    def runs_and_walks(state: Descents) -> Descents:
         # Images that are due leave the batch of the runs, and are searched together: no other waits for them.
         state = runs(state)
         finished = jnp.logical_not(state.due)
@@ -147,7 +147,7 @@ def _until_done(classifier, arrays, state: Search, *, norm: float, budget: int, 
 
 
 @partial(jax.jit, static_argnames="norm")
-def _begin(classifier, given: Problem, budget, *, norm) -> Search:
+def _begin(classifier, given: Problem, budget, *, norm) -> Descents:
     """Where all ways begin."""
     # For p = 1 a single linearization makes much of a few pixels that are soon of no use, while for p = 2 the nearest
     # class may be another one.
@@ -163,13 +163,13 @@ def _begin(classifier, given: Problem, budget, *, norm) -> Search:
     zero = jnp.zeros(len(logits), jnp.int32)
     # The first steps are the same for all; they say how many there were for each image, as all else is for each.
     spent = zero + gradients + boundary.PATH
-    return Search(
+    return Descents(
         best=Best.none(given.images),
         last=end,
         runs=zero,
         left=jnp.maximum((budget - spent) // boundary.RUN, 1),
         agreeing=zero,
-        done=given.solved(logits),
+        done=given.adversarial(logits),
         gradients=spent,
         forwards=zero + forwards,
         classes=classes.T,
@@ -185,7 +185,7 @@ def _begin(classifier, given: Problem, budget, *, norm) -> Search:
 
 
 @partial(jax.jit, static_argnums=3, static_argnames=("norm", "tries_blocks", "walks"))
-def _runs(classifier, arrays, state: Search, count, *, norm, tries_blocks, walks) -> Search:
+def _runs(classifier, arrays, state: Descents, count, *, norm, tries_blocks, walks) -> Descents:
     given, seed = arrays
     state = jax.tree.map(jnp.asarray, state)  # NumPy's, where jit is disabled
 
@@ -206,7 +206,7 @@ def _runs(classifier, arrays, state: Search, count, *, norm, tries_blocks, walks
     return jax.lax.while_loop(more, run, (0, state))[1]
 
 
-def _with_blocks(classifier, given: Problem, state: Search, now, norm) -> Search:
+def _with_blocks(classifier, given: Problem, state: Descents, now, norm) -> Descents:
     """The search when the blocks were looked for, where it is time to do so."""
     best = blocks.best(classifier, given, norm, BLOCKS)
     tried = jnp.where(now, blocks.choices(given.images.shape[1:]), 0)
@@ -216,14 +216,14 @@ def _with_blocks(classifier, given: Problem, state: Search, now, norm) -> Search
     )
 
 
-def _is_to_try(state: Search) -> jax.Array:
+def _is_to_try(state: Descents) -> jax.Array:
     """Whether the random search is tried `[B]`: after 4, 8, 16, ... runs, if fewer than a quarter of them agree."""
     power_of_two = state.runs & (state.runs - 1) == 0
     return (state.runs >= FIRST) & power_of_two & (4 * state.agreeing < state.runs)
 
 
 @partial(jax.jit, static_argnums=3, static_argnames="norm")
-def _walks(classifier, arrays, state: Search, count, *, norm) -> Search:
+def _walks(classifier, arrays, state: Descents, count, *, norm) -> Descents:
     """The search after a part of the random search, where it is due."""
     given, seed = arrays
     state = jax.tree.map(jnp.asarray, state)
@@ -243,7 +243,7 @@ def _walks(classifier, arrays, state: Search, count, *, norm) -> Search:
     )
 
 
-def _after_another(classifier, given: Problem, seed, state: Search, norm) -> Search:
+def _after_another(classifier, given: Problem, seed, state: Descents, norm) -> Descents:
     """The search after another run."""
     best, image = state.best, jnp.arange(len(state.runs))
     start, guided, way = _start(given, seed, state, norm)
@@ -261,7 +261,7 @@ def _after_another(classifier, given: Problem, seed, state: Search, norm) -> Sea
     # The distance of a place where no run ended is not one to be compared.
     least = jnp.where(state.visits[image, way] > 0, jnp.minimum(distance, reached), reached)
     moves = guided & (geometry.norm(end, norm) <= ACCEPTED * least)
-    new = Search(
+    new = Descents(
         best=improved,
         last=given.where(guided & (found.value > improved.value), state.last, end),
         runs=runs,
@@ -283,7 +283,7 @@ def _after_another(classifier, given: Problem, seed, state: Search, norm) -> Sea
     return given.choose(state.done, state, new)
 
 
-def _start(given: Problem, seed, state: Search, norm: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _start(given: Problem, seed, state: Descents, norm: float) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Where the next run of each image begins, whether it is kept on its way to a class, and to which of the K."""
     number, best, classes = state.runs, state.best, state.classes.shape[1]
     more = FIRST - 2 + number // TURN  # the class that is next when the first ones were opened

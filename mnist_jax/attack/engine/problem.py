@@ -80,7 +80,7 @@ class Problem(NamedTuple):
         value = loss(logits, self.labels) if self.targets is None else -loss(logits, self.targets)
         return value.astype(self.images.dtype)
 
-    def solved(self, logits: jax.Array, care: float = 1.0) -> jax.Array:
+    def adversarial(self, logits: jax.Array, care: float = 1.0) -> jax.Array:
         """Whether images with logits `[B, C]` are adversarial `[B]`, by more than `care` times what rounding can undo.
 
         Logits with a NaN, or whose largest is infinite, count as misclassified: without targets they are adversarial.

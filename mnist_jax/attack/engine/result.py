@@ -18,8 +18,8 @@ class AttackResult(NamedTuple):
       images: `[B, *shape]` between the classifier's bounds: adversarial where `success`, elsewhere the last ones tried.
       distance: `[B]`, the p-norm of the difference from the original images; inf where the attack failed.
       success: `[B]`, whether the image is adversarial: the classifier gives it another class than the label (or the
-        target class, where one was given), by more than rounding can undo (see `Problem.solved`). Logits with a NaN or
-        an infinite maximum count as misclassified.
+        target class, where one was given), by more than rounding can undo (see `Problem.adversarial`). Logits with a
+        NaN or an infinite maximum count as misclassified.
       gradients: `[B]`, how many gradients of the classifier were used for the image.
       forwards: `[B]`, how many evaluations of the classifier without a gradient were used for it.
     """
@@ -47,9 +47,9 @@ def finish(
     found = jnp.where(jnp.isnan(found), problem.images, found)
     classifier = classifier.as_written()
     with jax.default_matmul_precision("highest"):
-        before = problem.solved(classifier(problem.images))
+        before = problem.adversarial(classifier(problem.images))
         images = problem.where(before, problem.images, jnp.clip(found, *classifier.bounds))
-        success = before | problem.solved(classifier(images))
+        success = before | problem.adversarial(classifier(images))
     distance = jnp.where(success, geometry.norm(images - problem.images, norm), jnp.inf)
     used = [jnp.where(before, 0, jnp.asarray(n, jnp.int32)) for n in (gradients, forwards)]
     return AttackResult(images, distance, success, used[0], used[1] + jnp.where(before, 1, 2))

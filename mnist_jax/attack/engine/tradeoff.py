@@ -21,11 +21,11 @@ class Attempt(NamedTuple):
 
     r: jax.Array
     value: jax.Array  # of which the best is the lowest
-    solved: jax.Array
+    adversarial: jax.Array
     loss: jax.Array
 
 
-class Search(NamedTuple):
+class WeightSearch(NamedTuple):
     """The weights `c` of the images, the largest that failed, the smallest that succeeded, and what was found."""
 
     c: jax.Array
@@ -36,7 +36,7 @@ class Search(NamedTuple):
     gradients: jax.Array
 
 
-def search(
+def search_weight(
     given: Problem,
     step: Callable[[jax.Array, Any, jax.Array], tuple[Any, Attempt]],
     start: Any,
@@ -45,7 +45,7 @@ def search(
     rounds: int,
     weight: ArrayLike,
     stop_early: bool,
-) -> Search:
+) -> WeightSearch:
     """Descends in `rounds`, at weights that are ten times larger until one succeeds, and then bisected.
 
     `step(i, state, c)` is step number i of the descent at the weights `c [B]`, and gives the next state, a pytree of
@@ -60,31 +60,31 @@ def search(
             return (i < steps) & active.any()
 
         def advance(carry):
-            i, active, before, solved, state, best, last, gradients = carry
+            i, active, before, adversarial, state, best, last, gradients = carry
             new, attempt = step(i, state, search.c)
-            best = best.keep(given, attempt.r, attempt.value, attempt.solved & active)
-            solved |= attempt.solved & active
+            best = best.keep(given, attempt.r, attempt.value, attempt.adversarial & active)
+            adversarial |= attempt.adversarial & active
             last = given.where(active, attempt.r, last)
             gradients += active
             if stop_early:
                 check = i % every == 0
                 active &= ~check | (attempt.loss < (1 - ENOUGH) * before)
                 before = jnp.where(check, attempt.loss, before)
-            return i + 1, active, before, solved, new, best, last, gradients
+            return i + 1, active, before, adversarial, new, best, last, gradients
 
         none = jnp.zeros(count, bool)
         carry = (0, ~none, jnp.full(count, jnp.inf, dtype), none, start, search.best, search.last, search.gradients)
-        _, _, _, solved, _, best, last, gradients = jax.lax.while_loop(goes_on, advance, carry)
-        low, high = jnp.where(solved, search.low, search.c), jnp.where(solved, search.c, search.high)
+        _, _, _, adversarial, _, best, last, gradients = jax.lax.while_loop(goes_on, advance, carry)
+        low, high = jnp.where(adversarial, search.low, search.c), jnp.where(adversarial, search.c, search.high)
         c = jnp.where(jnp.isfinite(high), (low + high) / 2, jnp.minimum(10 * search.c, LARGEST))
-        return Search(c, low, high, best, last, gradients)
+        return WeightSearch(c, low, high, best, last, gradients)
 
     c, nothing = jnp.full(count, weight, dtype), jnp.zeros(count, jnp.int32)
-    none = Search(c, 0 * c, 0 * c + jnp.inf, Best.none(given.images), jnp.zeros_like(given.images), nothing)
+    none = WeightSearch(c, 0 * c, 0 * c + jnp.inf, Best.none(given.images), jnp.zeros_like(given.images), nothing)
     return jax.lax.fori_loop(0, rounds, descend, none)
 
 
-def found_by(given: Problem, found: Search, forwards: ArrayLike) -> Found:
+def found_by(given: Problem, found: WeightSearch, forwards: ArrayLike) -> Found:
     """The best of a search; a failure where there is none, even if the last attempt is misclassified by too little."""
     r = given.where(found.best.found, found.best.r, found.last)
     return Found(r, found.gradients, forwards, allowed=found.best.found)

@@ -14,9 +14,7 @@ from mnist_jax import geometry
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.problem import CAREFUL, Problem
 
-MOST = (
-    240  # queries in a part of the search at most; by trials of 60, 120, 180 and 240 on a network of masked gradients
-)
+MOST = 240  # queries in a part of the search at most; trials of 60 to 240 on a network with masked gradients
 NUMBERS = 5  # random integers for a query
 SIDES = (1, 2, 3, 4, 5)  # of windows, in pixels, one drawn for each query; 1 to 3 and 1 to 7 came within 0.5 % of it
 BEGIN = 0.002  # the first relative reduction of the distance; 0.005 was no better on a network with masked gradients
@@ -61,17 +59,17 @@ def search(classifier, given: Problem, keys, best: Best, walk: Walk, queries, no
         new = _shortened(given, given.where(fresh, r, changed), radius, norm)
         logits = classifier(given.at(new))
         objective, size = given.objective(logits), geometry.norm(new, norm)
-        solved = active & given.solved(logits, CAREFUL) & (size < best.value)
-        kept = active & (fresh | (objective < value) | solved)
+        adversarial = active & given.adversarial(logits, CAREFUL) & (size < best.value)
+        kept = active & (fresh | (objective < value) | adversarial)
         failures = jnp.where(kept, 0, failures + 1)
         tired = failures >= PATIENCE
-        factor = jnp.where(solved, SUCCEEDED, jnp.where(tired, FAILED, 1))
+        factor = jnp.where(adversarial, SUCCEEDED, jnp.where(tired, FAILED, 1))
         return (
             given.where(kept, new, r),
             jnp.where(kept, objective, value),
-            best.keep(given, new, size, solved),
+            best.keep(given, new, size, adversarial),
             jnp.where(active, jnp.clip(reduction * factor, LEAST, LARGEST), reduction),
-            jnp.where(active, solved, fresh),
+            jnp.where(active, adversarial, fresh),
             jnp.where(tired, 0, failures),
         )
 

@@ -168,7 +168,7 @@ def _look(classifier, given: Problem, loss, walk: Walk) -> tuple[Walk, jax.Array
 def _kept(given: Problem, walk: Walk, logits, objective) -> Walk:
     return walk._replace(
         best=walk.best.keep(given, walk.r, objective),
-        hit=walk.hit.keep(given, walk.r, objective, given.solved(logits, CAREFUL)),
+        hit=walk.hit.keep(given, walk.r, objective, given.adversarial(logits, CAREFUL)),
     )
 
 

@@ -85,13 +85,13 @@ def kernel(classifier, given: Problem, keys, *, norm, radius, learning_rate, ste
     start = jnp.zeros_like(x) if start is None else start
     if keys is not None:
         start = disturb(given, start, keys, 0.1 * radius, norm)
-    best = search(classifier, given, radius, learning_rate, start, norm=norm, steps=steps, loss=loss)
+    best = adam_on_sphere(classifier, given, radius, learning_rate, start, norm=norm, steps=steps, loss=loss)
     # The search cuts a larger radius down to the largest norm in the box: that is not at the radius.
     within_reach = radius <= geometry.largest(x, norm) * (1 + 1e-6)
     return Found(best.r, gradients=steps, forwards=1, allowed=within_reach)
 
 
-def search(classifier, given: Problem, radius, learning_rate, start, *, norm, steps, loss) -> Best:
+def adam_on_sphere(classifier, given: Problem, radius, learning_rate, start, *, norm, steps, loss) -> Best:
     """The perturbation of the lowest loss on the sphere, by Adam from `start`: `steps` gradients and one evaluation."""
     x = given.images
     optimizer, schedule = optax.scale_by_adam(*DECAYS), optax.cosine_decay_schedule(1.0, steps)

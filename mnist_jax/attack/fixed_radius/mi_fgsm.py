@@ -73,7 +73,7 @@ def kernel(classifier, given: Problem, keys, *, norm, radius, momentum, steps, l
     def advance(_, state):
         r, total, best = state
         logits, objective, gradient = given.gradient(classifier, given.at(r), loss)
-        best = best.keep(given, r, objective, given.solved(logits, CAREFUL))
+        best = best.keep(given, r, objective, given.adversarial(logits, CAREFUL))
         length = geometry.norm(gradient, 1)
         total = momentum * total + gradient / given.per_image(jnp.where(length > 0, length, 1))
         r = geometry.project_ball_in_box(
@@ -85,5 +85,5 @@ def kernel(classifier, given: Problem, keys, *, norm, radius, momentum, steps, l
     start = nothing if keys is None else random_start(given, keys, radius, norm)
     r, _, best = jax.lax.fori_loop(0, steps, advance, (start, nothing, Best.none(x)))
     logits = classifier(given.at(r))
-    best = best.keep(given, r, given.objective(logits, loss), given.solved(logits, CAREFUL))
+    best = best.keep(given, r, given.objective(logits, loss), given.adversarial(logits, CAREFUL))
     return Found(given.where(best.found, best.r, r), gradients=steps, forwards=1)

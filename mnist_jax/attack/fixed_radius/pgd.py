@@ -91,7 +91,7 @@ def kernel(
         r, best = state
         at = given.at(r)
         logits, objective, gradient = given.gradient(classifier, at, loss)
-        best = best.keep(given, r, objective, given.solved(logits, CAREFUL))
+        best = best.keep(given, r, objective, given.adversarial(logits, CAREFUL))
         r = r - given.per_image(size) * _direction(gradient, at, norm, share)
         return geometry.project_ball_in_box(r, x, radius, norm), best
 
@@ -101,7 +101,7 @@ def kernel(
             r = jnp.where(i == 0, 0, r)
         r, best = jax.lax.fori_loop(0, steps, advance, (r, Best.none(x)))
         logits = classifier(given.at(r))
-        best = best.keep(given, r, given.objective(logits, loss), given.solved(logits, CAREFUL))
+        best = best.keep(given, r, given.objective(logits, loss), given.adversarial(logits, CAREFUL))
         return given.where(best.found, best.r, r), best.found
 
     r, runs = restarted(given, keys, restarts, run)

@@ -90,7 +90,7 @@ def kernel(classifier, given: Problem, keys, *, norm, radius, queries, share, sc
 
     def ask(r):
         logits = classifier(given.at(r))
-        return given.objective(logits, loss), given.solved(logits, CAREFUL)
+        return given.objective(logits, loss), given.adversarial(logits, CAREFUL)
 
     def attempt(state):
         i, r, value, broken, used = state

@@ -112,7 +112,7 @@ def kernel(classifier, given: Problem, keys, *, norm, learning_rate, memory, ste
         y = y + given.rounding(logits) / losses.spread(logits).astype(
             x.dtype
         )  # negative only where the image counts as a success, which is a little beyond the boundary
-        best = s.best.keep(given, s.r, geometry.norm(s.r, norm), given.solved(logits, CAREFUL))
+        best = s.best.keep(given, s.r, geometry.norm(s.r, norm), given.adversarial(logits, CAREFUL))
         check = ((i + 1) % CHECK == 0) & (i > 0)
         grows = check & ~s.best.found & ~(y < IMPROVED * s.earlier)
         ρ = jnp.where(grows, GROWTH * s.ρ, s.ρ)

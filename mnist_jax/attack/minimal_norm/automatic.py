@@ -131,10 +131,10 @@ def descend(classifier, given: Problem, keys, *, norm, learning_rate, upper, low
         logits, odds, gradient = given.gradient(classifier, x + r, losses.log_odds)
         confidence = jax.nn.sigmoid(odds)
         size, shrinking = geometry.norm(r, norm), slope(r)
-        solved = given.solved(logits, CAREFUL)
-        best = best.keep(given, r, size, solved)
+        adversarial = given.adversarial(logits, CAREFUL)
+        best = best.keep(given, r, size, adversarial)
         length = jnp.maximum(geometry.norm(gradient, 2), jnp.finfo(r.dtype).tiny)
-        alone, only_norm = confidence > upper, (confidence <= lower) & solved
+        alone, only_norm = confidence > upper, (confidence <= lower) & adversarial
         # The derivative of the confidence with respect to the log-odds is c (1 - c).
         weight = jnp.where(alone, 1 / length, jnp.where(only_norm, 0, confidence * (1 - confidence)))
         direction = given.per_image(weight) * gradient + given.where(alone, jnp.zeros_like(r), shrinking)

@@ -93,7 +93,7 @@ def kernel(classifier, given: Problem, keys, *, norm, region, steps, begin=None)
     def advance(i, state):
         r, normal, best = state
         logits, margin, gradient = given.gradient(classifier, x + r, losses.margin)
-        best = best.keep(given, r, geometry.norm(r, norm), given.solved(logits, CAREFUL))
+        best = best.keep(given, r, geometry.norm(r, norm), given.adversarial(logits, CAREFUL))
         normal = jnp.where(i == 0, gradient, MOMENTUM * normal + (1 - MOMENTUM) * gradient)
         margin = margin + given.rounding(logits)
         fall = jnp.where(margin > 0, OVERSHOOT, 2 - OVERSHOOT) * margin
@@ -102,7 +102,7 @@ def kernel(classifier, given: Problem, keys, *, norm, region, steps, begin=None)
         return given.inside(r), normal, best
 
     r, _, best = jax.lax.fori_loop(0, steps, advance, (r, jnp.zeros_like(x), Best.none(x)))
-    best = best.keep(given, r, geometry.norm(r, norm), given.solved(classifier(x + r), CAREFUL))
+    best = best.keep(given, r, geometry.norm(r, norm), given.adversarial(classifier(x + r), CAREFUL))
     gradients = steps + (STARTING if begin is None else 0)
     return Found(given.where(best.found, best.r, r), gradients, forwards=LINE + 1)
 
@@ -115,4 +115,4 @@ def _cross(classifier, given: Problem, i, r):
     step = geometry.nearest_on_plane_in_box(gradient, fall, x, 2)
     # Where the linearization says that the image itself is already across, r stays.
     step = given.where(fall > 0, step, r)
-    return given.where(given.solved(logits, CAREFUL), r, given.inside(step))
+    return given.where(given.adversarial(logits, CAREFUL), r, given.inside(step))

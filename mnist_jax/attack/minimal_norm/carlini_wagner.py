@@ -14,7 +14,7 @@ from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
-from mnist_jax.attack.engine.tradeoff import Attempt, found_by, search
+from mnist_jax.attack.engine.tradeoff import Attempt, found_by, search_weight
 from mnist_jax.classifier import Classifier
 
 METHOD = Method(
@@ -91,13 +91,13 @@ def kernel(classifier, given: Problem, keys, *, norm, learning_rate, confidence,
         r = moved - x
         logits, margin, gradient = given.gradient(classifier, moved, losses.margin)
         lacking, size = margin + confidence, geometry.norm(r, 2)
-        solved = given.solved(logits, CAREFUL) & (lacking <= 0)
+        adversarial = given.adversarial(logits, CAREFUL) & (lacking <= 0)
         pull = given.per_image(jnp.where(lacking > 0, c, 0)) * gradient
         slope = (2 * r + pull) / (2 * jnp.cosh(w) ** 2)  # with the derivative of (tanh(w) + 1) / 2
         update, moments = adam.update(slope, optax.ScaleByAdamState(i, first, second))
-        attempt = Attempt(r, size, solved, size**2 + c * jnp.maximum(lacking, 0))
+        attempt = Attempt(r, size, adversarial, size**2 + c * jnp.maximum(lacking, 0))
         return (w - learning_rate * update, moments.mu, moments.nu), attempt
 
     w = jnp.arctanh(INSIDE * (2 * (x + start) - 1))
     zero = jnp.zeros_like(x)
-    return found_by(given, search(given, step, (w, zero, zero), weight=weight, **how), 0)
+    return found_by(given, search_weight(given, step, (w, zero, zero), weight=weight, **how), 0)

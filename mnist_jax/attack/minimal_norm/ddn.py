@@ -82,14 +82,14 @@ def kernel(classifier, given: Problem, keys, *, norm, initial, gamma, steps) -> 
     def advance(step, state):
         r, ε, best = state
         logits, _, gradient = given.gradient(classifier, x + r, losses.log_odds)
-        solved = given.solved(logits, CAREFUL)
-        best = best.keep(given, r, geometry.norm(r, 2), solved)
+        adversarial = given.adversarial(logits, CAREFUL)
+        best = best.keep(given, r, geometry.norm(r, 2), adversarial)
         r = r - rate(step) * geometry.dual_direction(gradient, 2)
-        ε = jnp.minimum(jnp.where(solved, 1 - gamma, 1 + gamma) * ε, farthest)
+        ε = jnp.minimum(jnp.where(adversarial, 1 - gamma, 1 + gamma) * ε, farthest)
         length = geometry.norm(r, 2)
         r = r * given.per_image(ε / jnp.where(length > 0, length, 1))
         return given.inside(r), ε, best
 
     r, _, best = jax.lax.fori_loop(0, steps, advance, (start, initial, Best.none(x)))
-    best = best.keep(given, r, geometry.norm(r, 2), given.solved(classifier(x + r), CAREFUL))
+    best = best.keep(given, r, geometry.norm(r, 2), given.adversarial(classifier(x + r), CAREFUL))
     return Found(given.where(best.found, best.r, r), gradients=steps, forwards=1)

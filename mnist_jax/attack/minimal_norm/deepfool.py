@@ -79,20 +79,21 @@ def kernel(classifier, given: Problem, keys, *, norm, overshoot, steps, others) 
         return given.at((1 + overshoot) * r)
 
     def advance(state):
-        step, r, solved, gradients = state
+        step, r, adversarial, gradients = state
         logits, _, values, slopes = margins(classifier, given._replace(images=at(r)), others)
-        solved |= given.solved(logits, CAREFUL)
+        adversarial |= given.adversarial(logits, CAREFUL)
         moved = r + _to_nearest(at(r), values + given.rounding(logits)[None], slopes, norm)
         moved = given.inside(moved)
-        return step + 1, given.where(solved, r, moved), solved, gradients + jnp.where(solved, 0, len(values))
+        gradients += jnp.where(adversarial, 0, len(values))
+        return step + 1, given.where(adversarial, r, moved), adversarial, gradients
 
     def goes_on(state):
-        step, _, solved, _ = state
-        return (step < steps) & ~solved.all()
+        step, _, adversarial, _ = state
+        return (step < steps) & ~adversarial.all()
 
     none = jnp.zeros(len(start), bool)
-    _, r, solved, gradients = jax.lax.while_loop(goes_on, advance, (0, start, none, none.astype(jnp.int32)))
-    return Found((1 + overshoot) * r, gradients, forwards=jnp.where(solved, 1, 0))
+    _, r, adversarial, gradients = jax.lax.while_loop(goes_on, advance, (0, start, none, none.astype(jnp.int32)))
+    return Found((1 + overshoot) * r, gradients, forwards=jnp.where(adversarial, 1, 0))
 
 
 def _to_nearest(images, falls, slopes, norm):

@@ -12,14 +12,13 @@ from jax.typing import ArrayLike
 
 from mnist_jax import arguments, geometry, losses, unstable
 from mnist_jax.attack.engine import bisection, descents, driver
-from mnist_jax.attack.engine.bisection import ROUNDS, STEPS, State, attempt, begin, divide, rate
+from mnist_jax.attack.engine.bisection import ROUNDS, STEPS, Bisection, attempt, begin, divide, rate
 from mnist_jax.attack.engine.driver import Found
 from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import Asked, Problem, check_direction, loss_function
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import seeds
-from mnist_jax.attack.fixed_radius.fixed_norm import fixed_norm
-from mnist_jax.attack.fixed_radius.fixed_norm import search as on_sphere
+from mnist_jax.attack.fixed_radius.fixed_norm import adam_on_sphere, fixed_norm
 from mnist_jax.chunks import in_chunks, until_done
 from mnist_jax.classifier import Classifier
 
@@ -59,7 +58,7 @@ def dichotomy(
     tried, the result is a failure.
 
     With `search_first`, the default for the original project's own attack `fixed_norm`, the nearest image that the
-    descents of `nearest` find (`descents.search`) comes first. The bisection then tries radii just below the smallest
+    descents of `nearest` find (`descents.run_all`) comes first. The bisection then tries radii just below the smallest
     distance so far, and after a failure there the middle of the interval. After a success, `high` falls at once to the
     distance at which the line from the image to the adversarial one crosses the boundary. An attack that takes a
     `start` gets the nearest point of the boundary as linearized at its last perturbation. The result is then that of
@@ -163,7 +162,7 @@ def _searched(
         check_direction(loss_function(options.get("loss", "margin")), classifier, given.images)
     takes_start = "start" in inspect.signature(attack).parameters
     how = {"norm": norm, "shortest": FINER * tolerance, "attack": attack, "takes_start": takes_start}
-    begun = descents.search(classifier, given, key, norm=norm, budget=BEFORE)
+    begun = descents.run_all(classifier, given, key, norm=norm, budget=BEFORE)
     alone = in_chunks(partial(_alone, norm=norm), (given, begun), classifier)
     begun = descents.one_more(classifier, given, begun, alone, norm=norm, budget=BEFORE)
     state = in_chunks(partial(_first, norm=norm), (given, low, high, begun))
@@ -174,7 +173,7 @@ def _searched(
 
 
 @partial(jax.jit, static_argnames="norm")
-def _alone(classifier, given: Problem, begun: descents.Search, *, norm) -> jax.Array:
+def _alone(classifier, given: Problem, begun: descents.Descents, *, norm) -> jax.Array:
     """Perturbations `[B, *shape]` at the best distance so far that `fixed_norm` finds by the loss "confidence", which
     the original project uses, from the image itself: a starting point for one more descent.
 
@@ -183,18 +182,18 @@ def _alone(classifier, given: Problem, begun: descents.Search, *, norm) -> jax.A
     """
     radius = geometry.norm(begun.r, norm)
     how: dict[str, Any] = {"norm": norm, "steps": ALONE, "loss": losses.confidence}
-    return on_sphere(classifier, given, radius, rate(given, radius, norm), jnp.zeros_like(begun.r), **how).r
+    return adam_on_sphere(classifier, given, radius, rate(given, radius, norm), jnp.zeros_like(begun.r), **how).r
 
 
 @partial(jax.jit, static_argnames="norm")
-def _first(given: Problem, low, high, begun: descents.Search, *, norm) -> State:
+def _first(given: Problem, low, high, begun: descents.Descents, *, norm) -> Bisection:
     """The state of the bisection before its first round: the limits, and the perturbations of the descents."""
-    state = begin(given, low, high, begun.r, begun.solved | (high <= 0), norm)
+    state = begin(given, low, high, begun.r, begun.adversarial_before | (high <= 0), norm)
     return state._replace(gradients=begun.gradients + ALONE, forwards=begun.forwards + 1)
 
 
 @partial(jax.jit, static_argnums=3, static_argnames=("norm", "shortest", "attack", "takes_start", "options"))
-def _rounds(classifier, arrays, state, count, *, norm, shortest, attack, takes_start, options) -> State:
+def _rounds(classifier, arrays, state, count, *, norm, shortest, attack, takes_start, options) -> Bisection:
     """The state after `count` rounds, each an attack at the state's radii and a division of the interval."""
     given, learning_rate = arrays
 

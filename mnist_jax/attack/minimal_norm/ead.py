@@ -13,7 +13,7 @@ from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
-from mnist_jax.attack.engine.tradeoff import Attempt, found_by, search
+from mnist_jax.attack.engine.tradeoff import Attempt, found_by, search_weight
 from mnist_jax.classifier import Classifier
 
 METHOD = Method(
@@ -102,9 +102,9 @@ def kernel(classifier, given: Problem, keys, *, norm, learning_rate, beta, confi
         lacking = given.objective(logits) + confidence
         one = geometry.norm(r, 1)
         net = geometry.norm(r, 2) ** 2 + beta * one
-        solved = given.solved(logits, CAREFUL) & (lacking <= 0)
-        attempt = Attempt(r, one if rule == "l1" else net, solved, c * jnp.maximum(lacking, 0) + net)
+        adversarial = given.adversarial(logits, CAREFUL) & (lacking <= 0)
+        attempt = Attempt(r, one if rule == "l1" else net, adversarial, c * jnp.maximum(lacking, 0) + net)
         return (r, r + i / (i + 3) * (r - before)), attempt
 
-    found = search(given, step, (start, start), weight=weight, **how)
+    found = search_weight(given, step, (start, start), weight=weight, **how)
     return found_by(given, found, found.gradients)

@@ -95,8 +95,8 @@ def kernel(classifier, given: Problem, keys, *, norm, steps, restarts, classes) 
             best, y = state
             y = _step(classifier, given, y, others, norm)
             r = y - x
-            solved = given.solved(classifier(y), CAREFUL)
-            return best.keep(given, r, geometry.norm(r, norm), solved), given.where(solved, x + β * r, y)
+            adversarial = given.adversarial(classifier(y), CAREFUL)
+            return best.keep(given, r, geometry.norm(r, norm), adversarial), given.where(adversarial, x + β * r, y)
 
         return jax.lax.fori_loop(0, steps, step, (best, x + start))
 
@@ -172,7 +172,7 @@ def _shorten(classifier, given: Problem, r, logits):
         (low, above), (high, below) = ends
         share = low + (high - low) * jnp.clip(above / jnp.where(above > below, above - below, 1), 0, 1)
         logits = classifier(given.images + given.per_image(share) * r)
-        fooled, new = given.solved(logits, CAREFUL), (share, height(logits))
+        fooled, new = given.adversarial(logits, CAREFUL), (share, height(logits))
         keep = partial(jax.tree.map, partial(jnp.where, fooled))
         return keep((low, above), new), keep(new, (high, below))
 

@@ -87,8 +87,8 @@ def kernel(classifier, given: Problem, keys, *, norm, learning_rate, gamma, step
     def advance(step, state):
         r, ε, best = state
         logits, margin, gradient = given.gradient(classifier, x + r, losses.margin)
-        solved, size = given.solved(logits, CAREFUL), geometry.norm(r, norm)
-        best = best.keep(given, r, size, solved)
+        adversarial, size = given.adversarial(logits, CAREFUL), geometry.norm(r, norm)
+        best = best.keep(given, r, size, adversarial)
         cosine = schedule(step)
         α = learning_rate * (0.01 + 0.99 * cosine)
         γ = LAST_GAMMA + (gamma - LAST_GAMMA) * cosine
@@ -102,10 +102,10 @@ def kernel(classifier, given: Problem, keys, *, norm, learning_rate, gamma, step
             boundary = size + fall / jnp.maximum(geometry.norm(gradient, geometry.dual(norm)), jnp.finfo(x.dtype).tiny)
             smaller = jnp.minimum((1 - γ) * ε, best.value)
             larger = jnp.where(best.found, (1 + γ) * ε, boundary)
-        ε = jnp.clip(jnp.where(solved, smaller, larger), 0, farthest)
+        ε = jnp.clip(jnp.where(adversarial, smaller, larger), 0, farthest)
         return geometry.project_ball_in_box(r - α * geometry.dual_direction(gradient, 2), x, ε, norm), ε, best
 
     ε = jnp.full(len(x), 1 if norm == 0 else jnp.inf, x.dtype)
     r, _, best = jax.lax.fori_loop(0, steps, advance, (start, ε, Best.none(x)))
-    best = best.keep(given, r, geometry.norm(r, norm), given.solved(classifier(x + r), CAREFUL))
+    best = best.keep(given, r, geometry.norm(r, norm), given.adversarial(classifier(x + r), CAREFUL))
     return Found(given.where(best.found, best.r, r), gradients=steps, forwards=1)

@@ -50,7 +50,7 @@ def nearest(
     Without the average the steps would not converge: the margin of a network often has a kink at the nearest point of
     its boundary, around which the gradient jumps (compare dual averaging, Nesterov 2009, which averages the gradients
     of a convex objective). α falls from 0.9 to 0.1. A run is 20 such steps and a search for the boundary along the
-    line through the last perturbation. More runs follow from other starting points (`descents.search`). Where the runs
+    line through the last perturbation. More runs follow from other starting points (`descents.run_all`). Where the runs
     of an image disagree, as where gradients are masked, a random search of square windows, as in `square`, takes a
     share of the effort (`windows.search`), unless it finds nothing nearer. More effort never gives a farther image.
     For small networks `mnist_jax.bracket` starts at the image found here and looks for nearer ones exactly.
@@ -80,5 +80,5 @@ def nearest(
 
 
 def _search(classifier: Classifier, given: Problem, key: jax.Array | None, *, norm: float, budget: int) -> Found:
-    found = descents.search(classifier, given, key, norm=norm, budget=budget, walks=True)
+    found = descents.run_all(classifier, given, key, norm=norm, budget=budget, walks=True)
     return Found(found.r, found.gradients, found.forwards, allowed=found.best.found)

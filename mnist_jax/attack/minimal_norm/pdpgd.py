@@ -92,7 +92,7 @@ def kernel(classifier, given: Problem, keys, *, norm, learning_rate, steps) -> F
 
     def advance(i, s: State) -> State:
         logits, margin, gradient = given.gradient(classifier, x + s.r, losses.margin)
-        best = s.best.keep(given, s.r, geometry.norm(s.r, norm), given.solved(logits, CAREFUL))
+        best = s.best.keep(given, s.r, geometry.norm(s.r, norm), given.adversarial(logits, CAREFUL))
         margin = margin + given.rounding(logits)
         gradient = given.per_image(jax.nn.sigmoid(margin)) * gradient  # sigmoid is the derivative of softplus
         mean, square = β1 * s.mean + (1 - β1) * gradient, β2 * s.square + (1 - β2) * gradient**2

@@ -83,18 +83,18 @@ def kernel(classifier, given: Problem, keys, *, norm, learning_rate, sigma, thre
     def advance(step, state):
         r, moments, τ, best = state
         logits, _, gradient = given.gradient(classifier, x + r, losses.margin)
-        solved = given.solved(logits, CAREFUL)
-        best = best.keep(given, r, geometry.norm(r, 0), solved)
+        adversarial = given.adversarial(logits, CAREFUL)
+        best = best.keep(given, r, geometry.norm(r, 0), adversarial)
         count = 2 * sigma * r / (r**2 + sigma) ** 2 / x[0].size
         # The margin's gradient is dropped only once the image counts as adversarial, which is a little below margin 0.
-        slope = given.where(solved, jnp.zeros_like(r), gradient) + count
+        slope = given.where(adversarial, jnp.zeros_like(r), gradient) + count
         largest = jnp.maximum(geometry.norm(slope, geometry.INF), 1e-12)
         update, moments = adam.update(slope / given.per_image(largest), moments)
         r = given.inside(r - rate(step) * update)
-        τ = jnp.clip(τ + threshold_rate * rate(step + 1) * jnp.where(solved, 1, -1), 0, 1)
+        τ = jnp.clip(τ + threshold_rate * rate(step + 1) * jnp.where(adversarial, 1, -1), 0, 1)
         return jnp.where(jnp.abs(r) < given.per_image(τ), 0, r), moments, τ, best
 
     τ = jnp.full(len(x), threshold, x.dtype)
     r, _, _, best = jax.lax.fori_loop(0, steps, advance, (start, adam.init(start), τ, Best.none(x)))
-    best = best.keep(given, r, geometry.norm(r, 0), given.solved(classifier(x + r), CAREFUL))
+    best = best.keep(given, r, geometry.norm(r, 0), given.adversarial(classifier(x + r), CAREFUL))
     return Found(given.where(best.found, best.r, r), gradients=steps, forwards=1)
