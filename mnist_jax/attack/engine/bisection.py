@@ -1,4 +1,8 @@
-"""The search for the smallest radius at which a fixed-radius attack succeeds: its state, and one division of it."""
+"""Bisection of the radius of a fixed-radius attack, for each image: the states and the rounds that `dichotomy` uses.
+
+`Bisection` chooses the next radius by the distance of the boundary as linearized at the attack's last perturbation.
+`Halving` always takes the middle of the interval.
+"""
 
 from functools import partial
 from typing import NamedTuple
@@ -12,35 +16,37 @@ from mnist_jax.attack.engine.problem import CAREFUL, Loss, Problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.fixed_radius.fixed_norm import adam_on_sphere
 
-ROUNDS = 24  # at most; most images take about 12
-STEPS = 10  # of the attack in a round
-DECAY = 0.7  # of its learning rate, from round to round
-FEW = 8  # pixels that share the 1-norm of a perturbation, in the choice of the learning rate
-LINE = 3  # evaluations along a line after an attack
-ABOVE = 1e-4  # of the estimate is added to it, before the first success
-FROM_ESTIMATE = 0.99  # of the way to the best is the next radius
-EDGE = 0.01  # of the interval is left below its upper end
-AGAIN = 0.998  # of the estimate is where an interval is opened again
+# All constants are chosen; no paper gives them.
+ROUNDS = 24  # the most rounds of a bisection; most images take about 12
+# Of `Bisection`; the estimate is the distance of the boundary as linearized at the attack's perturbation:
+STEPS = 10  # gradients of the attack `fixed_norm` in a round, unless the caller chooses
+DECAY = 0.7  # factor of that attack's learning rate from one round to the next
+FEW = 8  # for p = 1, the number of pixels over which `rate` spreads a perturbation
+LINE = 3  # evaluations in the bisection along the line to an attack's perturbation
+ABOVE = 1e-4  # before the first success, the next radius exceeds the estimate by this share of it, or more
+FROM_ESTIMATE = 0.99  # after it, the next radius is at this share of the way from the estimate to the least distance
+EDGE = 0.01  # the next radius is below the upper end of the interval by at least this share of its length
+AGAIN = 0.998  # after a success, the lower end of the interval is at most this share of the estimate
 
 
 class Bisection(NamedTuple):
-    """The search of every image: `[B]`, or like the images."""
+    """The state of a bisection, for each image: perturbations `[B, *shape]`, all else `[B]`."""
 
-    low: jax.Array  # the largest radius that failed
-    high: jax.Array  # the distance of the best, or the limit
-    radius: jax.Array  # to try next
-    best: jax.Array  # the nearest adversarial perturbation
-    last: jax.Array  # the last attempt
-    found: jax.Array
-    done: jax.Array
-    rounds: jax.Array
-    failures: jax.Array  # in a row
-    gradients: jax.Array
-    forwards: jax.Array
+    low: jax.Array  # lower end of the interval: the last radius that failed, or less after a success (see AGAIN)
+    high: jax.Array  # upper end: the distance of `best`, or the largest radius allowed where there is none
+    radius: jax.Array  # radius of the next attack
+    best: jax.Array  # the nearest adversarial perturbation, zero where none is found
+    last: jax.Array  # starting point of the next attack
+    found: jax.Array  # whether an adversarial perturbation is found
+    done: jax.Array  # whether the bisection has ended
+    rounds: jax.Array  # rounds so far
+    failures: jax.Array  # attacks that failed since the last success
+    gradients: jax.Array  # gradients used so far
+    forwards: jax.Array  # evaluations without a gradient used so far
 
 
 def begin(given: Problem, low: jax.Array, high: jax.Array, r: jax.Array, done: jax.Array, norm: float) -> Bisection:
-    """The state when all that is known are the limits `[B]` and a perturbation to start with."""
+    """The state before the first round, from the least and largest radius `[B]` and perturbations `r` to begin with."""
     zero = jnp.zeros(len(low), jnp.int32)
     nothing = jnp.zeros_like(given.images)
     return Bisection(low, high, geometry.norm(r, norm), nothing, r, zero > 0, done, zero, zero, zero, zero)
@@ -56,7 +62,10 @@ def attempt(
     steps=STEPS,
     learning_rate=None,
 ) -> jax.Array:
-    """`fixed_norm` at the radius of the state, from where it is; the learning rate falls from round to round."""
+    """The perturbations `[B, *shape]` of `fixed_norm` at `state.radius`, from `state.last`.
+
+    `learning_rate` is a number or `[B]`; None means one that falls from round to round, see `rate`.
+    """
     if learning_rate is None:
         learning_rate = rate(given, state.radius, norm) * DECAY ** state.rounds.astype(state.radius.dtype)
     rates = jnp.broadcast_to(learning_rate, state.radius.shape)
@@ -64,14 +73,18 @@ def attempt(
 
 
 def rate(given: Problem, radius: jax.Array, norm: float) -> jax.Array:
-    """The learning rate of the first round: a perturbation that is spread evenly changes a pixel by that much."""
+    """The learning rate `[B]` of the first round: the change of a pixel if a perturbation is spread evenly over pixels.
+
+    Over all pixels of the image, but for p = 1, where few pixels should change, over `FEW` of them.
+    """
     return radius * (FEW if norm == 1 else given.images[0].size) ** (-1 / norm)
 
 
 def divide(classifier, given: Problem, state: Bisection, r: jax.Array, norm: float, shortest: float) -> Bisection:
-    """The state after the attack at `state.radius` gave the perturbation `r`, which is `state.last` in the first round.
+    """The state after a round, in which the attack at `state.radius` gave the perturbations `r`.
 
-    It is done when the interval is shorter than `shortest * high`.
+    In the first round there is no attack, and `r` is `state.last`. The bisection ends when the interval is shorter than
+    `shortest * high`, or after `ROUNDS`.
     """
     first = state.rounds == 0
     logits, step = boundary.step(classifier, given, r, norm)
@@ -82,11 +95,11 @@ def divide(classifier, given: Problem, state: Bisection, r: jax.Array, norm: flo
     distance = share * geometry.norm(r, norm)
     better = fooled & (distance < state.high)
     high = jnp.where(better, distance, state.high)
-    # An attack may fail by chance where it succeeds at a smaller radius. The interval is opened again for that.
+    # An attack may fail by chance at a radius at which another run would succeed, so a success may lower the lower end.
     low = jnp.where(fooled, jnp.minimum(state.low, AGAIN * jnp.minimum(estimate, high)), state.radius)
     low = jnp.where(first, state.low, low)  # no attack was made at the first radius
     failures = jnp.where(fooled | first, 0, state.failures + 1)
-    # The step can be trusted where it isn't long.
+    # The next attack starts at the step if its norm is about the radius: elsewhere the linearization can't be trusted.
     near = (estimate > state.radius / 2) & (estimate < 2 * state.radius)
     return Bisection(
         low=low,
@@ -104,8 +117,11 @@ def divide(classifier, given: Problem, state: Bisection, r: jax.Array, norm: flo
 
 
 def _next(low, high, estimate, found, failures):
-    """The radius to try: most of the way from the estimate, which promises too much, to the best; after a failure, at
-    least the middle of the interval. As long as there is no success, the farther above the estimate the more failed."""
+    """The radius `[B]` of the next attack.
+
+    It is close below the best distance, since the estimate tends to be too short; after a failure, it is at least the
+    middle of the interval. As long as nothing is found, it exceeds the estimate the more, the more attacks failed.
+    """
     between = estimate + FROM_ESTIMATE * jnp.maximum(high - estimate, 0)
     above = jnp.where(found, between, estimate * (1 + ABOVE * 8.0 ** failures.astype(estimate.dtype)))
     middle = jnp.where(found & (failures > 0), (low + high) / 2, 0)
@@ -114,33 +130,37 @@ def _next(low, high, estimate, found, failures):
 
 
 class Halving(NamedTuple):
-    """Bisection and nothing else, of every image: `[B]`, or like the images."""
+    """The state of a bisection by halves, for each image: perturbations `[B, *shape]`, all else `[B]`."""
 
-    low: jax.Array  # the last radius that failed, or the limit
-    high: jax.Array  # the last that succeeded, or the limit
-    best: jax.Array  # the nearest adversarial perturbation, or the last attempt
-    found: jax.Array
-    done: jax.Array
-    rounds: jax.Array
-    gradients: jax.Array
-    forwards: jax.Array
+    low: jax.Array  # the last radius at which the attack failed, or the least allowed
+    high: jax.Array  # the last radius at which it succeeded, or the largest allowed
+    best: jax.Array  # the nearest adversarial perturbation, or where none is found, the attack's last
+    found: jax.Array  # whether an adversarial perturbation is found
+    done: jax.Array  # whether the bisection has ended
+    rounds: jax.Array  # rounds so far
+    gradients: jax.Array  # gradients used so far
+    forwards: jax.Array  # evaluations without a gradient used so far
 
 
 def halve_from(given: Problem, low: jax.Array, high: jax.Array) -> Halving:
-    """The state when all that is known are the limits `[B]`."""
+    """The state before the first round, from the least and the largest radius `[B]`."""
     zero = jnp.zeros(len(low), jnp.int32)
     return Halving(low, high, jnp.zeros_like(given.images), zero > 0, high <= 0, zero, zero, zero)
 
 
 @jax.jit
 def middle(state: Halving) -> jax.Array:
-    """The radii `[B]` to try."""
+    """The radius `[B]` of the next attack: the middle of the interval."""
     return (state.low + state.high) / 2
 
 
 @partial(jax.jit, static_argnums=(4, 5))
 def halved(classifier, given: Problem, state: Halving, result: AttackResult, norm: float, tolerance: float) -> Halving:
-    """The state after the attack at the middle had that result, whose images are judged anew."""
+    """The state after the attack at `middle(state)` gave `result`.
+
+    Its images are evaluated again, since they must be misclassified by the larger margin of `CAREFUL`. The bisection
+    ends when the interval is shorter than `tolerance * high`, or after `ROUNDS`.
+    """
     r, radius = result.images - given.images, middle(state)
     success = result.success & given.adversarial(classifier(result.images), CAREFUL)
     distance = geometry.norm(r, norm)

@@ -1,9 +1,9 @@
-"""Steps to the decision boundary, where a linearization of the classifier puts it, and along a line to where it is.
+"""Steps to the linearized decision boundary, the descents made of them, and searches for the boundary along a line.
 
-A step is the perturbation of least p-norm inside the box that crosses the linearized boundary: that of DeepFool
-(Moosavi-Dezfooli et al. 2016), but counted from the original image whatever the point of linearization, which makes it
-a step of sequential quadratic programming, as in FAB (Croce & Hein 2020). Exactly so by
-`geometry.nearest_on_plane_in_box`.
+A step leads from a perturbation r to the perturbation of least p-norm, inside the box, at which the loss as linearized
+at r says that the image is adversarial. DeepFool (Moosavi-Dezfooli et al. 2016) minimizes the distance from r in each
+step; here it is the distance from the original image, as in FAB (Croce & Hein 2020), which makes it a step of
+sequential quadratic programming. `geometry.nearest_on_plane_in_box` computes it exactly.
 """
 
 from functools import partial
@@ -15,38 +15,45 @@ from mnist_jax import geometry, losses
 from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.problem import CAREFUL, Loss, Problem
 
-LIKELIEST = 9  # other classes that are approached
-STEPS = 2  # so many are taken towards each
-BEYOND = (1.3, 4.0)  # times the last step is where the boundary is looked for first, and where it is not farther
-LINE = 7  # evaluations along the line through it
-PATH = 10  # steps
-PAST = 2.0  # times the distance is their length
-RUN = 20  # steps along the averaged boundary
-MEMORY = 0.9  # weight of the earlier linearizations in the average
-FIRST, FINAL = 0.9, 0.1  # of the way to the averaged boundary is a step, at the beginning and at the end of a run
-EVALUATIONS = 6  # along the line at its end
-BEHIND = 1e-3  # of an interval farther than to its crossing: rounding would leave a linear function just before it
-NEAR, MIDDLE, FAR = 0.93, 1.01, 1.2  # times a perturbation that should be at the boundary is where it is looked for
+# All constants are chosen; no paper gives them.
+# Of `approach`:
+LIKELIEST = 9  # the most other classes that are approached: those of the largest logits
+STEPS = 2  # steps towards each class after the first one, which uses the gradient at the image
+BEYOND = (1.3, 4.0)  # multiples of the last step: the first that is evaluated, and the largest that may be returned
+LINE = 7  # evaluations in the bisection along the line through the last step
+# Of `path`:
+PATH = 10  # steps, one gradient each
+PAST = 2.0  # sum of the steps' p-norms, as a multiple of the distance that is given
+# Of `descend`:
+RUN = 20  # steps, one gradient each
+MEMORY = 0.9  # largest weight of the earlier linearizations in their running average
+FIRST, FINAL = 0.9, 0.1  # the share of the way to the averaged boundary that a step goes, at the start and at the end
+EVALUATIONS = 6  # evaluations of `crossing` after the last step
+# Of `crossing`:
+# Each evaluation is beyond the point at which the loss would be zero if it were linear, by this share of the interval:
+# exactly at this point, rounding could leave a linear loss positive every time, and no crossing would be found.
+BEHIND = 1e-3
+NEAR, MIDDLE, FAR = 0.93, 1.01, 1.2  # multiples of the perturbation: MIDDLE is evaluated first, then NEAR or FAR
 
 
 def plane(classifier, given: Problem, r: jax.Array, loss: Loss) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The logits at the perturbations `r`, and the loss linearized there: by how much it has to fall from what it would
-    be at the images `[B]`, and its gradient `[B, *shape]`."""
+    """The logits `[B, C]` at the perturbations `r`, and the loss linearized there: by how much it has to fall from its
+    value at the images for an image to be adversarial `[B]`, and its gradient `[B, *shape]`."""
     logits, objective, gradient = given.gradient(classifier, given.at(r), loss)
     along = (gradient * r).reshape(len(objective), -1).sum(1)
     return logits, objective + given.rounding(logits) - along, gradient
 
 
 def step(classifier, given: Problem, r: jax.Array, norm: float, loss: Loss = losses.margin):
-    """The logits at the perturbations `r`, and the step to the boundary of the loss linearized there."""
+    """The logits `[B, C]` at the perturbations `r`, and the step to the boundary as linearized there `[B, *shape]`."""
     logits, fall, gradient = plane(classifier, given, r, loss)
     return logits, geometry.nearest_on_plane_in_box(gradient, fall, given.images, norm)
 
 
 def line(classifier, given: Problem, r: jax.Array, low: jax.Array, high: jax.Array, evaluations: int, first=None):
-    """The smallest share of `r`, between `low` and `high`, that is found to be adversarial; `high` if none is.
+    """The smallest multiple `[B]` of `r`, from `low [B]` to `high [B]`, that bisection finds to be adversarial.
 
-    It is looked for by bisection, at `first`, if given, to begin with.
+    It is `high` where no evaluation finds any. `first` is the multiple to evaluate first; None means the middle.
     """
 
     def halve(k, ends):
@@ -61,9 +68,10 @@ def line(classifier, given: Problem, r: jax.Array, low: jax.Array, high: jax.Arr
 
 
 def crossing(classifier, given: Problem, r: jax.Array, evaluations: int) -> tuple[jax.Array, jax.Array]:
-    """The share `[B]` of `r` at which the boundary is crossed, on its far side, and whether it was found at all.
+    """A multiple `[B]` of `r`, near 1, that is adversarial and close to the boundary, and whether one was found.
 
-    It is looked for close to 1, by two evaluations, and between them by the Illinois method (Dowell & Jarratt 1971).
+    Two evaluations, at `MIDDLE` and at `NEAR` or `FAR`, should have the boundary between them; the others narrow this
+    interval by the Illinois method, a kind of regula falsi (Dowell & Jarratt 1971).
     """
 
     def narrow(k, ends):
@@ -74,9 +82,9 @@ def crossing(classifier, given: Problem, r: jax.Array, evaluations: int) -> tupl
         share = jnp.where(k == 0, MIDDLE, jnp.where(k == 1, jnp.where(beyond, NEAR, FAR), between))
         logits = classifier(given.at(given.per_image(share) * r))
         new = given.objective(logits) + given.rounding(logits)
-        # The second evaluation gives the other end.
+        # The second evaluation is the other end of the interval, even if the boundary is not between the two.
         outer = jnp.where(k == 1, ~beyond, new < 0)
-        # Then the end that stays counts half, so that it moves next.
+        # From the third on, the value at the end that stays is halved, so that this end does not stay forever.
         half = jnp.where(k < 2, 1, 2)
         return (
             jnp.where(outer, low, share),
@@ -91,10 +99,12 @@ def crossing(classifier, given: Problem, r: jax.Array, evaluations: int) -> tupl
 
 
 def margins(classifier, given: Problem, classes: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Logits `[B, C]`, other classes `[K, B]`, margins to them `[K, B]` and gradients `[K, B, *shape]`, at the images.
+    """At the images: logits `[B, C]`, other classes `[K, B]`, and the label's margins to these, with their gradients.
 
-    The classes are the likeliest ones, as many as asked for, the likeliest first; where there are targets, just these.
-    A margin below zero is a success. This takes K gradients.
+    A margin `[K, B]` is the label's logit minus that of the other class; below zero the image is adversarial. The
+    gradients are `[K, B, *shape]`. The K classes are those of the largest logits, at most `classes`, the largest first.
+    With targets there is one class, the target, and one margin: the largest other logit minus the target's. This takes
+    K gradients.
     """
 
     def each_margin(images):
@@ -107,16 +117,20 @@ def margins(classifier, given: Problem, classes: int) -> tuple[jax.Array, jax.Ar
 
     values, pull_back, (logits, indices) = jax.vjp(each_margin, given.images, has_aux=True)
     each = jnp.eye(values.shape[1], dtype=values.dtype)[:, None].repeat(len(values), 1)
-    # One after another: layers are made for a batch, and slow where there is another axis beside it.
+    # One gradient after another: under `vmap`, which adds an axis to the batch, the layers would be slow.
     return logits, indices.T, values.T, jax.lax.map(lambda one: pull_back(one)[0], each)
 
 
 def approach(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Array, jax.Array, int, int]:
-    """Some steps towards each of the K likeliest classes (see `margins`): which is the nearest shows only then.
+    """Perturbations to the boundaries of the K likeliest classes (see `margins`), each by a few steps from the image.
 
-    One more, the last, goes by the 1-norm to the class that is nearest by it. Gives the logits `[B, C]` of the images,
-    those classes `[K + 1, B]`, for each a perturbation to where a boundary is crossed in its direction
-    `[K + 1, B, *shape]`, and how many gradients and how many evaluations that took.
+    The gradients at the image alone do not tell which class is the nearest. One more perturbation, the last, is made by
+    steps of least 1-norm towards the class that is nearest in the 1-norm, as linearized at the image.
+
+    Returns:
+      The logits `[B, C]` of the images; the classes `[K + 1, B]`; the perturbations `[K + 1, B, *shape]`, where the
+      line through the last step towards a class becomes adversarial, for this class or another one; and the numbers of
+      gradients and of evaluations that each image took.
     """
     logits, classes, values, slopes = margins(classifier, given, LIKELIEST)
     falls = values + given.rounding(logits)[None]
@@ -136,7 +150,8 @@ def approach(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Ar
             )
             ends = (partial(geometry.nearest_on_plane_in_box, slope, fall, given.images, p) for p in (1, norm))
             end = jax.lax.cond(by_one, *ends)
-            # Linearizations at the boundary itself are of use, and whole steps overshoot or zigzag.
+            # Half of the way only: a whole step overshoots the boundary or zigzags along it, and the linearizations
+            # near the boundary are those that help.
             return jnp.where(at_first, end, (r + end) / 2)
 
         r = jax.lax.fori_loop(0, 1 + STEPS, advance, jnp.zeros_like(first_slope))
@@ -149,9 +164,11 @@ def approach(classifier, given: Problem, norm: float) -> tuple[jax.Array, jax.Ar
 
 
 def path(classifier, given: Problem, distance: jax.Array, norm: float) -> jax.Array:
-    """Down the log-odds from the image, in `PATH` steps of equal p-norm, to beyond `distance [B]`.
+    """The perturbations `[B, *shape]` after `PATH` steps of steepest descent on the log-odds, from the images.
 
-    It leads where all classes together pull, which may be another part of the boundary than linearizations point to.
+    All steps have the same p-norm; together it is `PAST` times the `distance [B]`, so that the last one should be
+    beyond the boundary. The log-odds depend on all other classes together, so that the descent may reach another part
+    of the boundary than steps towards single classes.
     """
 
     def advance(_, r):
@@ -165,10 +182,14 @@ def path(classifier, given: Problem, distance: jax.Array, norm: float) -> jax.Ar
 def descend(
     classifier, given: Problem, r: jax.Array, norm: float, others: jax.Array | None = None
 ) -> tuple[Best, jax.Array]:
-    """The nearest adversarial perturbation of a run along the averaged boundary (see `nearest`) from `r`, and where it
-    ends. It takes `RUN` gradients and `EVALUATIONS`.
+    """One run from the perturbations `r`: steps towards the averaged linearized boundary, as described in `nearest`.
 
-    The boundary is that of the class `others [B]`, or where this is negative, or None, of whichever is nearest.
+    It ends with a search for the boundary along the line through the last perturbation (`crossing`), and takes `RUN`
+    gradients and `EVALUATIONS` evaluations. The boundary is that between the label and the class `others [B]`; where
+    this is negative, or None, between the label and the class of the largest other logit.
+
+    Returns:
+      The nearest adversarial perturbations of the run, and the perturbations `[B, *shape]` after its last step.
     """
 
     def loss(logits, labels):
@@ -193,5 +214,5 @@ def descend(
 
 
 def pick(arrays: jax.Array, places: jax.Array) -> jax.Array:
-    """From arrays `[K, B, ...]`, for each image those at the places `[N, B]`: `[N, B, ...]`."""
+    """For each image, the entries of `arrays [K, B, ...]` at the indices `places [N, B]`, as `[N, B, ...]`."""
     return jnp.take_along_axis(arrays, places.reshape(*places.shape, *[1] * (arrays.ndim - 2)), 0)

@@ -1,4 +1,7 @@
-"""The edge of every attack: inside images are in [0, 1], outside in the units of the classifier's bounds."""
+"""The outermost layer of every attack: it converts units, and splits the images into blocks to report progress.
+
+Callers give images, radii and distances in the units of the classifier's bounds; attacks compute with images in [0, 1].
+"""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,8 +19,9 @@ from mnist_jax.units import Units
 
 Settings = Mapping[str, ArrayLike]
 
-LENGTHS = {"radius", "step_size", "low", "high", "initial"}  # settings that are p-norms
-IMAGES = {"begin"}  # that are images; other arrays are directions
+LENGTHS = {"radius", "step_size", "low", "high", "initial"}  # names of the settings that are p-norms, in these units
+# Names of the settings that are images. Other arrays are perturbations of which only the direction is used.
+IMAGES = {"begin"}
 
 
 def at_edge(
@@ -29,13 +33,20 @@ def at_edge(
     arrays: Settings | None = None,
     keys_apart: bool = False,
 ) -> AttackResult:
-    """`attack(asked, each, arrays)` in the units of the classifier's bounds, some images at a time where it is watched.
+    """Runs an attack that computes with images in [0, 1] on images in the units of the classifier's bounds.
+
+    Where a callback for progress is set (`mnist_jax.progress`), the images are attacked in blocks.
 
     Args:
-      attack: of images in [0, 1].
-      asked, each, arrays: in the caller's units.
+      attack: `attack(asked, each, arrays)`, all in units of [0, 1].
+      asked: the arguments that all attacks have, in the caller's units.
+      each: settings with a value for each image: numbers of at least 0, or `[B]`.
+      arrays: settings that are arrays like the images, `[B, *shape]`.
       norm: p.
-      keys_apart: whether the attack makes a key for each image of one that it is given.
+      keys_apart: whether a single key is split into one for each image, here, before the images are split into blocks.
+
+    Returns:
+      An `AttackResult`, in the caller's units.
 
     Raises:
       ValueError: see `problem.problem`, `arguments.radii` and `arguments.keys_of`.
@@ -63,14 +74,14 @@ def at_edge(
 
 @partial(jax.jit, static_argnums=0)
 def _outside(norm, classifier, given: Problem, inner: jax.Array, result: AttackResult) -> AttackResult:
-    """The result in the caller's units, judged anew from the images in these."""
+    """The result in the caller's units, with success and distance recomputed from the images in these units."""
     found = Units.of(classifier.bounds, inner.dtype).outside(given.images, result.images - inner)
     outside = finish(classifier, given, found, norm, result.gradients, result.forwards)
     return outside.only(result.success)
 
 
 def _in_blocks(attack: Callable[..., AttackResult], asked: Asked, each: Settings, arrays: Settings) -> AttackResult:
-    """The attack on some images after others, where it is watched; all that belongs to an image goes with it."""
+    """Runs the attack on one block of images after another if a callback for progress is set, else on all at once."""
     classifier, images, labels, targets, key = asked
     own = key if key is not None and arguments.is_one_for_each(key) else None
 

@@ -1,4 +1,7 @@
-"""The search for the weight of misclassification beside the distance, of attacks that minimize a sum of the two."""
+"""The search for the weight c in attacks that minimize the distance plus c times a loss (Carlini & Wagner 2017).
+
+The loss is zero for adversarial images, so that a large c gives adversarial images, and a small c near ones.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,29 +14,30 @@ from mnist_jax.attack.engine.best import Best
 from mnist_jax.attack.engine.driver import Found
 from mnist_jax.attack.engine.problem import Problem
 
-CHECKS = 10  # in a descent: where the loss fell by less than this share since the last one, the image is done
-ENOUGH = 1e-4
-LARGEST = 1e10  # weight
+# Ending a descent early, as in Carlini & Wagner's implementation:
+CHECKS = 10  # how often in a descent the sum that it minimizes is compared with its value at the last check
+ENOUGH = 1e-4  # the least relative decrease between two checks for which the descent of an image goes on
+LARGEST = 1e10  # the largest weight c, so that it stays finite while no descent succeeds. Chosen
 
 
 class Attempt(NamedTuple):
-    """What one step of a descent tried: `r`, like the images, and for each image `[B]` the rest."""
+    """The perturbations that one step of a descent tries: `r [B, *shape]`, all else `[B]`."""
 
     r: jax.Array
-    value: jax.Array  # of which the best is the lowest
-    adversarial: jax.Array
-    loss: jax.Array
+    value: jax.Array  # what makes an adversarial perturbation the best where it is lowest, such as the distance
+    adversarial: jax.Array  # whether `r` may be kept as the best
+    loss: jax.Array  # the sum that the descent minimizes
 
 
 class WeightSearch(NamedTuple):
-    """The weights `c` of the images, the largest that failed, the smallest that succeeded, and what was found."""
+    """The state of the search between two descents, for each image: perturbations `[B, *shape]`, all else `[B]`."""
 
-    c: jax.Array
-    low: jax.Array
-    high: jax.Array
-    best: Best
-    last: jax.Array  # the last attempt
-    gradients: jax.Array
+    c: jax.Array  # weight in the next descent
+    low: jax.Array  # the largest weight at which a descent failed, 0 before
+    high: jax.Array  # the smallest weight at which one succeeded, inf before
+    best: Best  # the adversarial perturbations of the lowest `Attempt.value`
+    last: jax.Array  # the perturbations tried last
+    gradients: jax.Array  # gradients used so far
 
 
 def search_weight(
@@ -46,10 +50,20 @@ def search_weight(
     weight: ArrayLike,
     stop_early: bool,
 ) -> WeightSearch:
-    """Descends in `rounds`, at weights that are ten times larger until one succeeds, and then bisected.
+    """Makes a descent at each of several weights c, separately for each image; returns the state after the last one.
 
-    `step(i, state, c)` is step number i of the descent at the weights `c [B]`, and gives the next state, a pytree of
-    arrays `[B, ...]`, and what was tried. It uses one gradient. Each image is done for itself.
+    c is multiplied by ten until a descent succeeds, then bisected between the largest that failed and the smallest that
+    succeeded.
+
+    Args:
+      given: the images, and labels or targets.
+      step: `step(i, state, c)`, step number i of a descent at the weights `c [B]`; it uses one gradient, and gives the
+        next state, a pytree of arrays `[B, ...]`, and what it tried.
+      start: the state at the start of each descent.
+      steps: the most steps of a descent.
+      rounds: the number of descents.
+      weight: c in the first descent.
+      stop_early: whether the descent of an image ends where the sum hardly falls any more, see `ENOUGH`.
     """
     count, dtype = len(given.images), given.images.dtype
     every = -(-steps // CHECKS)
@@ -85,6 +99,9 @@ def search_weight(
 
 
 def found_by(given: Problem, found: WeightSearch, forwards: ArrayLike) -> Found:
-    """The best of a search; a failure where there is none, even if the last attempt is misclassified by too little."""
+    """The best perturbations of a search as the `Found` of a kernel; where there are none, the last ones, as a failure.
+
+    These may be misclassified, but by less than the attack's `confidence` asks for.
+    """
     r = given.where(found.best.found, found.best.r, found.last)
     return Found(r, found.gradients, forwards, allowed=found.best.found)

@@ -25,11 +25,12 @@ METHOD = Method(
     "Andriushchenko et al. 2020",
 )
 
-# Of so many queries, after which the share of the pixels in a window is halved.
+# The paper's schedule: in LENGTH queries, the share of the pixels that a window covers is halved after each of these.
 LENGTH = 10_000
 HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-TILES = 5  # in each direction, of the start for p = 1 and 2
-SMALLEST = 3  # side of a window for p = 1 and 2
+# For p = 1 and 2, as in the authors' implementation:
+TILES = 5  # tiles in each direction, a pair of bumps in each, that the starting point is made of
+SMALLEST = 3  # least side of a window, in pixels
 
 
 def square(
@@ -47,22 +48,23 @@ def square(
 ) -> AttackResult:
     """Changes a square window of the perturbation at random, and keeps the change where it lowers the loss.
 
-    For p = inf a window is set to plus or minus the radius in each channel, and the start is made of vertical stripes
-    of these (Andriushchenko et al., "Square attack: a query-efficient black-box adversarial attack via random search",
-    2020, algorithm 2). For p = 2 the perturbation of a second window moves into the first, which gets two bumps of
-    opposite sign on top of what it has (algorithm 3); for p = 1 the same with steeper bumps, as in AutoAttack. The
-    loss is the margin, or with targets the log-odds, which order images as the paper's cross-entropy does.
+    For p = inf the perturbation in the window is set to plus or minus the radius, in each channel by a random sign; it
+    starts as vertical stripes of plus and minus the radius (Andriushchenko et al., "Square attack: a query-efficient
+    black-box adversarial attack via random search", 2020, algorithm 2). For p = 2 two bumps of opposite sign are added
+    in the window, where the norm grows by that in a second random window, which is set to zero (algorithm 3); for p = 1
+    the same with steeper bumps, as in AutoAttack. The loss is the margin, or with targets the log-odds, which are
+    higher exactly where the target's cross-entropy, the paper's loss, is lower.
 
-    Each image has windows of its own. They may touch the last row and column, which those of the public implementation
-    never do; and for p = 2 the perturbation has the whole radius after it is clipped to the box, where that one loses
-    what is clipped.
+    Windows are drawn for each image. They may touch the last row and column, which those of the public implementation
+    never do; and for p = 2 the perturbation has the whole radius after it is clipped to the box, while the public
+    implementation clips last and so loses some of the norm.
 
     Args:
       classifier, images, labels, radius, targets: see `pgd`. An image `[H, W, ...]` has windows in its first two axes;
         a vector has intervals.
       norm: p, 1, 2 or inf.
-      queries: how often at most the classifier is asked about an image.
-      share: of the pixels, how many are in the first windows. Later ones are smaller.
+      queries: the most evaluations of the classifier for each image.
+      share: the share of all pixels that the first windows cover. Later windows are smaller.
       schedule: the number of queries over which windows shrink; None means `queries`.
       key: a `jax.random` key, or one for each image; None means key 0.
 
@@ -110,8 +112,13 @@ def kernel(classifier, given: Problem, keys, *, norm, radius, queries, share, sc
 
 
 def _windows(plane, norm, share, schedule):
-    """From which queries on the next size is used; of every size height and width; for p < inf its bumps
-    `[sizes, 2, H, W]`, as they are and with the axes exchanged."""
+    """The sizes of windows in the course of the search.
+
+    Returns:
+      The numbers of the queries from which on the next size is used `[sizes - 1]`; height and width of each size
+      `[sizes, 2]`; and for p < inf the bumps that fill a window of each size in the corner of a plane, one above the
+      other and side by side `[sizes, 2, H, W]`.
+    """
     height, width, _ = plane
     starts = [-(-(late + 1) * schedule // LENGTH) for late in HALVED]
     sizes = [_size(height, width, share / 2**n, norm) for n in range(len(HALVED) + 1)]
@@ -124,28 +131,32 @@ def _windows(plane, norm, share, schedule):
 
 
 def _which(starts, i):
-    """The number of the size that query i uses."""
+    """The index of the size of window that query i uses."""
     return (i >= starts).sum()
 
 
 def _size(height: int, width: int, share: float, norm: float) -> tuple[int, int]:
+    """Height and width of a window that covers this share of the pixels: a square, if one fits."""
     area = share * height * width
     side = max(round(math.sqrt(area)), 1)
     if norm != geometry.INF:
-        side = max(side + (side + 1) % 2, SMALLEST)  # odd: bumps have a middle
-    # Where the image is no square, and so narrow that a square does not fit, a rectangle of the same area.
+        side = max(side + (side + 1) % 2, SMALLEST)  # odd, so that bumps have a middle pixel
+    # In an image too narrow for the square, the window is a rectangle of about the same area.
     h = min(max(side, round(area / width)), height)
     return h, min(max(side, round(area / height)), width)
 
 
 def _bumps(h: int, w: int, norm: float) -> np.ndarray:
-    """A positive bump above a negative one, of norm 1 together."""
+    """A positive bump above a negative one, together of p-norm 1 `[h, w]`."""
     both = np.concatenate([_bump(h // 2, w, norm), -_bump(h - h // 2, w, norm)])
     return both / np.linalg.norm(both.ravel(), norm)
 
 
 def _bump(h: int, w: int, norm: float) -> np.ndarray:
-    """Around the middle, squares of growing size on top of each other, of 1 / size^2, or for p = 1 of 1 / size^4."""
+    """A bump of p-norm 1 `[h, w]`: the sum of concentric squares of sides 1, 3, 5, ..., the n-th of height 1 / n^2.
+
+    For p = 1 it is of height 1 / n^4.
+    """
     down, across = np.abs(np.arange(h) - h // 2), np.abs(np.arange(w) - w // 2)
     sizes = np.arange(1, max(h // 2, w // 2) + 2)
     totals = (1.0 / sizes ** (4 if norm == 1 else 2))[::-1].cumsum()[::-1]
@@ -154,12 +165,16 @@ def _bump(h: int, w: int, norm: float) -> np.ndarray:
 
 
 def _stripes(plane, key, radius):
+    """The first perturbation for p = inf, `[H, W, C]`: every column is plus or minus the radius, in each channel."""
     _, width, channels = plane
     return jnp.broadcast_to(radius * jax.random.rademacher(key, (1, width, channels), radius.dtype), plane)
 
 
 def _tiles(norm, plane, key, radius):
-    """Bumps all over the image, each of norm 1 and turned at random."""
+    """The first perturbation for p = 1 and 2, `[H, W, C]`: tiles of pairs of bumps, each pair of p-norm 1.
+
+    The direction of each pair and its sign are random. Their norm altogether is not yet the radius.
+    """
     height, width, channels = plane
     h, w = max(height // TILES, 1), max(width // TILES, 1)
     down, across = height // h, width // w
@@ -173,7 +188,7 @@ def _tiles(norm, plane, key, radius):
 
 
 def _place(key, plane, size):
-    """A window somewhere: its corner, and where it is `[H, W, 1]`."""
+    """A random window of this size: its first row and column, and a mask of its pixels `[H, W, 1]`."""
     rows, columns = jnp.arange(plane[0]), jnp.arange(plane[1])
     corner = jax.random.randint(key, (2,), 0, jnp.array(plane[:2]) - size + 1)
     inside = [(line >= at) & (line < at + long) for line, at, long in zip((rows, columns), corner, size, strict=True)]
@@ -181,7 +196,7 @@ def _place(key, plane, size):
 
 
 def _paint(windows, i, key, r, radius):
-    """p = inf."""
+    """The perturbation `r [H, W, C]`, changed for query i, for p = inf: one value for each channel in a window."""
     starts, sizes, _ = windows
     where, sign = jax.random.split(key)
     _, window = _place(where, r.shape, sizes[_which(starts, i)])
@@ -189,14 +204,18 @@ def _paint(windows, i, key, r, radius):
 
 
 def _move(norm, windows, i, key, r, radius):
-    """p = 1 and 2."""
+    """The perturbation `r [H, W, C]`, changed for query i, for p = 1 and 2.
+
+    The norm of the `source` window and what `r` lacks of the radius are given to the window at `to`, which gets a pair
+    of bumps besides; the `source` window is set to zero.
+    """
     starts, sizes, bumps = windows
     now = _which(starts, i)
     to, source, turn, sign = jax.random.split(key, 4)
     corner, window = _place(to, r.shape, sizes[now])
     _, emptied = _place(source, r.shape, sizes[now])
 
-    def power(a):  # of each channel
+    def power(a):  # the p-norm of each channel, to the power p
         return (jnp.abs(a) ** norm).sum((0, 1), keepdims=True)
 
     def unit(a):
