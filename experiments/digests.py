@@ -32,6 +32,7 @@ from mnist_jax.recipe import RECIPES
 from mnist_jax.storage import checkpoint
 
 NORMS = (0.0, 1.0, 2.0, 3.0, np.inf)
+# The radius for each p, for attacks that take one. Chosen.
 RADII = {1.0: 10.0, 2.0: 1.2, 3.0: 0.6, np.inf: 0.1}
 # Settings of the attacks that have them, smaller than the defaults, to save time.
 FEWER = {"steps": 20, "searches": 3, "queries": 200, "restarts": 2}

@@ -63,6 +63,8 @@ def vgg_bn() -> Network:
 
 
 class Mean(nn.Module):
+    """The mean of each channel over all pixels."""
+
     def forward(self, x: Any) -> Any:
         return x.mean((2, 3))
 
@@ -72,6 +74,8 @@ def conv_norm(inputs: int, outputs: int, size: int) -> list[nn.Module]:
 
 
 class Module(nn.Module):
+    """An Inception module: convolutions of sizes 1, 3 and 5 and a pooled branch, concatenated."""
+
     def __init__(self, inputs: int, widths: tuple[int, ...]):
         super().__init__()
         one, before_three, three, before_five, five, pooled = widths
@@ -93,6 +97,8 @@ def inception_net() -> Network:
 
 
 class Block(nn.Module):
+    """A residual block with batch normalization before each convolution."""
+
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
         self.norm1, self.norm2 = nn.BatchNorm2d(inputs), nn.BatchNorm2d(outputs)
@@ -116,6 +122,8 @@ def residual() -> Network:
 
 
 class CapsNet(nn.Module):
+    """The capsule network, with routing by agreement and a decoder."""
+
     def __init__(self) -> None:
         super().__init__()
         primary = capsules.PRIMARY * capsules.KINDS

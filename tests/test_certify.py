@@ -185,7 +185,7 @@ def exactly(params, x):
 
 
 def in_this_order(params, x, order):
-    """The logits in single precision, summed term by term in an order."""
+    """The logits of `relu_network` in single precision; its sums are added up term by term in the given order."""
     h = np.ravel(x).astype(np.float32)
     for i in (0, 2, 4):
         w, b = params[i], params[i + 1]
@@ -247,13 +247,14 @@ def test_bounds_hold_in_exact_arithmetic_and_in_every_order(kind):
 
 @jax.custom_jvp
 def flat(x):
+    """Three times x, with a derivative of 0, which is wrong."""
     return 3 * x
 
 
 flat.defjvp(lambda primals, tangents: (flat(*primals), 0 * tangents[0]))
 
-# Functions of the difference d of a pixel to the image: the margin is 0.05 minus the function, which exceeds that or is
-# not finite somewhere in the ball.
+# Functions of d, by how much a pixel is changed. The margin of the classifier is 0.05 minus the function, which is
+# above 0.05, or not finite, somewhere in the ball of radius 0.1, so that the image must not be certified.
 TRAPS = {
     "stop_gradient": lambda d: lax.stop_gradient(d * 10),
     "a derivative of 0": lambda d: flat(d * 10 / 3),
@@ -287,7 +288,7 @@ BIG = np.array([1e8, 1, -1e8], np.float32)  # the exact sum is 1; in single prec
 
 
 def beside(level, value):
-    """A function that gives two logits: the constant `level`, and a value."""
+    """The function of a classifier with two logits: the constant `level`, and `value(p, x)`."""
     return lambda p, x: jnp.concatenate([level + 0 * x[:, :1], value(p, x)], 1)
 
 
@@ -300,7 +301,7 @@ def summed_in_a_loop(p, x):
 
 
 def of_one_pixel(join):
-    """The sum over a row of a hundred copies of a pixel, each joined with the same single number, that pixel."""
+    """The sum of `join(copy, pixel)` over a hundred copies of a pixel, where `pixel` is broadcast to all copies."""
 
     def value(p, x):
         row = jnp.broadcast_to(jax.nn.relu(x[:, :1]), (len(x), 100))
@@ -309,7 +310,8 @@ def of_one_pixel(join):
     return value
 
 
-# Parameters and functions; each has an image within 0.1 of 0.5 with a larger second logit, if only in exact arithmetic.
+# Parameters and functions of classifiers. The second logit of each is the larger one, at least in exact arithmetic, for
+# an image within 0.1 of the image 0.5, so that this must not be certified.
 ROUNDED = {
     "a rounded base of a maximum": (
         BIG,

@@ -9,11 +9,11 @@ from mnist_jax.certify.region import Region
 from mnist_jax.geometry import INF, exact_norm
 
 SHAPE = (5, 4, 1)
-LANES = 64
+LANES = 64  # problems in a batch: each an image, a radius and a linear function
 
 
 def least(a, x, radius, p):
-    """The exact minimum for each lane of `<a, y - x>` over images y in [0, 1] within the radius."""
+    """The exact minimum of `<a, y - x>` over images y in [0, 1] within the radius of x, for each row `[LANES]`."""
     values = []
     for a_, x_, r in zip(a, x, radius, strict=True):
         room = np.where(a_ > 0, x_, 1 - x_)
@@ -35,6 +35,7 @@ def least(a, x, radius, p):
 
 
 def problem(seed):
+    """Coefficients and images `[LANES, *SHAPE]`, some of them 0 or 1, and radii `[LANES]` from 0 to 10."""
     rng = np.random.default_rng(seed)
     x = rng.uniform(size=(LANES, *SHAPE)).astype(np.float32)
     x[rng.uniform(size=x.shape) < 0.3] = 0

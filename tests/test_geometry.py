@@ -19,8 +19,9 @@ SHARES = (0, 1e-6, 0.03, 0.4, 0.95, 1, 1.3, 1e10)  # radii, relative to the norm
 ROWS = len(SCALES) * len(SHARES)
 SCALE, SHARE = (grid.ravel() for grid in np.meshgrid(SCALES, SHARES, indexing="ij"))
 
-# Compiling takes longer than running, so every norm comes in one shape and every shape in some norms.
+# Compiling takes longer than running, so not every norm is tested with every shape.
 QUICKLY = {"xla_backend_optimization_level": 0}
+# Shapes of an image, and p:
 BALL = [((17,), p) for p in NORMS] + [((3,), 2), ((4, 4, 1), 1), ((28, 28, 1), 1), ((28, 28, 1), 3)]
 SPHERE = [((2,), p) for p in NORMS] + [((17,), p) for p in (1, 1.5, 3, INF)] + [((28, 28, 1), 2)]
 
@@ -61,7 +62,7 @@ def batch(shape, p):
 
 @cache
 def compiled(function, p):
-    """The value, and the gradients of its product with a cotangent."""
+    """A compiled program that gives the function's value, and its vector-Jacobian products with a cotangent."""
 
     @jax.jit(compiler_options=QUICKLY)
     def run(cotangent, *arguments):
@@ -272,7 +273,7 @@ def test_projection_onto_ball_and_box(shape, p):
     assert r.shape == v.shape
     assert_in_box(x, r)
     assert (numpy_norm(r, p) <= radius * (1 + 1e-6)).all()
-    # Huge v next to a tiny radius is too much for the references, and a radius that hardly matters for float32.
+    # The reference is inexact for huge v beside a tiny radius, and float32 where the radius is just the norm.
     usual = np.flatnonzero((SCALE <= 100) & (SHARE != 1))[:: 1 if v[0].size < 100 else 4]
     wanted = closest_in_ball(v[usual], -x[usual], 1 - np.float64(x[usual]), radius[usual], p)
     error = np.abs(flat(r[usual])[0] - wanted).max(1)
@@ -281,7 +282,7 @@ def test_projection_onto_ball_and_box(shape, p):
         away, step = flat(v)[0] - flat(r)[0], y - flat(r)[0]
         product, largest = (away * step).sum(1), np.linalg.norm(away, axis=1) * radius
         assert (product <= 1e-6 * largest + 1e-12 * radius).all()
-    # What is inside stays as it is.
+    # A perturbation inside the ball is not changed.
     np.testing.assert_array_equal(value(geometry.project_ball_in_box, p, r, x, (radius * 1.001).astype(np.float32)), r)
     again = value(geometry.project_ball_in_box, p, r, x, radius)
     assert (np.abs(flat(again)[0] - flat(r)[0]).max(1) <= 1e-6 * radius).all()
@@ -341,8 +342,9 @@ def test_projection_and_its_gradient_in_float64(p):
 def test_projection_of_zero_keeps_the_entries_that_bring_it_closest():
     rng = np.random.default_rng(11)
     v, x = perturbations(rng, (20, 2, 3)), pixels(rng, (20, 2, 3))
-    v[0], v[1] = 0, 1  # and ties
-    count = (np.arange(20) % 8 - 1).astype(np.float32)  # from -1, which is as 0, to 6, which is all
+    v[0], v[1] = 0, 1  # rows in which all entries are equal
+    # Numbers of pixels that may differ from zero, from -1, which counts as 0, to 6, which is all of them.
+    count = (np.arange(20) % 8 - 1).astype(np.float32)
     choices = np.stack(np.meshgrid(*[[0, 1]] * 6, indexing="ij")).reshape(6, -1).T
     inside = np.clip(x + v, 0, 1) - x
     for clipped, y in ((v, geometry.project_ball(v, count, 0)), (inside, geometry.project_ball_in_box(v, x, count, 0))):
@@ -360,7 +362,7 @@ def test_projection_of_zero_keeps_the_entries_that_bring_it_closest():
 def batch_for_sphere(shape, p):
     """`v`, images and radii, one row for every scale of v and every share of the largest norm."""
     v, x, _ = batch(shape, p)
-    v[::3] = np.clip(x[::3] + v[::3], 0, 1) - x[::3]  # as an attack has it
+    v[::3] = np.clip(x[::3] + v[::3], 0, 1) - x[::3]  # inside the box, as an attack's perturbations are
     return v, x, (SHARE * geometry.largest(x, p)).astype(np.float32)
 
 
@@ -426,14 +428,14 @@ def test_closest_point_on_the_sphere_of_two_pixels(p):
     radius = (geometry.largest(x, p) * rng.random(72)).astype(np.float32)
     r = value(geometry.project_sphere_in_box, p, v, x, radius)
     best, bound = np.array([closest_of_two_pixels(*row, p) for row in zip(v, x, np.float64(radius), strict=True)]).T
-    attained = best - bound < 1e-4  # there is no gap: a minimum of the Lagrangian is on the sphere
+    attained = best - bound < 1e-4  # no duality gap: a minimizer of the Lagrangian is on the sphere
     assert attained.sum() >= 5
     assert (distance(v, r) <= best + 1e-6)[attained].all()
 
 
 @pytest.mark.parametrize("p", [1, 1.5])
 def test_a_radius_slightly_above_the_norm_gives_the_closest_point(p):
-    """For p <= 2 it is without a jump, and by duality then as close as any point of the sphere."""
+    """Here the norm of the Lagrangian's minimizer does not jump over the radius, so that it is the closest point."""
     v, x, _ = batch((17,), p)
     v = (np.clip(x + v, 0.01, 0.99) - x)[SCALE == 0.3].astype(np.float32)
     x = x[SCALE == 0.3]
@@ -509,7 +511,7 @@ def test_nearest_on_plane(p):
     g, x = perturbations(rng, (40, 4, 4, 1)), pixels(rng, (40, 4, 4, 1))
     lowest = np.where(g < 0, 1 - x, -x * (g > 0))  # the corner where the function is lowest
     most = -np.einsum("bd,bd->b", *flat(g, lowest))
-    fall = (most * np.linspace(-0.1, 1.21, 40)).astype(np.float32)  # rounding does not decide at 0 or 1
+    fall = (most * np.linspace(-0.1, 1.21, 40)).astype(np.float32)  # never exactly 0 or most, where rounding decides
     run = jax.jit(geometry.nearest_on_plane_in_box, static_argnums=3, compiler_options=QUICKLY)
     r = np.asarray(run(g, fall, x, p))
     assert_in_box(x, r)
@@ -517,7 +519,7 @@ def test_nearest_on_plane(p):
     np.testing.assert_allclose(got, np.clip(fall, 0, most), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(r[fall <= 0], np.zeros_like(r)[fall <= 0])
     np.testing.assert_array_equal(r[fall > most], lowest[fall > most])
-    # No point that falls as much is shorter: from r to any other one, the norm does not decrease.
+    # No random point at which the function is as low has a smaller norm.
     towards, size = flat(lowest)[0], numpy_norm(r, p)
     for spread in (0.01, 0.1, 1):
         for _ in range(20):
@@ -544,7 +546,7 @@ def test_shorten_on_plane(p):
     there = missed < 1e-4
     assert there.sum() > 20
     np.testing.assert_allclose(away[~there], reach[~there], rtol=1e-4)
-    # No point between r and any other that is allowed is shorter.
+    # No random point that satisfies the constraints has a smaller norm.
     for spread in (0.01, 0.1, 1):
         for _ in range(50):
             y = np.clip(x + r + spread * rng.normal(size=x.shape), 0, 1) - x

@@ -222,12 +222,14 @@ def test_every_step_draws_its_own_distortion():
         before = state.weights["classifier.1.mean"]
         state, _ = training.train_steps(Small, recipe, 3, state, train, batch, jax.random.key(0))
         np.testing.assert_array_equal(state.weights["classifier.0.kernel"], w["classifier.0.kernel"])
+        # The mean of the batch, which has weight 0.1 in the running mean.
         means.append(10 * (state.weights["classifier.1.mean"] - 0.9 * before))
     apart = [np.abs(means[i] - means[j]).max() for i in range(4) for j in range(i)]
     assert min(apart) > 0.01
 
 
 def off(steps):
+    """A schedule of the distortion's strength: 1 in the first step, 0 in all others."""
     return lambda step: jnp.where(step < 1, 1.0, 0.0)
 
 
@@ -238,7 +240,7 @@ def test_the_strength_of_the_distortion_follows_its_schedule():
     train, batch = ten_classes(some_images(16)), np.arange(16)[None]
 
     def kernel(recipe, number):
-        """The state after a number of steps."""
+        """The weights of the first layer after one step, which is step `number` of a training."""
         state = started(Small, plain, train)
         state = state._replace(step=state.step + number)
         state, _ = training.train_steps(Small, recipe, 3, state, train, batch, jax.random.key(0))

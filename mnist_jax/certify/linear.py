@@ -32,9 +32,9 @@ def walk(
     *,
     rounded: bool = True,
 ) -> Bounds:
-    """The bounds of a classifier's computation over a ball around each image, with that of the image alone so far.
+    """A `Bounds` of a classifier's computation over a ball around each image, in which only the image is bounded yet.
 
-    `rounded` says whether they are charged for rounding, as in `Bounds`.
+    `rounded` says whether its bounds allow for rounding errors, as in `Bounds`.
     """
     constants = Constants(computation, jax.tree.leaves(classifier.params))
     bounds = Bounds(computation, constants, Region.around(images, radius), norm, rounded)
@@ -50,18 +50,18 @@ Method = Callable[[Bounds, int, dict[int, jax.Array], jax.Array], tuple[jax.Arra
 def tighten(
     method: Method, bounds: Bounds, place: int, factors: dict[int, float], interval: Interval, wanted: jax.Array
 ) -> Interval:
-    """Better bounds of a linear combination of values, by backward propagation of the entries where they are wanted.
+    """Tighter bounds of a linear combination of values, by backward propagation of the entries that are wanted.
 
     Values that are affine in the image have the same coefficients for all images, and are propagated once. Others are
     propagated for one image after another, as each image wants other entries. Entries with a small receptive field, as
     in convolutions, are propagated in blocks, and only through their receptive field.
 
     Args:
-      method: bounds them from below.
-      place: index of an equation; the values are of equations before it.
-      factors: of the combination, by the number of the value.
-      interval: bounds so far, `[*shape, B]`.
-      wanted: where better ones are of use, `[*shape, B]`.
+      method: bounds linear functions from below.
+      place: index of the equation that uses the combination; its values are computed by earlier equations.
+      factors: the factor of each value in the combination, by the number of the value.
+      interval: the bounds known so far, `[*shape, B]`.
+      wanted: which entries to bound, `[*shape, B]`: those for which tighter bounds are of use.
     """
     shape, batch = interval.low.shape[:-1], interval.low.shape[-1]
     size = interval.low[..., 0].size
@@ -166,7 +166,7 @@ def margin(bounds: Bounds, labels: jax.Array, methods: Sequence[Method]) -> tupl
 def with_slopes(
     rule: str, bounds: Bounds, place: int, functions: dict[int, jax.Array], constant: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Lower bounds as by `Bounds.back`, with slopes of the lower lines by a rule of `relaxations.steepness`."""
+    """Lower bounds as by `Bounds.back`, where `relaxations.steepness` chooses the slopes of lower lines by `rule`."""
 
     def slope(place: int) -> jax.Array | None:
         ramp = bounds.nodes[place].ramp

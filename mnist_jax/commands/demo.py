@@ -14,7 +14,8 @@ from mnist_jax.storage import checkpoint
 from mnist_jax.unstable import compile_quickly
 
 HERE = "127.0.0.1"
-# Host names under which this machine may be asked. Others are refused: another site's name could be made to lead here.
+# Host names that requests may have where the page listens to this machine only. Others are refused: a web site could
+# have its own name point to this address, and so read the page (DNS rebinding).
 NAMES = [HERE, "localhost", "[::1]", "::1"]
 PORT = 7860  # default; the one that Gradio's pages have, too
 MOST_AT_ONCE = 32  # requests that are answered at the same time; an open page makes two; chosen, not tuned
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     shipped = sorted(checkpoint.shipped().glob("*.safetensors"))
     paths = [checkpoint.find(model, options.output) for model in options.models] if "models" in options else shipped
     demo = Demo(paths, data.load_split("val"))
-    if "models" in options:  # the others are loaded when they are asked for
+    if "models" in options:  # networks that ship with the project are loaded when they are first asked for
         for name in demo.paths:
             demo.network(name)
     hosts = NAMES if options.host in NAMES else ["*"]

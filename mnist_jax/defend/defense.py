@@ -14,7 +14,7 @@ from mnist_jax.recipe import Recipe
 
 CLIPPED = 10.0  # largest 2-norm of a step's gradient, as is usual in certified training (Shi et al. 2021)
 DROP = 0.2  # factor by which the learning rate falls at each of DROPS (Shi et al. 2021)
-DROPS = (5 / 7, 6 / 7)  # as shares of the steps: epochs 50 and 60 of 70 (Shi et al. 2021)
+DROPS = (5 / 7, 6 / 7)  # when the learning rate falls, as shares of all steps: epochs 50 and 60 of 70 (Shi et al. 2021)
 
 
 class Defense(NamedTuple):

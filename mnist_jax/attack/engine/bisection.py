@@ -24,7 +24,8 @@ DECAY = 0.7  # factor of that attack's learning rate from one round to the next
 FEW = 8  # for p = 1, the number of pixels over which `rate` spreads a perturbation
 LINE = 3  # evaluations in the bisection along the line to an attack's perturbation
 ABOVE = 1e-4  # before the first success, the next radius exceeds the estimate by this share of it, or more
-FROM_ESTIMATE = 0.99  # after it, the next radius is at this share of the way from the estimate to the least distance
+# After the first success, the next radius is at this share of the way from the estimate to the least distance found.
+FROM_ESTIMATE = 0.99
 EDGE = 0.01  # the next radius is below the upper end of the interval by at least this share of its length
 AGAIN = 0.998  # after a success, the lower end of the interval is at most this share of the estimate
 
@@ -73,9 +74,9 @@ def attempt(
 
 
 def rate(given: Problem, radius: jax.Array, norm: float) -> jax.Array:
-    """The learning rate `[B]` of the first round: the change of a pixel if a perturbation is spread evenly over pixels.
+    """The learning rate `[B]` of the first round: the change of a pixel in a perturbation that is spread evenly.
 
-    Over all pixels of the image, but for p = 1, where few pixels should change, over `FEW` of them.
+    It is spread over all pixels of the image, but for p = 1, where few pixels should change, over `FEW` pixels.
     """
     return radius * (FEW if norm == 1 else given.images[0].size) ** (-1 / norm)
 
