@@ -1,4 +1,4 @@
-"""Progress of attacks: with a callback set, images are attacked in blocks, and the callback is called after each."""
+"""Progress of attacks: with a callback set, images are attacked in blocks, and it is called at first and after each."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,9 +21,11 @@ _watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
 
 @contextmanager
 def progress(watch: Watch) -> Iterator[None]:
-    """`with progress(watch):` attacks inside call `watch(done, count)` whenever some more of `count` images are done.
+    """`with progress(watch):` attacks inside call `watch(done, count)` when they start and after each block of images.
 
-    Images are then attacked a few chunks at a time (see `at_once`), which does not change the results.
+    The first call, `watch(0, count)`, is made when the arguments are checked, and before the programs of the attack are
+    compiled, which may take longer than the attack itself. Then the `count` images are attacked in blocks of at most
+    four chunks (see `at_once`), which does not change the results.
 
     Raises:
       ValueError: `watch` is not callable.
@@ -47,6 +49,7 @@ def by_blocks(work: Callable[[slice], Any], count: int) -> Any:
     watch = _watch.get()
     if watch is None or not count:
         return work(slice(None))
+    watch(0, count)
     size, parts = CHUNKS * chunk_size(count), []
     for start in range(0, count, size):
         token = _watch.set(None)  # attacks that this attack runs don't report

@@ -54,7 +54,7 @@ def test_anything_but_a_list_of_radii_is_refused(problem):
 # Progress
 
 
-def test_progress_is_told_once_for_each_block_and_changes_nothing(problem):
+def test_progress_is_told_at_the_start_and_after_each_block_and_changes_nothing(problem):
     network, images, labels, _ = problem
     calls = []
     with attack.at_once(2):
@@ -67,7 +67,20 @@ def test_progress_is_told_once_for_each_block_and_changes_nothing(problem):
             with attack.progress(lambda done, count: calls.append((done, count))):
                 found = function(network, images, labels, **more, key=key)
             jax.tree.map(np.testing.assert_array_equal, found, expected)
-    assert calls == [(8, 11), (11, 11)] * 2
+    assert calls == [(0, 11), (8, 11), (11, 11)] * 2
+
+
+def test_progress_is_told_before_anything_is_attacked(problem):
+    network, images, labels, _ = problem
+
+    def stop(done, count):
+        raise InterruptedError(f"{done} of {count}")
+
+    def never(*_):
+        raise AssertionError("the loss was traced")
+
+    with pytest.raises(InterruptedError, match="0 of 11"), attack.progress(stop):
+        attack.pgd(network, images, labels, 0.1, loss=never)
 
 
 def test_a_watch_that_is_no_function_is_refused():

@@ -4,10 +4,9 @@ A solver's result is not a proof, because it solves a rounded problem in floatin
 `domains.bounded`, whose bound holds for any multipliers, and its images are judged by the classifier.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import optimize
 
 from mnist_jax.geometry import INF
 
@@ -99,8 +98,10 @@ def nearest(
     return None if found.status else image + found.x[:pixels] - found.x[pixels : 2 * pixels]
 
 
-def _solved(cost: np.ndarray, rows: np.ndarray, most: np.ndarray, room: np.ndarray) -> optimize.OptimizeResult:
-    """Minimizes `cost @ v` over variables `0 <= v <= room` with `rows @ v <= most`, by HiGHS."""
+def _solved(cost: np.ndarray, rows: np.ndarray, most: np.ndarray, room: np.ndarray) -> Any:
+    """SciPy's result of minimizing `cost @ v` over variables `0 <= v <= room` with `rows @ v <= most`, by HiGHS."""
+    from scipy import optimize  # here, as it would be a fifth of the time of `import mnist_jax`
+
     bounds = np.stack([np.zeros_like(room), room], 1)
     return optimize.linprog(cost, rows, most, bounds=bounds, options={"maxiter": ITERATIONS})
 
