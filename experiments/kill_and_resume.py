@@ -60,10 +60,12 @@ class Command:
         self.line = [sys.executable, "-c", program, *COMMANDS[name], "--data-dir", str(images)]
 
     def start(self, folder: Path, *more: str) -> subprocess.Popen[str]:
+        """Starts the command with its results in that folder, and with more options."""
         line = [*self.line, "--output", str(folder), *more]
         return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     def finish(self, folder: Path, *more: str) -> tuple[int, str]:
+        """Runs the command to its end; returns its exit status, and what it printed on stderr."""
         process = self.start(folder, *more)
         assert process.stderr is not None
         text = process.stderr.read()

@@ -1,14 +1,14 @@
-"""How many questions branch and bound settles: whether a radius is safe, for plainly trained networks of several kinds.
+"""How often branch and bound decides whether there is an adversarial image within a radius, for several networks.
 
     python experiments/questions.py [--networks dense2 dense4 dense6 max mean] [--seconds 20] [--resume]
 
 The networks are trained here (from weights as PyTorch draws them; Adam 1e-3, cross-entropy, 10 epochs, nothing against
 overfitting, seed 0): 2, 4 and 6 hidden layers of 256 ReLUs; and a convolution (5x5, stride 2, 8 filters), a pool (2x2,
-of the maximum or of the mean) and a hidden layer of 64. The questions are the first images of `val` that are classified
-correctly at two radii in Linf; `nearest` at thorough effort searches first. Verdicts are kept in
-runs/questions-NAME.json as they come, with which `--resume` goes on. A row of the table has how many questions are
-certified, have an adversarial image, and stay open; how many CROWN settles; and the seconds for all of them, with
-compiling.
+of the maximum or of the mean) and a hidden layer of 64. A question is an image and a radius: the first images of `val`
+that are classified correctly, each at two radii in Linf. `nearest` at thorough effort searches first. Verdicts are kept
+in runs/questions-NAME.json as they come, with which `--resume` goes on. A row of the table has the numbers of questions
+that are certified, have an adversarial image, and stay open; the numbers that CROWN certifies and finds adversarial
+images for; and the seconds for all questions, with compiling.
 """
 
 import argparse
@@ -28,8 +28,9 @@ from jax.typing import ArrayLike
 
 from mnist_jax import Classifier, attack, certify, data, layers
 
-HIDDEN, EPOCHS, RATE = 256, 10, 1e-3
-TOGETHER = 10  # questions, after which what is done is kept
+HIDDEN, EPOCHS, RATE = 256, 10, 1e-3  # units in a hidden layer; epochs of training; Adam's learning rate
+TOGETHER = 10  # questions between two saves of the verdicts
+# For each network, the number of images, and the radii.
 QUESTIONS = {
     "dense2": (15, (0.03, 0.05)),
     "dense4": (15, (0.03, 0.05)),
@@ -42,7 +43,7 @@ Weights = list[jax.Array]
 
 
 def dense(weights: Weights, x: jax.Array) -> jax.Array:
-    """Layers of ReLUs after flattening; the weights are those of each layer, and what it adds."""
+    """Logits of dense layers with ReLUs between them; the weights are the matrix and the biases of each layer."""
     x = x.reshape(len(x), -1)
     for n in range(0, len(weights), 2):
         x = x @ weights[n] + weights[n + 1][None]
@@ -51,16 +52,18 @@ def dense(weights: Weights, x: jax.Array) -> jax.Array:
 
 
 def pooled(pool: Callable[[jax.Array], jax.Array], weights: Weights, x: jax.Array) -> jax.Array:
+    """Logits of a convolution with ReLUs, a pool and dense layers; the first weights are the convolution's."""
     x = layers.convolution(x, weights[0], (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return dense(weights[2:], pool(jax.nn.relu(x + weights[1][None, None, None])))
 
 
 def mean_pool(x: jax.Array) -> jax.Array:
+    """The means of all 2 by 2 squares of pixels, which don't overlap."""
     return x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, x.shape[3]).mean((2, 4))
 
 
 def network(name: str) -> tuple[Callable, list[tuple[int, ...]]]:
-    """The function, and the shapes of its weights."""
+    """The function of the network of that name, and the shapes of its weights."""
     if name.startswith("dense"):
         widths = [784, *[HIDDEN] * int(name.removeprefix("dense")), 10]
         return dense, [shape for a, b in itertools.pairwise(widths) for shape in ((a, b), (b,))]
@@ -69,9 +72,10 @@ def network(name: str) -> tuple[Callable, list[tuple[int, ...]]]:
 
 
 def train(name: str, split: data.Split) -> Classifier:
+    """The network of that name, trained on a split."""
     apply, shapes = network(name)
     keys = jax.random.split(jax.random.key(0), len(shapes) + 1)
-    fans = [np.prod(shape[:-1]) for shape in shapes[::2] for _ in range(2)]  # of a layer's weights, and what it adds
+    fans = [np.prod(shape[:-1]) for shape in shapes[::2] for _ in range(2)]  # inputs of a unit, for weights and biases
     weights = [
         jax.random.uniform(key, shape, minval=-1, maxval=1) / fan**0.5
         for key, shape, fan in zip(keys, shapes, fans, strict=False)
@@ -81,7 +85,7 @@ def train(name: str, split: data.Split) -> Classifier:
 
 
 def asked(name: str, classifier: Classifier, split: data.Split) -> tuple[float, list[np.ndarray]]:
-    """The accuracy of a network; and images, labels and radii of the questions."""
+    """The accuracy of a network; and the images, labels and radii of its questions."""
     images, labels = np.asarray(data.normalize(split.images)), split.labels
     right = np.asarray(classifier(images)).argmax(1) == labels
     count, radii = QUESTIONS[name]

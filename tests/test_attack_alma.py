@@ -1,4 +1,4 @@
-"""ALMA: the penalty and its slope, the length of the first step, and what a descent on two classes needs."""
+"""ALMA: the slope of its penalty, the length of its first step, and distances near the exact ones."""
 
 import jax
 import jax.numpy as jnp

@@ -1,3 +1,5 @@
+"""Checkpoints: what comes back from a file, names and the files they mean, and the states of trainings."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -52,7 +52,7 @@ class Constants:
         return self.values[number]
 
     def beside(self, values: dict[int, Any]) -> "Constants":
-        """These constants together with others, which a part of the program has."""
+        """A copy that has further values, by number, such as the inputs of a part of the program."""
         both = copy.copy(self)
         both.values = self.values | values
         return both
@@ -85,6 +85,7 @@ class Constants:
             raise equation.refused("its rounding error, or its effect on rounded operands, is not known")
 
     def _sum(self, equation: Equation, operands: list[Any], errors: list[Any]) -> jax.Array:
+        """The error bound of a sum of products: from the errors of its operands, and from its own roundings."""
         sizes = [jnp.abs(jnp.asarray(x)) for x in operands]
         offs = [jnp.zeros_like(x) if e is None else e for x, e in zip(sizes, errors, strict=True)]
         roundings, _ = affine.terms(self.program, equation)
@@ -104,6 +105,7 @@ class Constants:
         return (sum(parts) + 2 * lost * size) * (1 + 1e-3 + 2 * lost) + TINY
 
     def _elementary(self, equation: Equation, operands: list[Any], errors: list[Any], result: Any) -> jax.Array:
+        """The error bound of an elementary function: from the error of its operand, and from its own rounding."""
         units = power_units(equation.params["y"]) if equation.name == "integer_pow" else ELEMENTARY
         own = 2 * error(jnp.asarray(result), equation.name in ABSOLUTE, units)
         if all(e is None for e in errors):
