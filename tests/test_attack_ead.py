@@ -1,4 +1,4 @@
-"""EAD: few pixels, and what its rule says is best."""
+"""EAD: its two rules for which image is best, and pixels that it leaves unchanged."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def test_rules():
     assert (one.distance <= net.distance * (1 + 1e-5)).all()
     assert (one.distance >= nearest(w, b, images, labels, 1) * (1 - 1e-4)).all()
     r = np.asarray(net.images) - images.astype(np.float32)
-    assert ((r == 0).mean() > 0.2).all()  # it draws in by β, to zero exactly
+    assert ((r == 0).mean() > 0.2).all()  # shrinking by β makes changes exactly zero
 
 
 @pytest.mark.parametrize("wrong", [{"norm": 2}, {"rule": "l2"}, {"searches": 0}, {"beta": 0.0}])

@@ -29,6 +29,7 @@ from mnist_jax.demo.page import MOST, SIDE  # noqa: E402
 CHROMIUM = shutil.which("chromium")
 NETWORKS = ("MLP-original", "MLP-best")
 PATIENCE = 240_000  # milliseconds to wait for anything: programs are compiled, and other tests run at the same time
+# Patterns of what a panel shows, by the class of the element: predictions before and after the attack, and two figures.
 LOOKS = {"before": r"^(\d), ", "after": r"^(\d), ", "distance": r"^([\d.e-]+)$", "radius": r"^([\d.e-]+) by CROWN$"}
 
 
@@ -148,6 +149,7 @@ def ask(server, path, body=None, headers=None):
 
 
 JSON, BYTES = {"Content-Type": "application/json"}, {"Content-Type": "application/octet-stream"}
+# Requests: path, body (None for GET), headers, and the status of the answer.
 REFUSED = {
     "no keys": ("/search", b"{}", JSON, 400),
     "no JSON": ("/search", b"{", JSON, 400),
