@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from linear import nearest, random_problem
 
-from mnist_jax import Classifier, attack, geometry
+from mnist_jax import Classifier, attack, geometry, unstable
 from mnist_jax.attack import ClassifierWarning, methods
 
 INF = np.inf
@@ -353,6 +353,23 @@ def test_inside_a_function_that_closes_over_arrays_of_jax(row):
     run = partial(getattr(attack, row.name), classifier, images, **options)
     for given in (labels, None):
         assert jax.eval_shape(jax.jit(partial(run, given))).images.shape == (1, 2)
+
+
+@each_attack
+def test_computes_at_the_highest_precision_whatever_the_caller_has_set(row):
+    """Where accelerators round to TF32, every program finds the boundary elsewhere. The attack is traced, not run."""
+    problem = some_problem(6, batch=1, classes=2, shape=(2,))
+    precisions = []
+
+    def noted(params, images):
+        precisions.append(unstable.setting("jax_default_matmul_precision"))
+        return images.reshape(len(images), -1) @ params["w"] + params["b"][None]
+
+    classifier = Classifier(noted, {name: problem.classifier.params[name] for name in ("w", "b")})
+    options = {"norm": row.norm} | row.tiny | ({"radius": 1.0} if row.fixed else {})
+    with jax.default_matmul_precision("bfloat16"):
+        jax.eval_shape(jax.jit(partial(getattr(attack, row.name), classifier, **options)), problem.images, problem.labels)
+    assert set(precisions) == {"highest"}
 
 
 @each_attack

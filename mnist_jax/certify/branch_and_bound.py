@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -15,6 +14,7 @@ from mnist_jax.certify.driver import CertifyResult
 from mnist_jax.certify.search import BranchAndBound, misclassified
 from mnist_jax.chunks import in_chunks
 from mnist_jax.classifier import UNIT, Classifier
+from mnist_jax.device import precisely
 from mnist_jax.geometry import INF
 
 
@@ -79,7 +79,7 @@ def branch_and_bound(
     if not len(open_):
         return first
     certified, fooled, margin, shown = (np.array(part) for part in first)
-    with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
+    with precisely():
         images_, labels_, radii_ = (np.asarray(part)[open_] for part in (x, classes, radii))
         tree = BranchAndBound(classifier, norm, images_, labels_, radii_)
         if not tree.ramps:  # there is nothing to divide

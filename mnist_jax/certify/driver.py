@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from mnist_jax import arguments, losses, unstable
 from mnist_jax.chunks import chunk_size, in_chunks
 from mnist_jax.classifier import UNIT, Classifier
+from mnist_jax.device import precisely
 from mnist_jax.geometry import INF, check_norm
 from mnist_jax.jaxprs import program
 from mnist_jax.units import Units
@@ -81,7 +82,7 @@ def run(
     norm = check_norm(norm, NORMS)
     if classifier.bounds != UNIT:
         return in_units(partial(run, kernel, at_once=at_once, **how), classifier, images, labels, radius, norm=norm)
-    with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
+    with precisely():
         x, classes, radii = checked(classifier, images, labels, radius)
         program_ = partial(_run, kernel, tuple(sorted({**how, "norm": norm}.items())))
         # At most two programs are compiled: one for a single image, as at a prompt, and one for a full chunk.
@@ -110,7 +111,7 @@ def in_units(
     The radius in [0, 1] is enlarged by what rounding changes when images and radius are converted. Adversarial images
     are judged again after they were converted back.
     """
-    with jax.numpy_dtype_promotion("standard"):
+    with precisely():
         x, classes, radii = checked(classifier, images, labels, radius)
         units = Units.of(classifier.bounds, x.dtype)
         u = units.inside(x)

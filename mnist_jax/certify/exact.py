@@ -19,6 +19,7 @@ from mnist_jax.certify.largest_radius import largest_radius
 from mnist_jax.certify.search import BranchAndBound, misclassified
 from mnist_jax.chunks import in_chunks
 from mnist_jax.classifier import UNIT, Classifier
+from mnist_jax.device import precisely
 from mnist_jax.geometry import INF
 from mnist_jax.jaxprs.program import UnsupportedOperation
 from mnist_jax.units import Units
@@ -184,7 +185,7 @@ class _Ends:
             unknown = np.maximum(FARTHER * self.lower[rows], SMALLEST)
             radii = np.where(np.isfinite(self.upper[rows]), self.share * self.upper[rows], unknown)
             radii = np.minimum(radii, self.limit[rows])
-            with self._proofs() as classifier, jax.default_matmul_precision("highest"):
+            with self._proofs() as classifier:
                 images, radii = (self._as(classifier, part) for part in (self.images[rows], radii))
                 search = BranchAndBound(classifier, self.norm, images, self.labels[rows], radii, self.share)
                 search.run(float(left[rows].min()), domains)
@@ -234,7 +235,7 @@ class _Ends:
 
     def _precision(self, classifier: Classifier | None) -> ExitStack:
         stack, double = ExitStack(), classifier is not None and classifier is self.double
-        stack.enter_context(jax.numpy_dtype_promotion("standard"))
+        stack.enter_context(precisely())
         stack.enter_context(jax.enable_x64(double or unstable.setting("jax_enable_x64")))
         return stack
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from mnist_jax.classifier import Classifier
+from mnist_jax.device import precisely
 from mnist_jax.errors import InputError
 
 # Largest difference of logits, as a share of the largest logit: it allows for sums in another order.
@@ -34,7 +34,7 @@ def check(
       InputError: the logits have another shape, or the largest difference is more than 1e-5 of the largest logit.
     """
     images = np.random.default_rng(0).uniform(*classifier.bounds, (IMAGES, *shape)).astype(np.float32)
-    with jax.default_matmul_precision("highest"), jax.numpy_dtype_promotion("standard"):
+    with precisely():
         ours = np.asarray(classifier(images), float)
     theirs = np.concatenate([np.asarray(original(some), float) for some in (images[:, None] if one else images[None])])
     if theirs.shape != ours.shape:

@@ -70,19 +70,18 @@ def run(
 
 
 def _inside(kernel, norm, numbers, how, asked: Asked, each: Settings, arrays: Settings) -> AttackResult:
-    with jax.numpy_dtype_promotion("standard"):  # the caller may have set another promotion for their own code
-        given = problem(asked)
-        keys = None if asked.key is None else arguments.keys_of(asked.key, len(given.images))
-        x = given.images
-        own = {name: arguments.radii(value, x, name) for name, value in each.items()}
-        own |= {name: _like(x, value, name) for name, value in arrays.items()}
-        traced = {name: jnp.asarray(value, x.dtype) for name, value in (numbers or {}).items()}
-        if not len(x):
-            return _nothing(given)
-        if "loss" in how:
-            check_direction(how["loss"], asked.classifier, x)
-        program = partial(_run, kernel, norm, tuple(sorted(how.items())))
-        return in_chunks(program, (given, keys, own), asked.classifier, traced)
+    given = problem(asked)
+    keys = None if asked.key is None else arguments.keys_of(asked.key, len(given.images))
+    x = given.images
+    own = {name: arguments.radii(value, x, name) for name, value in each.items()}
+    own |= {name: _like(x, value, name) for name, value in arrays.items()}
+    traced = {name: jnp.asarray(value, x.dtype) for name, value in (numbers or {}).items()}
+    if not len(x):
+        return _nothing(given)
+    if "loss" in how:
+        check_direction(how["loss"], asked.classifier, x)
+    program = partial(_run, kernel, norm, tuple(sorted(how.items())))
+    return in_chunks(program, (given, keys, own), asked.classifier, traced)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -101,15 +100,14 @@ def in_stages(search: Callable[..., Found], asked: Asked, *, norm: float, each: 
 
 
 def _stages(search, norm, asked: Asked, each: Settings, _: Settings) -> AttackResult:
-    with jax.numpy_dtype_promotion("standard"):
-        given = problem(asked)
-        if asked.key is not None:
-            arguments.check_key(asked.key, len(given.images))
-        own = {name: arguments.radii(value, given.images, name) for name, value in each.items()}
-        if not len(given.images):
-            return _nothing(given)
-        found = search(asked.classifier, given, asked.key, **own)
-        return in_chunks(partial(_judge, norm), (given, found), asked.classifier)
+    given = problem(asked)
+    if asked.key is not None:
+        arguments.check_key(asked.key, len(given.images))
+    own = {name: arguments.radii(value, given.images, name) for name, value in each.items()}
+    if not len(given.images):
+        return _nothing(given)
+    found = search(asked.classifier, given, asked.key, **own)
+    return in_chunks(partial(_judge, norm), (given, found), asked.classifier)
 
 
 @partial(jax.jit, static_argnums=0)

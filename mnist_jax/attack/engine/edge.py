@@ -15,6 +15,7 @@ from mnist_jax.attack.engine.problem import Asked, Problem, problem
 from mnist_jax.attack.engine.result import AttackResult, finish
 from mnist_jax.chunks import in_chunks
 from mnist_jax.classifier import UNIT
+from mnist_jax.device import precisely
 from mnist_jax.units import Units
 
 Settings = Mapping[str, ArrayLike]
@@ -53,9 +54,9 @@ def at_edge(
     """
     each, arrays = each or {}, arrays or {}
     scaled = asked.classifier.bounds != UNIT
-    if not scaled and not progress.wanted():
-        return attack(asked, each, arrays)
-    with jax.numpy_dtype_promotion("standard"):
+    with precisely():
+        if not scaled and not progress.wanted():
+            return attack(asked, each, arrays)
         given = problem(asked)
         x, key = given.images, asked.key
         lengths = {name: arguments.radii(value, x, name) for name, value in each.items()}

@@ -46,10 +46,9 @@ def finish(
     """
     found = jnp.where(jnp.isnan(found), problem.images, found)
     classifier = classifier.as_written()
-    with jax.default_matmul_precision("highest"):
-        before = problem.adversarial(classifier(problem.images))
-        images = problem.where(before, problem.images, jnp.clip(found, *classifier.bounds))
-        success = before | problem.adversarial(classifier(images))
+    before = problem.adversarial(classifier(problem.images))
+    images = problem.where(before, problem.images, jnp.clip(found, *classifier.bounds))
+    success = before | problem.adversarial(classifier(images))
     distance = jnp.where(success, geometry.norm(images - problem.images, norm), jnp.inf)
     used = [jnp.where(before, 0, jnp.asarray(n, jnp.int32)) for n in (gradients, forwards)]
     return AttackResult(images, distance, success, used[0], used[1] + jnp.where(before, 1, 2))

@@ -19,6 +19,7 @@ from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import small_start
 from mnist_jax.chunks import in_chunks
 from mnist_jax.classifier import UNIT, Classifier
+from mnist_jax.device import precisely
 
 METHOD = Method(
     None,
@@ -91,9 +92,10 @@ def history(
         raise ValueError("the history of an attack is of images in [0, 1]: give it classifier.in_unit_box")
     how = (automatic.__kwdefaults__ or {}) | options
     norm, numbers = _checked(how["norm"], how["steps"], how["learning_rate"], how["thresholds"])
-    given = problem(Asked(classifier, images, labels, how["targets"], how["key"]))
-    keys = None if how["key"] is None else arguments.keys_of(how["key"], len(given.images))
-    return in_chunks(partial(_with_history, norm, how["steps"]), (given, keys), classifier, numbers)
+    with precisely():
+        given = problem(Asked(classifier, images, labels, how["targets"], how["key"]))
+        keys = None if how["key"] is None else arguments.keys_of(how["key"], len(given.images))
+        return in_chunks(partial(_with_history, norm, how["steps"]), (given, keys), classifier, numbers)
 
 
 def _checked(norm, steps, learning_rate, thresholds) -> tuple[float, dict[str, float]]:
