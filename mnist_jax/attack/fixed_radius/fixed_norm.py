@@ -86,7 +86,7 @@ def kernel(classifier, given: Problem, keys, *, norm, radius, learning_rate, ste
     if keys is not None:
         start = disturb(given, start, keys, 0.1 * radius, norm)
     best = adam_on_sphere(classifier, given, radius, learning_rate, start, norm=norm, steps=steps, loss=loss)
-    # A radius above the largest norm in the box is lowered to that norm by the projection: the result is then no success.
+    # The projection lowers a radius above the largest norm in the box to this norm: the result is then no success.
     within_reach = radius <= geometry.largest(x, norm) * (1 + 1e-6)
     return Found(best.r, gradients=steps, forwards=1, allowed=within_reach)
 
