@@ -368,7 +368,9 @@ def test_computes_at_the_highest_precision_whatever_the_caller_has_set(row):
     classifier = Classifier(noted, {name: problem.classifier.params[name] for name in ("w", "b")})
     options = {"norm": row.norm} | row.tiny | ({"radius": 1.0} if row.fixed else {})
     with jax.default_matmul_precision("bfloat16"):
-        jax.eval_shape(jax.jit(partial(getattr(attack, row.name), classifier, **options)), problem.images, problem.labels)
+        jax.eval_shape(
+            jax.jit(partial(getattr(attack, row.name), classifier, **options)), problem.images, problem.labels
+        )
     assert set(precisions) == {"highest"}
 
 
