@@ -33,7 +33,7 @@ def search(c, given, best, walk, queries, p):
 @pytest.mark.parametrize("p", [1, 2, np.inf])
 def test_it_comes_nearer_and_what_it_finds_is_adversarial(p):
     c, given, best, exact = begun(p)
-    walk = windows.Walk.none(given.images)
+    walk = windows.Walk.none(given.images, p)
     queries = jnp.full(16, 300).at[3].set(0)
     found, walk = search(c, given, best, walk, queries, p)
     assert (found.value <= best.value).all()
@@ -51,7 +51,9 @@ def test_it_comes_nearer_and_what_it_finds_is_adversarial(p):
     further, _ = search(c, given, found, walk, queries, p)
     assert (further.value <= found.value).all()
     assert (further.value < found.value).any()
-    alone = search(c, *jax.tree.map(lambda a: a[5:6], (given, best, windows.Walk.none(given.images), queries)), p=p)[0]
+    alone = search(c, *jax.tree.map(lambda a: a[5:6], (given, best, windows.Walk.none(given.images, p), queries)), p=p)[
+        0
+    ]
     np.testing.assert_allclose(alone.value, found.value[5:6], rtol=1e-4)
 
 

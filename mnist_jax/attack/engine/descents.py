@@ -31,7 +31,9 @@ AT_FIRST = 6  # of these have their turn one after another
 NONE = -1  # instead of a class: any
 QUERIES = 3 * boundary.RUN  # evaluations that take as long as the gradients of a run
 PART = windows.MOST // QUERIES  # runs' worth of evaluations in a part of the random search, if the last was of use
-USEFUL = 1e-3  # relative: the least reduction of the distance for which it goes on
+TRIAL = 2  # runs' worth of evaluations in the first part of the search from stripes, else 1; chosen
+USEFUL = 1e-3  # relative: the least reduction of the distance for which the search around the best goes on
+NEW_STRIPES = (16, 64, 256)  # runs after which the search from stripes begins once more. Chosen
 
 
 class Plan(NamedTuple):
@@ -131,7 +133,7 @@ def _until_done(classifier, arrays, state: Descents, *, norm: float, budget: int
 
     def runs_and_walks(state: Descents) -> Descents:
         # Images that are due leave the batch of the runs, and are searched together: no other waits for them.
-        state = runs(state)
+        state = runs(state._replace(done=state.done | state.due))
         finished = jnp.logical_not(state.due)
         state = state._replace(done=finished)
         state = until_done(partial(_walks, norm=norm), arrays, state, classifier, at_once=1, most=1)
@@ -177,7 +179,7 @@ def _begin(classifier, given: Problem, budget, *, norm) -> Descents:
         distances=distances.T,
         visits=jnp.zeros_like(classes.T),
         blocks=jnp.zeros((len(logits), BLOCKS), jnp.int32),
-        walk=windows.Walk.none(given.images),
+        walk=windows.Walk.none(given.images, norm),
         walking=zero > 0,
         walked=zero,
         due=zero > 0,
@@ -227,19 +229,27 @@ def _walks(classifier, arrays, state: Descents, count, *, norm) -> Descents:
     """The search after a part of the random search, where it is due."""
     given, seed = arrays
     state = jax.tree.map(jnp.asarray, state)
+    new = _is_to_try(state) & ~state.walking & jnp.isin(state.runs, jnp.array(NEW_STRIPES)) & ~state.walk.striped
+    walk = state.walk.again(new)
+    usual = jnp.where(state.walking, PART, 1)
+    usual = jnp.where(walk.striped, jnp.where(walk.asked > 0, PART, TRIAL), usual)
     left = state.left - state.runs - state.walked
-    parts = jnp.where(state.due, jnp.minimum(jnp.where(state.walking, PART, 1), left), 0)
+    parts = jnp.where(state.due, jnp.minimum(usual, left), 0)
+    # Keys that no other part has.
     keys = jax.vmap(lambda seed, n: jax.random.fold_in(jax.random.key(~seed), n))(seed, state.runs)
-    best, walk = windows.search(classifier, given, keys, state.best, state.walk, QUERIES * parts, norm)
+    keys = jax.vmap(jax.random.fold_in)(keys, state.walked)
+    best, walk = windows.search(classifier, given, keys, state.best, walk, QUERIES * parts, norm)
     return state._replace(
         best=best,
         last=given.where(best.value < state.best.value, best.r, state.last),
+        agreeing=jnp.where(best.value < (1 - SAME) * state.best.value, 0, state.agreeing),
         done=state.done | state.due,
         forwards=state.forwards + QUERIES * parts,
         walk=walk,
         walking=jnp.where(state.due, best.value < (1 - USEFUL) * state.best.value, state.walking),
         walked=state.walked + parts,
-        due=jnp.zeros_like(state.due),
+        # From stripes, part follows part: runs between them would not help.
+        due=state.due & walk.striped & (parts < left),
     )
 
 

@@ -15,9 +15,10 @@ from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import Asked, problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import fixed
+from mnist_jax.attack.engine.windows import SCHEDULE
 from mnist_jax.attack.fixed_radius.apgd import apgd
 from mnist_jax.attack.fixed_radius.apgd_targeted import apgd_targeted
-from mnist_jax.attack.fixed_radius.square import LENGTH, square
+from mnist_jax.attack.fixed_radius.square import square
 from mnist_jax.attack.minimal_norm.fab import fab
 from mnist_jax.classifier import Classifier
 
@@ -93,7 +94,7 @@ def _ensemble(classifier: Classifier, norm: float) -> Iterator[Callable[..., Att
         partial(apgd, steps=100, restarts=5 if sparse else 1, large_radius=sparse),
         partial(apgd_targeted, steps=100, classes=5 if sparse else 9, large_radius=sparse),
         _fab,
-        partial(square, queries=5000, schedule=LENGTH),
+        partial(square, queries=5000, schedule=SCHEDULE),
     )
     for number, attack in enumerate(settings):
 

@@ -1,6 +1,5 @@
 """Square: a random search that asks for logits only."""
 
-import math
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from mnist_jax.attack.engine.method import Method
 from mnist_jax.attack.engine.problem import CAREFUL, Asked, Problem
 from mnist_jax.attack.engine.result import AttackResult
 from mnist_jax.attack.engine.starts import fixed
-from mnist_jax.attack.engine.windows import plane_of
+from mnist_jax.attack.engine.windows import index_of, plane_of, shrinking, stripes
 from mnist_jax.classifier import Classifier
 
 METHOD = Method(
@@ -25,9 +24,6 @@ METHOD = Method(
     "Andriushchenko et al. 2020",
 )
 
-# The paper's schedule: in LENGTH queries, the share of the pixels that a window covers is halved after each of these.
-LENGTH = 10_000
-HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 # For p = 1 and 2, as in the authors' implementation:
 TILES = 5  # tiles in each direction, a pair of bumps in each, that the starting point is made of
 SMALLEST = 3  # least side of a window, in pixels
@@ -86,7 +82,7 @@ def kernel(classifier, given: Problem, keys, *, norm, radius, queries, share, sc
     x = given.images
     plane = plane_of(x.shape[1:])
     loss = losses.margin if given.targets is None else losses.log_odds
-    start, change = (_stripes, _paint) if norm == geometry.INF else (partial(_tiles, norm), partial(_move, norm))
+    start, change = (stripes, _paint) if norm == geometry.INF else (partial(_tiles, norm), partial(_move, norm))
     onto = geometry.scale_to_sphere_in_box if norm == 2 else geometry.project_ball_in_box
     windows = _windows(plane, norm, share, schedule)
 
@@ -112,38 +108,21 @@ def kernel(classifier, given: Problem, keys, *, norm, radius, queries, share, sc
 
 
 def _windows(plane, norm, share, schedule):
-    """The sizes of windows in the course of the search.
+    """The windows in the course of the search.
 
     Returns:
-      The numbers of the queries from which on the next size is used `[sizes - 1]`; height and width of each size
-      `[sizes, 2]`; and for p < inf the bumps that fill a window of each size in the corner of a plane, one above the
-      other and side by side `[sizes, 2, H, W]`.
+      The number of queries in which they shrink; height and width of each size `[sizes, 2]`; and for p < inf the bumps
+      that fill a window of each size in the corner of a plane, one above the other and side by side
+      `[sizes, 2, H, W]`.
     """
     height, width, _ = plane
-    starts = [-(-(late + 1) * schedule // LENGTH) for late in HALVED]
-    sizes = [_size(height, width, share / 2**n, norm) for n in range(len(HALVED) + 1)]
+    sizes = shrinking(plane, share, 1 if norm == geometry.INF else SMALLEST)  # bumps have a middle pixel
     if norm == geometry.INF:
-        return jnp.array(starts), jnp.array(sizes), None
+        return schedule, jnp.array(sizes), None
     bumps = np.zeros((len(sizes), 2, height, width))
     for place, (h, w) in zip(bumps, sizes, strict=True):
         place[0, :h, :w], place[1, :h, :w] = _bumps(h, w, norm), _bumps(w, h, norm).T
-    return jnp.array(starts), jnp.array(sizes), jnp.array(bumps, jnp.result_type(float))
-
-
-def _which(starts, i):
-    """The index of the size of window that query i uses."""
-    return (i >= starts).sum()
-
-
-def _size(height: int, width: int, share: float, norm: float) -> tuple[int, int]:
-    """Height and width of a window that covers this share of the pixels: a square, if one fits."""
-    area = share * height * width
-    side = max(round(math.sqrt(area)), 1)
-    if norm != geometry.INF:
-        side = max(side + (side + 1) % 2, SMALLEST)  # odd, so that bumps have a middle pixel
-    # In an image too narrow for the square, the window is a rectangle of about the same area.
-    h = min(max(side, round(area / width)), height)
-    return h, min(max(side, round(area / height)), width)
+    return schedule, jnp.array(sizes), jnp.array(bumps, jnp.result_type(float))
 
 
 def _bumps(h: int, w: int, norm: float) -> np.ndarray:
@@ -162,12 +141,6 @@ def _bump(h: int, w: int, norm: float) -> np.ndarray:
     totals = (1.0 / sizes ** (4 if norm == 1 else 2))[::-1].cumsum()[::-1]
     bump = totals[np.maximum(down[:, None], across[None])]
     return bump / max(np.linalg.norm(bump.ravel(), norm), 1e-12)
-
-
-def _stripes(plane, key, radius):
-    """The first perturbation for p = inf, `[H, W, C]`: every column is plus or minus the radius, in each channel."""
-    _, width, channels = plane
-    return jnp.broadcast_to(radius * jax.random.rademacher(key, (1, width, channels), radius.dtype), plane)
 
 
 def _tiles(norm, plane, key, radius):
@@ -197,9 +170,9 @@ def _place(key, plane, size):
 
 def _paint(windows, i, key, r, radius):
     """The perturbation `r [H, W, C]`, changed for query i, for p = inf: one value for each channel in a window."""
-    starts, sizes, _ = windows
+    schedule, sizes, _ = windows
     where, sign = jax.random.split(key)
-    _, window = _place(where, r.shape, sizes[_which(starts, i)])
+    _, window = _place(where, r.shape, sizes[index_of(i, schedule)])
     return jnp.where(window, radius * jax.random.rademacher(sign, (1, 1, r.shape[2]), r.dtype), r)
 
 
@@ -209,8 +182,8 @@ def _move(norm, windows, i, key, r, radius):
     The norm of the `source` window and what `r` lacks of the radius are given to the window at `to`, which gets a pair
     of bumps besides; the `source` window is set to zero.
     """
-    starts, sizes, bumps = windows
-    now = _which(starts, i)
+    schedule, sizes, bumps = windows
+    now = index_of(i, schedule)
     to, source, turn, sign = jax.random.split(key, 4)
     corner, window = _place(to, r.shape, sizes[now])
     _, emptied = _place(source, r.shape, sizes[now])
