@@ -33,7 +33,7 @@ def search(c, given, best, walk, queries, p):
 @pytest.mark.parametrize("p", [1, 2, np.inf])
 def test_it_comes_nearer_and_what_it_finds_is_adversarial(p):
     c, given, best, exact = begun(p)
-    walk = windows.Walk.none(given.images, p)
+    walk = windows.Walk.none(given.images)
     queries = jnp.full(16, 300).at[3].set(0)
     found, walk = search(c, given, best, walk, queries, p)
     assert (found.value <= best.value).all()
@@ -51,10 +51,32 @@ def test_it_comes_nearer_and_what_it_finds_is_adversarial(p):
     further, _ = search(c, given, found, walk, queries, p)
     assert (further.value <= found.value).all()
     assert (further.value < found.value).any()
-    alone = search(c, *jax.tree.map(lambda a: a[5:6], (given, best, windows.Walk.none(given.images, p), queries)), p=p)[
-        0
-    ]
+    alone = search(c, *jax.tree.map(lambda a: a[5:6], (given, best, windows.Walk.none(given.images), queries)), p=p)[0]
     np.testing.assert_allclose(alone.value, found.value[5:6], rtol=1e-4)
+
+
+def test_from_stripes_it_comes_nearer_or_gives_up():
+    c, given, far, exact = begun(np.inf)
+    # For half of the images the best is so near that nothing at its distance comes close to being adversarial.
+    near = np.arange(16) < 8
+    best = far._replace(value=jnp.where(near, jnp.asarray(0.3 * exact, jnp.float32), far.value))
+    walk = windows.Walk.none(given.images).again(jnp.ones(16, bool))
+    assert walk.striped.all()
+    found, asked = best, []
+    for part in range(2):
+        found, walk = search(c, given, found, walk, jnp.full(16, windows.MOST), np.inf)
+        asked.append(np.asarray(walk.asked))
+        assert (np.asarray(found.value) >= exact * (1 - 1e-4))[~near].all(), part
+    assert np.asarray(given.adversarial(c(given.at(found.r)))).all()
+    np.testing.assert_allclose(geometry.norm(found.r, np.inf)[~near], found.value[~near], rtol=1e-5)
+    clear = np.isfinite(exact) & (exact > 0.05)
+    assert (clear & near).sum() > 4
+    assert (np.asarray(found.value) == best.value)[clear & near].all()
+    assert not np.asarray(walk.striped)[clear & near].any()  # given up
+    assert not np.asarray(walk.again(jnp.ones(16, bool)).striped)[clear & near].any()  # for good
+    assert (clear & ~near).sum() >= 4
+    assert (np.asarray(found.value) < 0.8 * best.value)[clear & ~near].mean() > 0.7
+    assert np.isin(asked[-1][np.asarray(walk.striped)], [2 * windows.MOST]).all()
 
 
 def misleading(params, images):

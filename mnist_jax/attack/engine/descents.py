@@ -1,4 +1,8 @@
-"""Runs along the averaged boundary (`boundary.descend`), from one start after another."""
+"""The search of `nearest`: runs along the averaged boundary (`boundary.descend`) from many starting points.
+
+Where runs disagree, a random search (`windows.search`) takes turns with them. The state of the search, `Descents`, is
+kept outside of the compiled programs, so that images that are done leave the batch.
+"""
 
 from functools import partial
 from typing import NamedTuple
@@ -16,95 +20,107 @@ from mnist_jax.attack.engine.starts import normal, seeds
 from mnist_jax.chunks import in_chunks, until_done
 from mnist_jax.classifier import Classifier
 
-FIRST = 4  # runs: from the end of the plain path, and from the boundaries of the three classes that are nearest
-SPARSE = 2  # of these have their turn before the one that is nearest by the 1-norm
-TURN = 6  # of so many runs one begins at the boundary of one class more, and the last at the best as it is
-ACCEPTED = 1.03  # times the best distance: from an end so near the search goes on, else from the best
-PENALTY = 0.02  # for each run that went to a class, of its distance, in the choice of the next
-SMOOTH = 1.5  # the least p of the first steps
-KEPT = 0.65  # of the pixels, in one kind of disturbance
-NOISE = 1.0  # relative, in the others
-AT_ONCE = 2  # runs of one program, after which the images that are done leave the batch
-SAME = 5e-4  # relative: closer distances than that are the same
-BLOCKS = 40  # that runs start from, at most
-AT_FIRST = 6  # of these have their turn one after another
-NONE = -1  # instead of a class: any
+# The order of the runs. Chosen.
+FIRST = 4  # runs: from the end of the plain path, and from the boundaries of the three nearest classes
+SPARSE = 2  # classes, of the first, that have their turn before the one that is nearest by the 1-norm
+TURN = 6  # runs, of which one opens another class and one starts at the best perturbation itself, without noise
+ACCEPTED = (
+    1.03  # times the best distance: a run goes on where the last one ended if that is no farther, else at the best
+)
+PENALTY = 0.02  # relative increase of a class's distance for each run towards it, when the next class is chosen
+AT_ONCE = 2  # runs of one call of the program, after which images that are done leave the batch
+SAME = 5e-4  # relative difference below which two distances count as the same
+
+# How the starting point of a run is disturbed. Chosen.
+SMOOTH = 1.5  # the least p of the first steps, which follow p = 1 badly
+KEPT = 0.65  # the share of the pixels that one kind of disturbance keeps
+NOISE = 1.0  # relative size of the noise of the other two kinds
+
+# Blocks of pixels as starting points, see `blocks.best`. Chosen.
+BLOCKS = 40  # blocks from which runs start, at most
+AT_FIRST = 6  # of these have their turn one after another, the others now and then
+NONE = -1  # in place of a class: any class
+
+# The random search, see `windows`.
 QUERIES = 3 * boundary.RUN  # evaluations that take as long as the gradients of a run
-PART = windows.MOST // QUERIES  # runs' worth of evaluations in a part of the random search, if the last was of use
-TRIAL = 2  # runs' worth of evaluations in the first part of the search from stripes, else 1; chosen
-USEFUL = 1e-3  # relative: the least reduction of the distance for which the search around the best goes on
-NEW_STRIPES = (16, 64, 256)  # runs after which the search from stripes begins once more. Chosen
+PART = windows.MOST // QUERIES  # runs' worth of evaluations in a part of the search, if the last part was of use
+TRIAL = 2  # runs' worth of evaluations in the first part of a search from stripes, else 1. Chosen
+USEFUL = 1e-3  # relative: the least reduction of the distance for which the search around the best goes on. Chosen
+STRIPES = (16, 48)  # runs after which a search from stripes begins: with fewer, more runs are of more use
 
 
 class Plan(NamedTuple):
-    """What depends on the norm."""
+    """The settings that depend on the norm."""
 
-    agreeing: int  # one of so many of all runs, at least two, that came to the same distance: the image is settled
-    before_blocks: int  # runs
+    agreeing: int  # an image is settled when one in so many runs, and at least two, found the same best distance
+    before_blocks: int  # runs before blocks are tried
 
 
 def plan(norm: float) -> Plan:
-    # For p = 1 about half of the runs come to nothing, and few pixels are changed, by much.
+    """The settings for the p-norm."""
+    # For p = 1 about half of the runs find no adversarial image, and those that do change few pixels, by much.
     return Plan(agreeing=8, before_blocks=8) if norm == 1 else Plan(agreeing=4, before_blocks=24)
 
 
 class Descents(NamedTuple):
-    """The search of every image: `[B]`, or like the images; and what it knows of the K likeliest classes."""
+    """The state of the search for every image: arrays `[B]`, or `[B, *shape]`, or for its K likeliest classes."""
 
-    best: Best
-    last: jax.Array  # where the search goes on
-    runs: jax.Array
-    left: jax.Array  # so many runs at most
-    agreeing: jax.Array  # runs that came to the distance of the best
-    done: jax.Array
-    gradients: jax.Array
-    forwards: jax.Array
+    best: Best  # the nearest adversarial perturbations
+    last: jax.Array  # the perturbation from which the next free run goes on
+    runs: jax.Array  # the number of runs so far
+    left: jax.Array  # the number of runs, and of runs' worth of evaluations, that the budget allows in all
+    agreeing: jax.Array  # the number of runs that found the distance of the best
+    done: jax.Array  # whether the image leaves the batch
+    gradients: jax.Array  # the number of gradients so far
+    forwards: jax.Array  # the number of evaluations without a gradient so far
     classes: jax.Array  # `[B, K]`, the nearest first
-    places: jax.Array  # `[B, K, *shape]`, where the search for each of them goes on
-    distances: jax.Array  # `[B, K]`, the least at which it was reached
-    visits: jax.Array  # `[B, K]`
-    blocks: jax.Array  # `[B, BLOCKS]`, see `blocks.best`, once they were looked for
+    places: jax.Array  # `[B, K, *shape]`, the perturbation from which the next run to each class goes on
+    distances: jax.Array  # `[B, K]`, the least distance at which a run reached each class
+    visits: jax.Array  # `[B, K]`, the number of runs to each class
+    blocks: jax.Array  # `[B, BLOCKS]`, see `blocks.best`, when they have been evaluated
     walk: windows.Walk  # the state of the random search
     walking: jax.Array  # whether the last part of the random search was of use
-    walked: jax.Array  # how many runs' worth of evaluations went into it
-    due: jax.Array  # whether a part of it is next; until then the image counts as done
+    walked: jax.Array  # the number of runs' worth of evaluations in the random search
+    due: jax.Array  # whether a part of the random search is next; until then the image counts as done
 
     @property
     def r(self) -> jax.Array:
-        """The nearest adversarial perturbations `[B, *shape]`, or where the search ended."""
+        """The nearest adversarial perturbations `[B, *shape]`, or the last ones where there are none."""
         return jnp.where(self.best.found.reshape(-1, *[1] * (self.last.ndim - 1)), self.best.r, self.last)
 
     @property
     def adversarial_before(self) -> jax.Array:
-        """Which images are adversarial as they are, so that there was nothing to search."""
+        """Which images are adversarial without a perturbation, so that no run was made."""
         return self.runs == 0
 
 
 def run_all(
     classifier: Classifier, given: Problem, key: jax.Array | None, *, norm: float, budget: int, walks: bool = False
 ) -> Descents:
-    """One run after another, as long as the budget of gradients allows; at least one.
+    """Makes one run after another until an image is settled, or its budget of gradients is used; at least one run.
 
-    The first starts where a plain descent leads to (`boundary.path`), two more near the boundaries of the classes that
-    are nearest after a few steps (`boundary.approach`), and a fourth where the nearest by the 1-norm is: that may lead
-    to a few pixels which were black in all images of the training, and nothing else does.
+    The first run starts at the end of a plain descent (`boundary.path`), two more near the boundaries of the classes
+    that are nearest after a few steps (`boundary.approach`), and a fourth near the boundary of the class that is
+    nearest by the 1-norm: it may change a few pixels that were black in all images of the training, which no other run
+    does.
 
-    Then they take turns. A run to any class starts at the end of the last, or at the best if that was far off,
-    disturbed at random. The next is kept on its way to one class, the nearest but for those that had their share; a
-    free run would slide to a neighbour that is nearer at first. Of six runs one goes, free, from the boundary of the
-    nearest class that none started from yet, as long as there are any, and one starts at the best itself, and comes
-    closer to where that one was going.
+    From then on, free and guided runs take turns. A free run may end at the boundary of any class. It starts where the
+    last one ended, or at the best perturbation if that end was far off, with noise. A guided run is kept on its way to
+    one class, the nearest but for the classes that had more runs; a free run would slide to another class that is
+    nearer at first. Of six runs, one is free and starts near the boundary of the nearest class that no run started from
+    yet, as long as there are any, and one starts at the best perturbation itself, without noise, and ends closer to the
+    same minimum.
 
-    On images that are not settled after some runs (for p = 1 soon, else long after any usual effort), all blocks of
-    pixels are tried (`blocks.best`), and six runs start from those that change the objective most; more of them when
-    the classes are used up.
+    On images that are not settled after some runs (for p = 1 soon, else long after the usual efforts), all blocks of
+    pixels are evaluated (`blocks.best`), and six runs start from those that change the objective most; more of them
+    when there are no more classes to start from.
 
-    With `walks`, images on which fewer than a quarter of the runs come to the same distance are also searched at random
-    (`windows.search`) after 4, 8, 16, ... runs: with masked gradients runs end at other distances again and again. As
-    long as this is of use, a longer part of it follows every run. Its evaluations count in the budget, three as one
-    gradient.
+    With `walks`, images on which fewer than a quarter of the runs found the same distance are also searched at random
+    (`windows.search`) after 4, 8, 16, ... runs: with masked gradients, each run ends at another distance. As long as
+    the random search is of use, a longer part of it follows every run; and after `STRIPES` runs it starts from stripes.
+    Three of its evaluations count as one gradient of the budget.
 
-    Runs do not depend on how many will follow. So a larger budget never gives a farther image.
+    Which run is made does not depend on the budget. So a larger budget never gives a farther image.
     """
     budgets = np.full(len(given.images), budget, np.int32)
     state = in_chunks(partial(_begin, norm=norm), (given, budgets), classifier)
@@ -114,10 +130,10 @@ def run_all(
 def one_more(
     classifier: Classifier, given: Problem, state: Descents, start: jax.Array, *, norm: float, budget: int
 ) -> Descents:
-    """The search of that budget after another run, which begins at `start`."""
+    """The state after one more run of that budget, which starts at the perturbations `start`, without noise."""
     zero, one = jnp.zeros(len(start), jnp.int32), jnp.ones(len(start), jnp.int32)
     again = state._replace(last=start, runs=zero, left=one, agreeing=zero, done=state.adversarial_before, walked=zero)
-    nothing = np.zeros(len(start), np.uint32)  # the first run is not disturbed at random
+    nothing = np.zeros(len(start), np.uint32)  # seeds are of no use: the first run has no noise
     again = _until_done(classifier, (given, nothing), again, norm=norm, budget=budget)
     return again._replace(runs=state.runs + again.runs)
 
@@ -150,20 +166,18 @@ def _until_done(classifier, arrays, state: Descents, *, norm: float, budget: int
 
 @partial(jax.jit, static_argnames="norm")
 def _begin(classifier, given: Problem, budget, *, norm) -> Descents:
-    """Where all ways begin."""
-    # For p = 1 a single linearization makes much of a few pixels that are soon of no use, while for p = 2 the nearest
-    # class may be another one.
+    """The state before the first run."""
+    # By p = 1, a step changes a few pixels whose gradients vanish soon; by p = 2, another class may seem the nearest.
     smooth = max(norm, SMOOTH)
     logits, classes, tries, gradients, forwards = boundary.approach(classifier, given, smooth)
     distances = jax.vmap(partial(geometry.norm, p=norm))(tries)
-    # No step leads to a class that is not in use: it comes last.
+    # A class that no image is ever given (its logit is -inf, say) is never reached: it comes last.
     distances = jnp.where(distances > 0, distances, jnp.inf)
     order = distances[:-1].argsort(0)
     order = jnp.insert(order, min(SPARSE, len(order)), len(order), axis=0)
     classes, tries, distances = (boundary.pick(array, order) for array in (classes, tries, distances))
     end = boundary.path(classifier, given, geometry.norm(tries[0], smooth), smooth)
     zero = jnp.zeros(len(logits), jnp.int32)
-    # The first steps are the same for all; they say how many there were for each image, as all else is for each.
     spent = zero + gradients + boundary.PATH
     return Descents(
         best=Best.none(given.images),
@@ -179,7 +193,7 @@ def _begin(classifier, given: Problem, budget, *, norm) -> Descents:
         distances=distances.T,
         visits=jnp.zeros_like(classes.T),
         blocks=jnp.zeros((len(logits), BLOCKS), jnp.int32),
-        walk=windows.Walk.none(given.images, norm),
+        walk=windows.Walk.none(given.images),
         walking=zero > 0,
         walked=zero,
         due=zero > 0,
@@ -209,7 +223,7 @@ def _runs(classifier, arrays, state: Descents, count, *, norm, tries_blocks, wal
 
 
 def _with_blocks(classifier, given: Problem, state: Descents, now, norm) -> Descents:
-    """The search when the blocks were looked for, where it is time to do so."""
+    """The state after all blocks were evaluated, for the images `now [B]`."""
     best = blocks.best(classifier, given, norm, BLOCKS)
     tried = jnp.where(now, blocks.choices(given.images.shape[1:]), 0)
     return state._replace(
@@ -219,18 +233,20 @@ def _with_blocks(classifier, given: Problem, state: Descents, now, norm) -> Desc
 
 
 def _is_to_try(state: Descents) -> jax.Array:
-    """Whether the random search is tried `[B]`: after 4, 8, 16, ... runs, if fewer than a quarter of them agree."""
+    """Whether the random search is tried `[B]`: after some numbers of runs, if fewer than a quarter of them agree."""
     power_of_two = state.runs & (state.runs - 1) == 0
-    return (state.runs >= FIRST) & power_of_two & (4 * state.agreeing < state.runs)
+    now = power_of_two | jnp.isin(state.runs, jnp.array(STRIPES))
+    return (state.runs >= FIRST) & now & (4 * state.agreeing < state.runs)
 
 
 @partial(jax.jit, static_argnums=3, static_argnames="norm")
 def _walks(classifier, arrays, state: Descents, count, *, norm) -> Descents:
-    """The search after a part of the random search, where it is due."""
+    """The state after a part of the random search, where one is due."""
     given, seed = arrays
     state = jax.tree.map(jnp.asarray, state)
-    new = _is_to_try(state) & ~state.walking & jnp.isin(state.runs, jnp.array(NEW_STRIPES)) & ~state.walk.striped
-    walk = state.walk.again(new)
+    walk = state.walk
+    if norm == geometry.INF:
+        walk = walk.again(state.due & ~walk.striped & jnp.isin(state.runs, jnp.array(STRIPES)))
     usual = jnp.where(state.walking, PART, 1)
     usual = jnp.where(walk.striped, jnp.where(walk.asked > 0, PART, TRIAL), usual)
     left = state.left - state.runs - state.walked
@@ -248,13 +264,13 @@ def _walks(classifier, arrays, state: Descents, count, *, norm) -> Descents:
         walk=walk,
         walking=jnp.where(state.due, best.value < (1 - USEFUL) * state.best.value, state.walking),
         walked=state.walked + parts,
-        # From stripes, part follows part: runs between them would not help.
+        # From stripes, one part follows another: their windows shrink by a schedule, which runs would interrupt.
         due=state.due & walk.striped & (parts < left),
     )
 
 
 def _after_another(classifier, given: Problem, seed, state: Descents, norm) -> Descents:
-    """The search after another run."""
+    """The state after one more run of the images that are not done."""
     best, image = state.best, jnp.arange(len(state.runs))
     start, guided, way = _start(given, seed, state, norm)
     others = jnp.where(guided, state.classes[image, way], NONE) if given.targets is None else None
@@ -268,7 +284,7 @@ def _after_another(classifier, given: Problem, seed, state: Descents, norm) -> D
 
     place, distance = state.places[image, way], state.distances[image, way]
     reached = jnp.where(found.found, found.value, geometry.norm(end, norm))
-    # The distance of a place where no run ended is not one to be compared.
+    # Before the first run to a class, its distance is that of a step towards it, which is not to be compared.
     least = jnp.where(state.visits[image, way] > 0, jnp.minimum(distance, reached), reached)
     moves = guided & (geometry.norm(end, norm) <= ACCEPTED * least)
     new = Descents(
@@ -294,9 +310,9 @@ def _after_another(classifier, given: Problem, seed, state: Descents, norm) -> D
 
 
 def _start(given: Problem, seed, state: Descents, norm: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Where the next run of each image begins, whether it is kept on its way to a class, and to which of the K."""
+    """The perturbation at which the next run of each image starts, whether it is guided, and the index of its class."""
     number, best, classes = state.runs, state.best, state.classes.shape[1]
-    more = FIRST - 2 + number // TURN  # the class that is next when the first ones were opened
+    more = FIRST - 2 + number // TURN  # the index of the next class to start from, after the first ones
     turn = number % TURN
     block = _block(number, more - classes, norm)
     trying = block >= 0
@@ -317,8 +333,10 @@ def _start(given: Problem, seed, state: Descents, norm: float) -> tuple[jax.Arra
 
 
 def _block(number: jax.Array, over: jax.Array, norm: float) -> jax.Array:
-    """From which of the best blocks the next run of each image starts, or -1: from none; `over` counts the turns to
-    open a class for which there is no class left."""
+    """The index, among the best blocks, of that at which the next run of an image starts; -1 for none.
+
+    `over` is the number of turns to start from another class for which no class was left.
+    """
     since = number - plan(norm).before_blocks
     late = jnp.where((number % TURN == TURN // 2) & (over >= 0), AT_FIRST + over, -1)
     block = jnp.where(since < AT_FIRST, since, late)
@@ -326,7 +344,7 @@ def _block(number: jax.Array, over: jax.Array, norm: float) -> jax.Array:
 
 
 def _disturbed(given: Problem, seed, r: jax.Array, number: jax.Array, norm: float) -> jax.Array:
-    """The perturbations, disturbed in one of three ways."""
+    """The perturbations with noise of one of three kinds: some pixels set to zero, all scaled, or all shifted."""
     noise = normal(given, jax.vmap(lambda seed, n: jax.random.fold_in(jax.random.key(seed), n))(seed, number))
     kept = r * (noise < ndtri(KEPT))
     scaled = r * (1 + NOISE * noise)

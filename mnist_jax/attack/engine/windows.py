@@ -52,11 +52,10 @@ class Walk(NamedTuple):
     share: jax.Array  # the objective where the search from stripes is, as a share of that at the image
 
     @classmethod
-    def none(cls, images: jax.Array, norm: float) -> "Walk":
-        """Before the first part."""
+    def none(cls, images: jax.Array) -> "Walk":
+        """Before the first part, which is around the best."""
         nothing = jnp.zeros(len(images), images.dtype)
-        asked = jnp.full(len(images), 0 if norm == geometry.INF else LENGTH)
-        return cls(jnp.zeros_like(images), nothing, nothing + BEGIN, asked, nothing + jnp.inf)
+        return cls(jnp.zeros_like(images), nothing, nothing + BEGIN, jnp.full(len(images), LENGTH), nothing)
 
     @property
     def striped(self) -> jax.Array:

@@ -52,7 +52,8 @@ def nearest(
     of a convex objective). α falls from 0.9 to 0.1. A run is 20 such steps and a search for the boundary along the
     line through the last perturbation. More runs follow from other starting points (`descents.run_all`). Where the runs
     of an image disagree, as where gradients are masked, a random search of square windows, as in `square`, takes a
-    share of the effort (`windows.search`), unless it finds nothing nearer. More effort never gives a farther image.
+    share of the effort (`windows.search`), unless it finds nothing nearer: of windows of the best perturbation, and for
+    p = inf, after 16 runs, also from stripes. More effort never gives a farther image.
     For small networks `mnist_jax.bracket` starts at the image found here and looks for nearer ones exactly.
 
     Args:
