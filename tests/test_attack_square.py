@@ -9,30 +9,19 @@ import pytest
 from linear import classifier, random_problem
 
 from mnist_jax import Classifier, attack
+from mnist_jax.attack.engine import windows
 
 
 def test_the_papers_sizes_of_windows():
-    starts, sizes, _ = windows_of_squares(10_000)
-    assert starts.tolist() == [11, 51, 201, 501, 1001, 2001, 4001, 6001, 8001]
     sides = np.maximum(np.round(np.sqrt(0.8 * 784 / 2.0 ** np.arange(10))), 1)
-    np.testing.assert_array_equal(sizes, np.stack([sides, sides], 1))
+    np.testing.assert_array_equal(windows.shrinking((28, 28, 1), 0.8), np.stack([sides, sides], 1))
     every = np.arange(10_000)
     for schedule in (5000, 7, 10_000, 12_345):
         wanted = np.searchsorted([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000], every * 10_000 // schedule)
-        starts = windows_of_squares(schedule)[0]
-        np.testing.assert_array_equal((every[:, None] >= starts[None]).sum(1), wanted)
-
-
-def windows_of_squares(schedule):
-    from mnist_jax.attack.fixed_radius.square import _windows
-
-    return _windows((28, 28, 1), np.inf, 0.8, schedule)
+        np.testing.assert_array_equal(jax.vmap(partial(windows.index_of, schedule=schedule))(every), wanted)
 
 
 def test_a_billion_queries_take_no_more_memory_than_ten():
-    starts, _, bumps = windows_of_squares(10**9)
-    assert starts.size == 9
-    assert bumps is None
     w, b, images, labels = random_problem(np.random.default_rng(1), batch=4)
     result = attack.square(classifier(w, b), images, labels, 1.0, queries=10**9)  # broken soon
     assert result.success.all()
