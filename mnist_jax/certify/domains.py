@@ -39,6 +39,8 @@ class Domain(NamedTuple):
       narrowed: whether `boxes` hold only for those images of the domain whose lead is not positive.
       gain: by how much the split that made the domain raised the bound, as the mean of both halves; 0 for a domain
         that no split made.
+      eased: by how much the last round of narrowing, of this domain or of one that it is a part of, raised the bound;
+        inf before the first.
     """
 
     bound: float
@@ -48,6 +50,7 @@ class Domain(NamedTuple):
     signs: tuple[np.ndarray, ...]
     narrowed: bool = False
     gain: float = 0.0
+    eased: float = np.inf
 
 
 class Target(NamedTuple):

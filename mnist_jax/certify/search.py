@@ -43,7 +43,7 @@ WORTH = 8
 NARROWED = 256  # largest number of entries whose bounds are improved in a round: those with the largest scores
 GROUP = 16  # entries whose bounds are improved together; the next group uses the improved bounds
 ENOUGH = 0.85  # a round is followed by another if the lead's (negative) bound shrank to less than this share
-CHOICES = 3  # entries that are tried for a split; the best is kept
+CHOICES = 8  # entries that are tried for a split; the best is kept
 # The lead's weight starts at this share of the weight that makes the lead's bound as large as the entry's interval.
 SHARE = 0.6
 QUEUE = 2**30  # bytes that the waiting domains of all images may take; further domains stay open
@@ -313,6 +313,7 @@ class BranchAndBound:
                 break
             (found,) = yield [Task(domain)]
             domain = _raised(domain, found.bound)
+            domain = domain._replace(eased=domain.bound - before)
             if not domain.bound > ENOUGH * before:
                 break
         if domain.bound > 0:
@@ -589,12 +590,13 @@ def _worthwhile(domain: Domain) -> int:
     """How many entries' bounds to improve in a round, before a domain is divided.
 
     The bound rises by `gain` with a split; so many splits one below the other make it positive, and as many domains as
-    2 to the power of that. Better bounds are found once for all of these.
+    2 to the power of that. Better bounds are found once for all of these; if they raise the bound by as much as the
+    last time, they save that share of the domains which the splits for that rise would have made.
     """
-    splits = -domain.bound / domain.gain if 0 < domain.gain < np.inf else np.inf
-    if not splits < np.log2(NARROWED):
+    if not 0 < domain.gain < np.inf:
         return NARROWED
-    return min(NARROWED, int(WORTH * 2**splits) // GROUP * GROUP)
+    splits, saved = (-domain.bound / domain.gain, 1 - 2 ** -(domain.eased / domain.gain))
+    return min(NARROWED, int(WORTH * saved * 2 ** min(splits, 64)) // GROUP * GROUP)
 
 
 def _costly(scores: np.ndarray, most: int) -> np.ndarray:
