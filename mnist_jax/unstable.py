@@ -10,9 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax._src import source_info_util
 from jax.experimental.compilation_cache import compilation_cache
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.experimental.xla_metadata import set_xla_metadata
 
 # XLA flags for its older code for fusions and for fewer optimizations. Programs compile in two thirds of the time, and
 # attack one image as fast or faster; a batch on a CNN takes a third longer. So they are used for the prompt only.
@@ -45,6 +47,26 @@ def staged(tree: Any = ()) -> bool:
 def row_major(array: jax.Array) -> jax.Array:
     """The array with its last axis innermost in memory, by an experimental function of JAX."""
     return with_layout_constraint(array, Layout(tuple(range(array.ndim))))
+
+
+def stored(arrays: list[jax.Array]) -> list[jax.Array]:
+    """The arrays, computed once on a CPU and stored, however many operations read them.
+
+    XLA's CPU compiler drops an `optimization_barrier` before it fuses, and then repeats a computation in all operations
+    that read its result: where these are repeated themselves, programs grow, and with them the time to compile and to
+    run. It does not fuse across a call with an attribute that forbids to inline it.
+    """
+
+    def called(*arrays: jax.Array) -> list[jax.Array]:
+        with set_xla_metadata(inlineable="false"):
+            return _same(list(arrays))
+
+    return lax.platform_dependent(*arrays, cpu=called, default=lambda *arrays: list(arrays))
+
+
+@jax.jit
+def _same(arrays: list[jax.Array]) -> list[jax.Array]:
+    return arrays
 
 
 def setting(name: str) -> Any:

@@ -231,6 +231,10 @@ def test_bounds_are_improved_for_as_many_domains_as_are_expected():
     assert _worthwhile(domain._replace(gain=np.nan)) == _worthwhile(domain._replace(gain=0.5)) == NARROWED
     assert 0 < _worthwhile(domain._replace(gain=1.0)) < NARROWED
     assert _worthwhile(domain._replace(gain=8.0)) == 0
+    # The less the last round raised the bound, the fewer.
+    counts = [_worthwhile(domain._replace(gain=0.9, eased=eased)) for eased in (0.0, 0.3, 0.9, np.inf)]
+    assert counts[0] == 0 < counts[1] < counts[2] < counts[3] < NARROWED
+    assert _worthwhile(domain._replace(gain=1e-9, eased=1e-3)) == NARROWED
 
 
 def test_lanes_are_by_themselves():

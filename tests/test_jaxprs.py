@@ -151,6 +151,8 @@ FUNCTIONS = {
     "min of rows": lambda _, x: two(x.min(1)),
     "pool 3 by 2, same": pooled("SAME", (3, 2), (2, 1)),
     "pool 2 by 2": pooled("VALID", (2, 2), (2, 2)),
+    "pool of relu": lambda _, x: two(nnx.max_pool(jax.nn.relu(x - 0.5), (2, 3), strides=(1, 1), padding="SAME")),
+    "pool of relu, used twice": lambda _, x: two(nnx.max_pool(y := jax.nn.relu(x - 0.5), (2, 2))) + two(y),
     "min pool": lambda _, x: two(-nnx.max_pool(-x, (2, 2), strides=(1, 1))),
     "powers": lambda _, x: two(x**3 + x**4 + (x + 1) ** -2 + x**1 + x**0),
     "quotient": lambda _, x: two(x / (1 + x[:, ::-1])),
@@ -241,3 +243,14 @@ def test_layers_are_plain_only_inside_the_context():
     assert "platform_index" in usual
     assert "platform_index" not in plain
     assert "reduce_window_max" in plain
+
+
+def test_a_pool_of_relus_is_read_as_a_relu_of_a_pool():
+    """That has a ReLU for each window, and no equation is left of the ReLUs for each pixel."""
+    apply = FUNCTIONS["pool of relu, used twice"]
+    for function, relus in ((FUNCTIONS["pool of relu"], 1), (apply, 2)):
+        got = program.read(Classifier(function, ()), (4, 4, 2), jnp.float32, "cpu")
+        floors = [e for e in got.equations if e.name == "max" and not got.depends.issuperset(e.operands)]
+        assert len(floors) == relus
+        used = {n for e in got.equations for n in e.operands} | {got.logits}
+        assert all(used.intersection(e.results) for e in got.equations)

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mnist_jax import unstable
 from mnist_jax.certify import relaxations
 from mnist_jax.certify.constants import Constants
 from mnist_jax.certify.region import Region
@@ -238,10 +239,13 @@ class Bounds:
             node = self._node(operands, lines, result)
         else:
             raise equation.refused("it is neither affine in the image nor a function whose curve is known")
-        self.nodes[place] = node
         size = jnp.maximum(jnp.abs(result.low), jnp.abs(result.high)) + TINY if self.rounded else None
+        center = _middle(result)
+        if self.rounded:  # training, which does not round, keeps the bits that it had
+            node, center, size = stored((node, center, size))
+        self.nodes[place] = node
         (number,) = equation.results
-        self.set(number, Value(_middle(result), node.width, size, None, 0, 0, True))
+        self.set(number, Value(center, node.width, size, None, 0, 0, True))
 
     def _bounded(self, place: int, number: int, tighten: Tighten) -> Interval:
         interval = self.values[number].interval
@@ -302,12 +306,11 @@ class Bounds:
 
     def of(self, image: Any) -> "Bounds":
         """The part of these bounds that `back` needs for one of the images, given by its index in the batch."""
-        leaves, form = jax.tree.flatten((self.nodes, self.region, self.underflow))
-        own = [lax.dynamic_slice_in_dim(x, image, 1, -1) for x in leaves if isinstance(x, jax.Array)]
-        # A barrier: without it XLA repeats the slicing wherever the slices are read.
-        each = iter(lax.optimization_barrier(own))
-        parts = [next(each) if isinstance(x, jax.Array) else x for x in leaves]
-        nodes, region, underflow = jax.tree.unflatten(form, parts)
+
+        def own(x: Any) -> Any:
+            return lax.dynamic_slice_in_dim(x, image, 1, -1) if isinstance(x, jax.Array) else x
+
+        nodes, region, underflow = stored(jax.tree.map(own, (self.nodes, self.region, self.underflow)))
         return replace(self, nodes=nodes, region=region, values={}, underflow=underflow)
 
     def within(self, view: window.View, corner: jax.Array) -> "Bounds":
@@ -319,9 +322,20 @@ class Bounds:
         shapes, dtype = self.program.shapes, self.region.images.dtype
 
         def part(of: Any, seen: window.Window, shape: tuple[int, ...]) -> Any:
-            return jax.tree.map(lambda x: window.cut(x, seen, shape, corner), of)
+            """Arrays of one shape are cut as one array, which takes less time to compile."""
+            leaves, form = jax.tree.flatten(of)
+            for alike in {x.shape for x in leaves if isinstance(x, jax.Array)}:
+                places = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array) and x.shape == alike]
+                together = jnp.concatenate([leaves[i] for i in places], -1)
+                each = jnp.split(stored(window.cut(together, seen, shape, corner)), len(places), -1)
+                for i, x in zip(places, each, strict=True):
+                    leaves[i] = x
+            return jax.tree.unflatten(form, leaves)
 
-        known = {n: part(self.constants[whole], seen, shape) for n, (whole, seen, shape) in view.constants.items()}
+        known = {
+            n: window.cut(self.constants[whole], seen, shape, corner)
+            for n, (whole, seen, shape) in view.constants.items()
+        }
         known |= {n: window.inside(seen, shape, corner, dtype) for n, (seen, shape) in view.masks.items()}
         nodes = {}
         for at, (whole, seen) in view.steps.items():
@@ -407,6 +421,7 @@ class Bounds:
                 continue
             (a,) = results
             assert a is not None
+            a = stored(a) if self.rounded else a
             if whole:
                 less = multipliers(at, a)
                 constant = constant + self._through(self.nodes[at], a, slopes(at), less, functions)
@@ -474,6 +489,13 @@ class Bounds:
     def _lost(self, a: jax.Array) -> float:
         """The largest relative error of a sum over an operation's entries and over all operations."""
         return 2 * gamma(a[..., 0].size + len(self.nodes) + EXTRA, a.dtype)
+
+
+def stored(tree: Any) -> Any:
+    """The pytree with its arrays computed once, however many operations read them, by `unstable.stored`."""
+    leaves, form = jax.tree.flatten(tree)
+    each = iter(unstable.stored([x for x in leaves if isinstance(x, jax.Array)]))
+    return jax.tree.unflatten(form, [next(each) if isinstance(x, jax.Array) else x for x in leaves])
 
 
 def _add(functions: dict[int, jax.Array], number: int, a: jax.Array) -> None:

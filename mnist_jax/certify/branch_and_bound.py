@@ -9,9 +9,8 @@ from jax.typing import ArrayLike
 
 from mnist_jax import arguments, geometry
 from mnist_jax.certify import driver
-from mnist_jax.certify.crown import crown
 from mnist_jax.certify.driver import CertifyResult
-from mnist_jax.certify.search import BranchAndBound, misclassified
+from mnist_jax.certify.search import BranchAndBound, crown_with_roots, misclassified
 from mnist_jax.chunks import in_chunks
 from mnist_jax.classifier import UNIT, Classifier
 from mnist_jax.device import precisely
@@ -73,7 +72,7 @@ def branch_and_bound(
         how: dict[str, Any] = {"norm": norm, "seconds": seconds, "domains": domains, "search": search}
         return driver.in_units(branch_and_bound, classifier, images, labels, radius, **how)
     x, classes, radii = driver.checked(classifier, images, labels, radius)
-    first = crown(classifier, x, classes, radii, norm=norm)
+    first, roots = crown_with_roots(classifier, x, classes, radii, norm=norm)
     first = first if search is None else _searched(search, first, classifier, x, classes, radii, norm)
     open_ = _open(first)
     if not len(open_):
@@ -81,7 +80,8 @@ def branch_and_bound(
     certified, fooled, margin, shown = (np.array(part) for part in first)
     with precisely():
         images_, labels_, radii_ = (np.asarray(part)[open_] for part in (x, classes, radii))
-        tree = BranchAndBound(classifier, norm, images_, labels_, radii_)
+        ours = {place: roots[i] for place, i in enumerate(open_.tolist())}
+        tree = BranchAndBound(classifier, norm, images_, labels_, radii_, roots=ours)
         if not tree.ramps:  # there is nothing to divide
             return first
         tree.run(seconds, domains)

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from mnist_jax.certify import driver, linear
-from mnist_jax.certify.bounds import Bounds
+from mnist_jax.certify.bounds import Bounds, stored
 from mnist_jax.certify.relaxations import Interval, Ramp, steepness
 from mnist_jax.classifier import Classifier
 from mnist_jax.jaxprs import program
@@ -39,6 +39,8 @@ class Domain(NamedTuple):
       narrowed: whether `boxes` hold only for those images of the domain whose lead is not positive.
       gain: by how much the split that made the domain raised the bound, as the mean of both halves; 0 for a domain
         that no split made.
+      eased: by how much the last round of narrowing, of this domain or of one that it is a part of, raised the bound;
+        inf before the first.
     """
 
     bound: float
@@ -48,6 +50,7 @@ class Domain(NamedTuple):
     signs: tuple[np.ndarray, ...]
     narrowed: bool = False
     gain: float = 0.0
+    eased: float = np.inf
 
 
 class Target(NamedTuple):
@@ -86,20 +89,45 @@ class Bounded(NamedTuple):
     scores: Any
 
 
+class Free(NamedTuple):
+    """The variables over which bounds are optimized.
+
+    Attributes:
+      slopes, multipliers: of the lower lines and of the fixed signs, `[*shape, N]` by the place of the ramp's equation.
+      log_weight: the logarithm of the lead's weight, in units of the one that was given, `[N]`.
+    """
+
+    slopes: dict[int, jax.Array]
+    multipliers: dict[int, jax.Array]
+    log_weight: jax.Array
+
+
 def platform_for(classifier: Classifier, shape: tuple[int, ...], dtype: Any) -> str:
     """The name of the platform in use, as `program.read` takes it."""
     usual, here = program.read(classifier, shape, dtype, driver.OTHERS), jax.default_backend()
     return here if here in usual.platforms else driver.OTHERS
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def root(platform: str, norm: float, classifier: Classifier, images, labels, radius):
-    """Bounds of an image's whole region by CROWN.
+class Root(NamedTuple):
+    """CROWN's bounds of an image's whole region.
 
-    Returns:
-      lower bounds of the leads `[C, 1]`; for each nonlinear operation, in the order of the equations, a dictionary of
-      its equation's place and the bounds of its argument; and arrays of the shapes of the ramps, by that place.
+    Attributes:
+      result: what they prove, of one image.
+      leads: `[1, C]`, lower bounds of the leads, inf for the label itself.
+      boxes: for each nonlinear operation, in the order of the equations, a dictionary of its equation's place and the
+        bounds of its argument, `[1, *shape]`.
+      ramps: an array `[1, *shape]` like each ramp's result, by the place of its equation.
     """
+
+    result: driver.CertifyResult
+    leads: Any
+    boxes: list[dict[int, Interval]]
+    ramps: dict[int, Any]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def root(platform: str, norm: float, classifier: Classifier, images, labels, radius) -> Root:
+    """Bounds of the whole region of an image `[1, *shape]` by CROWN, as `crown` computes them."""
     bounds, kept = _walk(platform, norm, classifier, images, radius), []
 
     def tighten(walk: Bounds, place: int, *given: Any) -> Interval:
@@ -108,8 +136,10 @@ def root(platform: str, norm: float, classifier: Classifier, images, labels, rad
         return better
 
     bounds.forwards(tighten)
-    leads, _ = linear.leads(bounds, labels, [Bounds.back, partial(linear.with_slopes, "flat")])
-    return leads, kept, {place: ramp.d.low for place, ramp in _ramps(bounds).items()}
+    leads, where = linear.leads(bounds, labels, [Bounds.back, partial(linear.with_slopes, "flat")])
+    result = driver.judged(classifier, images, labels, *linear.least_of(bounds, leads, where))
+    ramps = {place: ramp.d.low for place, ramp in _ramps(bounds).items()}
+    return Root(result, *jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), (leads, kept, ramps)))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -144,42 +174,36 @@ def bounded(
     """
     bounds, asked = _again(platform, norm, classifier, images, radius, boxes, signs)
     objective, end = _objective(bounds, asked, labels, others, target), len(bounds.program.equations)
-    ramps, coefficients = _ramps(bounds), {}
+    ramps = _ramps(bounds)
+    none = {place: jnp.zeros_like(ramp.d.low) for place, ramp in ramps.items()}
 
-    def bound(free):
-        slopes, less, log_weight = free
+    def bound(free: Free) -> tuple[jax.Array, tuple[jax.Array, dict[int, jax.Array]]]:
+        coefficients = dict(none)
 
         def subtracted(place: int, a: jax.Array) -> jax.Array | None:
-            if place not in less:  # not a ramp
+            if place not in ramps:
                 return None
             coefficients[place] = a
-            return signs[place] * less[place]
+            return signs[place] * free.multipliers[place]
 
-        weight = jnp.where(target.sign == 0, 1, target.weight * jnp.exp(log_weight))
-        return bounds.back(end, *objective(weight), slopes.get, multipliers=subtracted)
+        weight = jnp.where(target.sign == 0, 1, target.weight * jnp.exp(free.log_weight))
+        functions, constant = objective(weight)
+        least, where = bounds.back(end, functions, constant, free.slopes.get, multipliers=subtracted)
+        return least, (where, coefficients)
 
     slopes = {place: steepness(ramp.d, "adaptive") for place, ramp in ramps.items()}
-    begin = (slopes, multipliers, jnp.zeros_like(target.weight))
-    bound(begin)  # fills `coefficients`
-    none = {place: jnp.zeros_like(ramp.d.low) for place, ramp in ramps.items()}
-    scales = {
-        place: jnp.abs(a).max(tuple(range(a.ndim - 1)), keepdims=True) for place, a in (none | coefficients).items()
-    }
-    best, free, mean = _optimized(bound, begin, steps, scales)
-    coefficients.clear()
-    last, where = bound(free)
+    begin = Free(slopes, multipliers, jnp.zeros_like(target.weight))
+    best, free, mean, (where, coefficients) = _optimized(bound, begin, steps, (jnp.zeros_like(bounds.region.low), none))
     empty = sum((ramp.d.low > ramp.d.high).any(tuple(range(ramp.d.low.ndim - 1))) for ramp in ramps.values())
-    best = jnp.maximum(best, last)  # NaN in either is kept, and then proves nothing
     best = jnp.where(jnp.isfinite(best), best, -jnp.inf)
     best = jnp.where(empty > 0, jnp.where(jnp.isfinite(bounds.underflow), jnp.inf, -jnp.inf), best)
-    tried = [bounds.region.at(d) for d in (where, mean)]
-    fooled, also = (driver.misclassified(classifier, candidates, labels) for candidates in tried)
-    candidates = jnp.where(fooled.reshape(-1, *[1] * (images.ndim - 1)), *tried)
+    tried = jnp.concatenate([bounds.region.at(d) for d in (where, mean)])
+    fooled = driver.misclassified(classifier, tried, jnp.concatenate([labels, labels])).reshape(2, -1)
+    candidates = jnp.where(fooled[0].reshape(-1, *[1] * (images.ndim - 1)), *jnp.split(tried, 2))
     scores = [
-        _score(ramp, (none | coefficients)[place], free[0][place]).reshape(-1, len(labels))
-        for place, ramp in ramps.items()
+        _score(ramp, coefficients[place], free.slopes[place]).reshape(-1, len(labels)) for place, ramp in ramps.items()
     ]
-    return Bounded(best, candidates, fooled | also, jnp.concatenate(scores))
+    return Bounded(best, candidates, fooled.any(0), jnp.concatenate(scores))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -266,7 +290,7 @@ def _objective(bounds: Bounds, asked: dict[int, dict[int, float]], labels, other
     return weighted
 
 
-def _optimized(bound, begin, steps, scales):
+def _optimized(bound, begin: Free, steps: jax.Array, none):
     """Maximizes bounds by Adam over slopes in [0, 1], multipliers of at least 0, and the lead's weight's logarithm.
 
     The point at which a bound is attained jumps from corner to corner of the region. The mean of these points tends to
@@ -274,28 +298,34 @@ def _optimized(bound, begin, steps, scales):
     non-differentiable functions", 1985).
 
     Args:
-      bound: a function of the variables that returns bounds `[N]` and points where they are attained.
-      begin: the variables at the start: slopes, multipliers, logarithm of the weight.
+      bound: a function of the variables that returns bounds `[N]`; with them, points where they are attained and the
+        coefficients of the ramps' results, `[*shape, N]` each. It is called in one place only: each further one would
+        be compiled by itself.
+      begin: the variables at the start.
       steps: the number of steps.
-      scales: for the multipliers of each ramp the unit of their step length.
+      none: zeros, shaped like these points and coefficients.
 
     Returns:
-      the best bounds of all steps; the variables after the last step; and the mean of the points, that of the n-th step
-      weighted by n.
+      the best bounds, NaN where one was NaN; the variables after the last step; the mean of the points, that of the
+      n-th round weighted by n; and points and coefficients at these variables.
     """
     rule = optax.scale_by_adam(b1=SOONER, b2=SOONER)
 
-    def total(free):
-        least, where = bound(free)
-        return -least.sum(), (least, where)
+    def total(free: Free):
+        least, seen = bound(free)
+        return -least.sum(), (least, seen)
 
     def step(number, state):
-        free, memory, best, mean = state
-        gradient, (least, where) = jax.grad(total, has_aux=True)(free)
-        gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), gradient)
-        (along, across, heavier), memory = rule.update(gradient, memory)
-        directions = along, jax.tree.map(jnp.multiply, across, scales), heavier
-        shrunk = 0.1 ** (number / steps)
+        """A round: bounds at the variables, and a step from there; the last round has a step of length 0."""
+        free, memory, scales, best, mean, _ = state
+        gradient, (least, seen) = jax.grad(total, has_aux=True)(free)
+        where, coefficients = seen
+        # The unit of the multipliers' steps is the ramp's largest coefficient at the start.
+        scales = jax.tree.map(lambda s, a: jnp.where(number == 0, _largest(a), s), scales, coefficients)
+        gradient = stored(jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), gradient))
+        directions, memory = rule.update(gradient, memory)
+        directions = directions._replace(multipliers=jax.tree.map(jnp.multiply, directions.multipliers, scales))
+        shrunk = jnp.where(number < steps, 0.1 ** (number / steps), 0)
         slopes, multipliers, weight = (
             jax.tree.map(lambda f, d, length=length: f - (length * shrunk * d).astype(f.dtype), *pair)
             for length, *pair in zip((SLOPE, MULTIPLIER, WEIGHT), free, directions, strict=True)
@@ -303,13 +333,18 @@ def _optimized(bound, begin, steps, scales):
         slopes = jax.tree.map(lambda s: jnp.clip(s, 0, 1), slopes)
         multipliers = jax.tree.map(lambda m: jnp.maximum(m, 0), multipliers)
         mean = mean + (where - mean) * (2 / (number + 2))
-        return (slopes, multipliers, weight), memory, jnp.maximum(best, least), mean
+        return Free(slopes, multipliers, weight), memory, scales, jnp.maximum(best, least), mean, seen
 
-    least, where = jax.eval_shape(bound, begin)
-    lowest = jnp.full(least.shape, -jnp.inf, least.dtype)
-    start = (begin, rule.init(begin), lowest, jnp.zeros(where.shape, where.dtype))
-    free, _, best, mean = jax.lax.fori_loop(0, steps, step, start)
-    return best, free, mean
+    lowest = jnp.full(begin.log_weight.shape, -jnp.inf, begin.log_weight.dtype)
+    scales = jax.tree.map(lambda a: jnp.zeros((*[1] * (a.ndim - 1), a.shape[-1]), a.dtype), none[1])
+    start = (begin, rule.init(begin), scales, lowest, none[0], none)
+    free, _, _, best, mean, last = jax.lax.fori_loop(0, steps + 1, step, start)
+    return best, free, mean, last
+
+
+def _largest(a: jax.Array) -> jax.Array:
+    """The largest absolute value in each lane, `[1, ..., 1, N]`."""
+    return jnp.abs(a).max(tuple(range(a.ndim - 1)), keepdims=True)
 
 
 def _score(ramp: Ramp, a: jax.Array, slope: jax.Array) -> jax.Array:

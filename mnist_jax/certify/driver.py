@@ -176,6 +176,11 @@ def _run(kernel, how, classifier, images, labels, radius) -> CertifyResult:
     each = {name: partial(bound, read(name)) for name in sorted(usual.platforms)}
     otherwise, arrays = partial(bound, usual), (images, labels, radius)
     margin, candidates = lax.platform_dependent(*arrays, default=otherwise, **each) if each else otherwise(*arrays)
+    return judged(classifier, images, labels, margin, candidates)
+
+
+def judged(classifier, images, labels, margin, candidates) -> CertifyResult:
+    """The result of lower bounds of the margin `[B]`, and of candidates `[B, *shape]` for adversarial images."""
     margin = jnp.where(jnp.isfinite(margin), margin, -jnp.inf)
     at_once, found = (misclassified(classifier, x, labels) for x in (images, candidates))
     fooled = at_once | found

@@ -16,7 +16,7 @@ from mnist_jax.certify import domains as domains_
 from mnist_jax.certify import driver
 from mnist_jax.certify.branch_and_bound import branch_and_bound
 from mnist_jax.certify.largest_radius import largest_radius
-from mnist_jax.certify.search import BranchAndBound, misclassified
+from mnist_jax.certify.search import BranchAndBound, crown, misclassified
 from mnist_jax.chunks import in_chunks
 from mnist_jax.classifier import UNIT, Classifier
 from mnist_jax.device import precisely
@@ -223,7 +223,7 @@ class _Ends:
             return
         with self._proofs() as classifier:
             radii = largest_radius(
-                classifier, self._as(classifier, self.images[rows]), self.labels[rows], norm=self.norm
+                classifier, self._as(classifier, self.images[rows]), self.labels[rows], norm=self.norm, method=crown
             )
         self.lower[rows] = np.maximum(self.lower[rows], radii)
 

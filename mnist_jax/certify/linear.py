@@ -157,7 +157,11 @@ def leads(bounds: Bounds, labels: jax.Array, methods: Sequence[Method]) -> tuple
 
 def margin(bounds: Bounds, labels: jax.Array, methods: Sequence[Method]) -> tuple[jax.Array, jax.Array]:
     """Lower bounds of the margin `[B]`, the least of `leads`, and the images `[B, *shape]` that belong to these."""
-    least, where = leads(bounds, labels, methods)
+    return least_of(bounds, *leads(bounds, labels, methods))
+
+
+def least_of(bounds: Bounds, least: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The least of the bounds that `leads` gives, `[B]`, and the images `[B, *shape]` that belong to these."""
     worst = least.argmin(0)
     d = jax.vmap(lambda d, c: d[c], (-1, 0), -1)(where, worst)
     return least.min(0), bounds.region.at(d)

@@ -13,16 +13,20 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from mnist_jax import geometry
 from mnist_jax.certify import domains, driver, pattern, region
 from mnist_jax.certify.domains import Bounded, Domain, Target
+from mnist_jax.certify.driver import CertifyResult
 from mnist_jax.certify.relaxations import Interval
+from mnist_jax.chunks import in_chunks
 from mnist_jax.classifier import Classifier
 
 # Linear functions that are bounded together, by platform. On an H200, of 20 brackets of MLP-original with 5 s for each
@@ -39,10 +43,11 @@ WORTH = 8
 NARROWED = 256  # largest number of entries whose bounds are improved in a round: those with the largest scores
 GROUP = 16  # entries whose bounds are improved together; the next group uses the improved bounds
 ENOUGH = 0.85  # a round is followed by another if the lead's (negative) bound shrank to less than this share
-CHOICES = 3  # entries that are tried for a split; the best is kept
+CHOICES = 8  # entries that are tried for a split; the best is kept
 # The lead's weight starts at this share of the weight that makes the lead's bound as large as the entry's interval.
 SHARE = 0.6
 QUEUE = 2**30  # bytes that the waiting domains of all images may take; further domains stay open
+AT_ONCE = 32  # images whose bounds by CROWN are in memory before those that are not needed are dropped
 ROWS = 4096  # largest number of ramps' entries for which a linear program is made
 AIM = 3  # a linear program aims at a lead of this many times that of the least clear adversarial image
 SINGLE = 2e-6  # and at least this share of the largest logit, more than rounding to single precision changes
@@ -118,6 +123,56 @@ class ImageState:
         return min([self.settled, *(bound for bound, *_ in self.waiting[:1])])
 
 
+class Root(NamedTuple):
+    """CROWN's bounds of an image's whole region, in the memory of the host.
+
+    Attributes:
+      leads: `[C]`, lower bounds of the leads, inf for the label itself.
+      boxes: as those of a domain.
+      ramps: the shapes of the ramps, by the place of their equation.
+      asked: for each ramp the number of its argument's box.
+    """
+
+    leads: np.ndarray
+    boxes: tuple[Interval, ...]
+    ramps: dict[int, tuple[int, ...]]
+    asked: list[int]
+
+
+def crown_with_roots(
+    classifier: Classifier, images: ArrayLike, labels: ArrayLike, radii: ArrayLike, *, norm: float
+) -> tuple[CertifyResult, dict[int, Root]]:
+    """What `crown` proves of images `[B, *shape]`, and the roots of those that it does not certify, by their place.
+
+    Images go one by one: several at once take no less time, and this is a program that branch and bound needs anyway.
+    """
+    images, labels, radii = (np.asarray(part) for part in (images, labels, radii))
+    certified, fooled, margin = (np.zeros(len(images), kind) for kind in (bool, bool, images.dtype))
+    result, roots = (certified, fooled, margin, images.copy()), {}
+    how = (domains.platform_for(classifier, images.shape[1:], images.dtype), norm)
+    for start in range(0, len(images), AT_ONCE):
+        rows = slice(start, start + AT_ONCE)
+        with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
+            given = (images[rows], labels[rows], radii[rows])
+            found = jax.tree.map(np.asarray, in_chunks(partial(domains.root, *how), given, classifier, size=1))
+        for all_, own in zip(result, found.result, strict=True):
+            all_[rows] = own
+        places = [place for known in found.boxes for place in known]
+        asked = [places.index(place) for place in found.ramps]
+        ramps = {place: ramp.shape[1:] for place, ramp in found.ramps.items()}
+        for i in np.flatnonzero(~found.result.certified):
+            boxes = tuple(Interval(*(z[i].copy() for z in box)) for known in found.boxes for box in known.values())
+            roots[start + int(i)] = Root(found.leads[i], boxes, ramps, asked)
+    return CertifyResult(*map(jnp.asarray, result)), roots
+
+
+def crown(
+    classifier: Classifier, images: ArrayLike, labels: ArrayLike, radius: ArrayLike, *, norm: float
+) -> CertifyResult:
+    """The certificate `crown` by the program that gives roots, for images, labels and radii that are checked."""
+    return crown_with_roots(classifier, images, labels, radius, norm=norm)[0]
+
+
 class BranchAndBound:
     """Branch and bound on several images at once, whose domains share the lanes.
 
@@ -126,6 +181,7 @@ class BranchAndBound:
       images, labels, radii: `[B, *shape]`, `[B]` and `[B]`, in the memory of the host.
       nearer: None to stop at the first adversarial image of each image; else the search goes on within this share of
         its distance.
+      roots: as `crown_with_roots` gives them, where they are known already.
     """
 
     def __init__(
@@ -136,31 +192,29 @@ class BranchAndBound:
         labels: np.ndarray,
         radii: np.ndarray,
         nearer: float | None = None,
+        roots: dict[int, Root] | None = None,
     ) -> None:
         self.classifier, self.norm, self.nearer = classifier, norm, nearer
         self.images, self.labels = images, labels
         self.lanes = lanes_for(jax.default_backend())
         self.how = (domains.platform_for(classifier, images.shape[1:], images.dtype), norm, classifier)
         self.turns = itertools.count()
-        self.ramps: dict[int, tuple[int, ...]] = {}  # their shapes, by the place of their equation
-        self.asked: list[int] = []  # for each ramp the number of its argument's box
-        self.roots: list[tuple[Interval, ...]] = []  # the boxes of each image's whole region
+        if roots is None:
+            _, roots = crown_with_roots(classifier, images, labels, radii, norm=norm)
+        self.roots = roots
+        known = next(iter(roots.values()), None)
+        self.ramps, self.asked = ({}, []) if known is None else (known.ramps, known.asked)
         self.states = [self._begin(i, radius) for i, radius in enumerate(radii)]
 
     def _begin(self, i: int, radius: np.floating) -> ImageState:
         """The state of an image after CROWN: a domain for each class over which the lead's bound is not positive."""
-        one = (self.images[[i]], self.labels[[i]], np.asarray(radius)[None])
-        leads, kept, sizes = jax.tree.map(np.asarray, domains.root(*self.how, *one))
-        self.ramps = {place: size.shape[:-1] for place, size in sizes.items()}
-        places = [place for known in kept for place in known]
-        self.asked = [places.index(place) for place in self.ramps]
-        boxes = tuple(Interval(*(z[..., 0] for z in box)) for known in kept for box in known.values())
-        self.roots.append(boxes)
+        if (root := self.roots.get(i)) is None:  # CROWN certifies it
+            return ImageState(radius)
         signs = tuple(np.zeros(shape, np.int8) for shape in self.ramps.values())
-        bounds = np.nan_to_num(leads[:, 0].astype(float), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+        bounds = np.nan_to_num(root.leads.astype(float), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
         state = ImageState(radius, settled=bounds[bounds > 0].min(initial=np.inf))
         for other in np.flatnonzero(~(bounds > 0)).tolist():
-            self._wait(state, Domain(float(bounds[other]), i, other, boxes, signs))
+            self._wait(state, Domain(float(bounds[other]), i, other, root.boxes, signs))
         return state
 
     def _wait(self, state: ImageState, domain: Domain) -> None:
@@ -259,6 +313,7 @@ class BranchAndBound:
                 break
             (found,) = yield [Task(domain)]
             domain = _raised(domain, found.bound)
+            domain = domain._replace(eased=domain.bound - before)
             if not domain.bound > ENOUGH * before:
                 break
         if domain.bound > 0:
@@ -443,7 +498,7 @@ class BranchAndBound:
         """The nearest adversarial image with the activation pattern of one; that one itself if none is found."""
         original, state = self.images[domain.image], self.states[domain.image]
         signs = np.asarray(domains.signs_at(*self.how, image[None]))[:, 0]
-        there = domain._replace(boxes=self.roots[domain.image], signs=self._split(signs))
+        there = domain._replace(boxes=self.roots[domain.image].boxes, signs=self._split(signs))
         affine = self._pieces([Task(there), *self._all_steps(there)])[0]
         if not _finite(affine):
             return image
@@ -535,12 +590,13 @@ def _worthwhile(domain: Domain) -> int:
     """How many entries' bounds to improve in a round, before a domain is divided.
 
     The bound rises by `gain` with a split; so many splits one below the other make it positive, and as many domains as
-    2 to the power of that. Better bounds are found once for all of these.
+    2 to the power of that. Better bounds are found once for all of these; if they raise the bound by as much as the
+    last time, they save that share of the domains which the splits for that rise would have made.
     """
-    splits = -domain.bound / domain.gain if 0 < domain.gain < np.inf else np.inf
-    if not splits < np.log2(NARROWED):
+    if not 0 < domain.gain < np.inf:
         return NARROWED
-    return min(NARROWED, int(WORTH * 2**splits) // GROUP * GROUP)
+    splits, saved = (-domain.bound / domain.gain, 1 - 2 ** -(domain.eased / domain.gain))
+    return min(NARROWED, int(WORTH * saved * 2 ** min(splits, 64)) // GROUP * GROUP)
 
 
 def _costly(scores: np.ndarray, most: int) -> np.ndarray:

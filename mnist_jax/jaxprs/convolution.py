@@ -48,9 +48,11 @@ def _by_matrix(params: dict[str, Any], x: jax.Array, kernel: jax.Array) -> jax.A
     x = x.transpose(*numbers.lhs_spec, x.ndim - 1)[0]  # [C, *spatial, N]
     x = jnp.pad(x, ((0, 0), *params["padding"], (0, 0)))
     matrix, window = _matrix(kernel, numbers)
-    sizes = [(n - w) // s + 1 for n, w, s in zip(x.shape[1:-1], window, strides, strict=True)]
-    patches = jnp.stack([x[(slice(None), *_places(at, strides, sizes))] for at in _all(window)])
-    y = jnp.tensordot(matrix, patches.reshape(-1, *patches.shape[2:]), [[1], [0]], precision=params["precision"])
+    # Gathered axis by axis, the last one first, to `[*window, C, *windows, N]`, as there are fewer slices to compile.
+    for length, stride in reversed(list(zip(window, strides, strict=True))):
+        last = x.shape[len(window)] - length  # where the last window begins, along the axis whose turn it is
+        x = jnp.stack([lax.slice_in_dim(x, i, last + i + 1, stride, len(window)) for i in range(length)])
+    y = jnp.tensordot(matrix, x.reshape(-1, *x.shape[len(window) + 1 :]), [[1], [0]], precision=params["precision"])
     inverse = sorted(range(len(numbers.out_spec)), key=numbers.out_spec.__getitem__)
     return y[None].transpose(*inverse, y.ndim)
 
@@ -59,21 +61,47 @@ def _transposed_by_matrix(params: dict[str, Any], shape: tuple[int, ...], y: jax
     numbers, strides = params["dimension_numbers"], params["window_strides"]
     y = y.transpose(*numbers.out_spec, y.ndim - 1)[0]  # [O, *spatial, N]
     matrix, window = _matrix(kernel, numbers)
-    patches = jnp.tensordot(matrix, y, [[0], [0]], precision=params["precision"])
-    # A barrier: without it XLA repeats the products for each of the sums below.
-    patches = lax.optimization_barrier(patches.reshape(*window, -1, *y.shape[1:]))
-    *spatial, lanes = [shape[axis] for axis in numbers.lhs_spec[2:]] + [shape[-1]]
-    padded = [n + sum(pads) for n, pads in zip(spatial, params["padding"], strict=True)]
-    x = jnp.zeros((patches.shape[len(window)], *padded, lanes), y.dtype)
-    for at in _all(window):
-        spread = [
-            (i, n - i - s * (m - 1) - 1, s - 1) for i, n, s, m in zip(at, padded, strides, y.shape[1:-1], strict=True)
-        ]
-        x = x + lax.pad(patches[at], jnp.zeros((), y.dtype), [(0, 0, 0), *spread, (0, 0, 0)])
+    x = jnp.tensordot(matrix, y, [[0], [0]], precision=params["precision"]).reshape(*window, -1, *y.shape[1:])
+    spatial = [shape[axis] for axis in numbers.lhs_spec[2:]]
+    # Added up axis by axis, the last one first, so that there are few operations to compile: an addition for each place
+    # along an axis of the window, instead of one for each place in the window.
+    for axis, (n, pads) in reversed(list(enumerate(zip(spatial, params["padding"], strict=True)))):
+        # A barrier: without it XLA repeats the products, and the sums before, for each of these sums.
+        x = _added_up(lax.optimization_barrier(x), axis, strides[axis], n + sum(pads))
     inside = [slice(low, low + n) for (low, _), n in zip(params["padding"], spatial, strict=True)]
     x = x[(slice(None), *inside)]
     inverse = sorted(range(len(numbers.lhs_spec)), key=numbers.lhs_spec.__getitem__)
     return x[None].transpose(*inverse, x.ndim)
+
+
+def _added_up(x: jax.Array, axis: int, stride: int, pixels: int) -> jax.Array:
+    """Sums along an axis of the image, over all windows: each window's number at a place is added to the pixel there.
+
+    Args:
+      x: `[*window, C, *windows, N]`. Of the window's axes those from `axis + 1` on are summed already, and there are
+        pixels in place of windows along them.
+      axis: which axis of the image it is, and the last one of the window.
+      stride: from one window to the next, in pixels.
+      pixels: how many there are along the axis.
+
+    Returns:
+      `[*window, C, *windows, N]` without the window's last axis, with pixels in place of windows along `axis`.
+    """
+    along = 2 * axis + 1  # the axis of the windows and then of the pixels, after that of the window is gone
+    count, rows = x.shape[along + 1], -(-pixels // stride)
+    each = [x[(slice(None),) * axis + (i,)] for i in range(x.shape[axis])]
+
+    def moved(part: jax.Array, by: int) -> jax.Array:
+        low_and_high = [(by, rows - count - by) if i == along else (0, 0) for i in range(part.ndim)]
+        return jnp.pad(part, low_and_high)
+
+    # Places that are a stride apart meet the same pixels, so that these are summed in groups of every stride-th.
+    groups = [[moved(part, by) for by, part in enumerate(each[first::stride])] for first in range(stride)]
+    zeros = jnp.zeros_like(moved(each[0], 0))
+    sums = [sum(group[1:], group[0]) if group else zeros for group in groups]
+    y = sums[0] if stride == 1 else jnp.stack(sums, along + 1)
+    y = y.reshape(*y.shape[:along], rows * stride, *y.shape[along + (1 if stride == 1 else 2) :])
+    return lax.slice_in_dim(y, 0, pixels, axis=along)
 
 
 def _matrix(kernel: jax.Array, numbers: Any) -> tuple[jax.Array, tuple[int, ...]]:
@@ -81,12 +109,3 @@ def _matrix(kernel: jax.Array, numbers: Any) -> tuple[jax.Array, tuple[int, ...]
     ordered = kernel.transpose(numbers.rhs_spec)  # [O, C, *window]
     window = ordered.shape[2:]
     return jnp.moveaxis(ordered, 1, -1).reshape(ordered.shape[0], -1), window
-
-
-def _all(window: Sequence[int]) -> Any:
-    return itertools.product(*map(range, window))
-
-
-def _places(at: Sequence[int], strides: Sequence[int], sizes: Sequence[int]) -> list[slice]:
-    """The pixels that meet one position of the window, over all windows, as a slice of each axis."""
-    return [slice(i, i + s * (n - 1) + 1, s) for i, s, n in zip(at, strides, sizes, strict=True)]

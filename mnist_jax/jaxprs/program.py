@@ -129,6 +129,7 @@ def read(classifier: Classifier, shape: tuple[int, ...], dtype: Any, platform: s
     if program.logits not in program.depends:
         raise UnsupportedOperation("the classifier's logits do not depend on the image: there is nothing to certify")
     _refuse_probabilities(program)
+    _drop_unused(program)
     return program
 
 
@@ -260,6 +261,16 @@ class Reader:
             state, given[i] = results[:carries], results[carries:]
         columns = [[given[i][k] for i in rounds] for k in range(len(eqn.outvars) - carries)]
         return state + [self.trace(lambda *each: jnp.stack(each), *column)[0] for column in columns]
+
+
+def _drop_unused(program: Program) -> None:
+    """Drops the equations on which the logits do not depend: rules may leave some whose results were replaced."""
+    used, kept = {program.logits}, []
+    for equation in reversed(program.equations):
+        if used.intersection(equation.results):
+            used.update(equation.operands)
+            kept.append(equation)
+    program.equations = kept[::-1]
 
 
 def _refuse_probabilities(program: Program) -> None:

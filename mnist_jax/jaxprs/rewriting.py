@@ -67,7 +67,24 @@ def _reduce_window(reader: "Reader", operands: list[int], params: dict[str, Any]
     if dilated or any(not 0 <= pad < w for pads, w in zip(padding, window, strict=True) for pad in pads):
         return None
     maximum = functools.partial(_window_max, window=window, strides=params["window_strides"], padding=padding)
+    if sign > 0 and (parts := _floored(reader, operands[0])) is not None:
+        # The pool of a ReLU as the ReLU of a pool: there are fewer ReLUs, and differences of their arguments, which are
+        # more nearly affine in the image, have better bounds than differences of their results. Maxima round nothing.
+        value, floor = parts
+        (pooled,) = reader.trace(maximum, value)
+        return reader.write("max", lax.max_p, [pooled, floor], [reader.shape(pooled)], {})
     return reader.trace(lambda x: sign * maximum(sign * x) if sign < 0 else maximum(x), operands[0])
+
+
+def _floored(reader: "Reader", number: int) -> tuple[int, int] | None:
+    """The value and the scalar constant whose maximum a value is, as a ReLU's result is; None for any other value."""
+    made = next((e for e in reversed(reader.program.equations) if number in e.results), None)
+    if made is None or made.name != "max":
+        return None
+    for value, floor in (made.operands, made.operands[::-1]):
+        if reader.depends([value]) and not reader.depends([floor]) and not reader.shape(floor).shape:
+            return value, floor
+    return None
 
 
 def _integer_pow(reader: "Reader", operands: list[int], params: dict[str, Any]) -> list[int] | None:
