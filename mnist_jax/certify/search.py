@@ -28,6 +28,7 @@ from mnist_jax.certify.driver import CertifyResult
 from mnist_jax.certify.relaxations import Interval
 from mnist_jax.chunks import in_chunks
 from mnist_jax.classifier import Classifier
+from mnist_jax.device import precisely
 
 # Linear functions that are bounded together, by platform. On an H200, of 20 brackets of MLP-original with 5 s for each
 # image, 512 closed 15 in 44 s, 64 closed 11 in 64 s, and 2,048 closed 15 in 48 s. A CPU's number is chosen, not tuned.
@@ -152,7 +153,7 @@ def crown_with_roots(
     how = (domains.platform_for(classifier, images.shape[1:], images.dtype), norm)
     for start in range(0, len(images), AT_ONCE):
         rows = slice(start, start + AT_ONCE)
-        with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
+        with precisely():
             given = (images[rows], labels[rows], radii[rows])
             found = jax.tree.map(np.asarray, in_chunks(partial(domains.root, *how), given, classifier, size=1))
         for all_, own in zip(result, found.result, strict=True):
