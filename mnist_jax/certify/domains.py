@@ -15,6 +15,7 @@ import optax
 
 from mnist_jax.certify import driver, linear
 from mnist_jax.certify.bounds import Bounds
+from mnist_jax.certify.planes import Planes, Ramps
 from mnist_jax.certify.relaxations import Interval, Ramp, steepness
 from mnist_jax.classifier import Classifier
 from mnist_jax.jaxprs import program
@@ -22,6 +23,9 @@ from mnist_jax.jaxprs import program
 # Adam's first step lengths for slopes, for multipliers (in units of the largest coefficient of the ramp's result), and
 # for the logarithm of the lead's weight; they fall to a tenth of it. Chosen, not tuned.
 SLOPE, MULTIPLIER, WEIGHT = 0.3, 0.1, 0.5
+# The same for planes. On 64 bounds of the second layer of experiments/questions.py's network `dense2`, of tilts of 0.1,
+# 0.3 and 1, and levels of 0.03, 0.1 and 0.3, these were best after 12 and after 25 steps.
+LEVEL, TILT = 0.1, 0.3
 SOONER = 0.5  # both of Adam's decay rates, as small as in `alpha_crown` because there are few steps
 
 
@@ -98,7 +102,8 @@ def root(platform: str, norm: float, classifier: Classifier, images, labels, rad
 
     Returns:
       lower bounds of the leads `[C, 1]`; for each nonlinear operation, in the order of the equations, a dictionary of
-      its equation's place and the bounds of its argument; and arrays of the shapes of the ramps, by that place.
+      its equation's place and the bounds of its argument; arrays of the shapes of the ramps, by that place; and whether
+      planes above the first ramps may give better bounds of a ramp's argument.
     """
     bounds, kept = _walk(platform, norm, classifier, images, radius), []
 
@@ -109,7 +114,12 @@ def root(platform: str, norm: float, classifier: Classifier, images, labels, rad
 
     bounds.forwards(tighten)
     leads, _ = linear.leads(bounds, labels, [Bounds.back, partial(linear.with_slopes, "flat")])
-    return leads, kept, {place: ramp.d.low for place, ramp in _ramps(bounds).items()}
+    ramps = _ramps(bounds)
+    sizes = {place: ramp.d.low for place, ramp in ramps.items()}
+    if bounds.first_ramps() is None:
+        return leads, kept, sizes, dict.fromkeys(ramps, False)
+    above = {place: any(bounds.values[n].nonlinear for n in bounds.nodes[place].arguments) for place in ramps}
+    return leads, kept, sizes, above
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -146,8 +156,10 @@ def bounded(
     objective, end = _objective(bounds, asked, labels, others, target), len(bounds.program.equations)
     ramps, coefficients = _ramps(bounds), {}
 
+    first = bounds.first_ramps()
+
     def bound(free):
-        slopes, less, log_weight = free
+        slopes, less, log_weight, planes = free
 
         def subtracted(place: int, a: jax.Array) -> jax.Array | None:
             if place not in less:  # not a ramp
@@ -155,11 +167,15 @@ def bounded(
             coefficients[place] = a
             return signs[place] * less[place]
 
+        def above(place: int) -> tuple[Ramps, Planes] | None:
+            return None if first is None or place != first[0] else (first[1], planes)
+
         weight = jnp.where(target.sign == 0, 1, target.weight * jnp.exp(log_weight))
-        return bounds.back(end, *objective(weight), slopes.get, multipliers=subtracted)
+        return bounds.back(end, *objective(weight), slopes.get, multipliers=subtracted, above=above)
 
     slopes = {place: steepness(ramp.d, "adaptive") for place, ramp in ramps.items()}
-    begin = (slopes, multipliers, jnp.zeros_like(target.weight))
+    chords = None if first is None else first[1].chords(ramps[first[0]].d)
+    begin = (slopes, multipliers, jnp.zeros_like(target.weight), chords)
     bound(begin)  # fills `coefficients`
     none = {place: jnp.zeros_like(ramp.d.low) for place, ramp in ramps.items()}
     scales = {
@@ -267,7 +283,7 @@ def _objective(bounds: Bounds, asked: dict[int, dict[int, float]], labels, other
 
 
 def _optimized(bound, begin, steps, scales):
-    """Maximizes bounds by Adam over slopes in [0, 1], multipliers of at least 0, and the lead's weight's logarithm.
+    """Maximizes bounds by Adam over slopes in [0, 1], multipliers of at least 0, the lead's weight, and planes.
 
     The point at which a bound is attained jumps from corner to corner of the region. The mean of these points tends to
     the minimizer of the relaxed problem as the multipliers tend to the best ones (Shor, "Minimization methods for
@@ -275,7 +291,7 @@ def _optimized(bound, begin, steps, scales):
 
     Args:
       bound: a function of the variables that returns bounds `[N]` and points where they are attained.
-      begin: the variables at the start: slopes, multipliers, logarithm of the weight.
+      begin: the variables at the start: slopes, multipliers, logarithm of the weight, planes or None.
       steps: the number of steps.
       scales: for the multipliers of each ramp the unit of their step length.
 
@@ -293,17 +309,18 @@ def _optimized(bound, begin, steps, scales):
         free, memory, best, mean = state
         gradient, (least, where) = jax.grad(total, has_aux=True)(free)
         gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), gradient)
-        (along, across, heavier), memory = rule.update(gradient, memory)
-        directions = along, jax.tree.map(jnp.multiply, across, scales), heavier
+        (along, across, heavier, over), memory = rule.update(gradient, memory)
+        over = over if over is None else Planes(LEVEL * over.level, TILT * over.tilt)
+        directions = along, jax.tree.map(jnp.multiply, across, scales), heavier, over
         shrunk = 0.1 ** (number / steps)
-        slopes, multipliers, weight = (
+        slopes, multipliers, weight, planes = (
             jax.tree.map(lambda f, d, length=length: f - (length * shrunk * d).astype(f.dtype), *pair)
-            for length, *pair in zip((SLOPE, MULTIPLIER, WEIGHT), free, directions, strict=True)
+            for length, *pair in zip((SLOPE, MULTIPLIER, WEIGHT, 1.0), free, directions, strict=True)
         )
         slopes = jax.tree.map(lambda s: jnp.clip(s, 0, 1), slopes)
         multipliers = jax.tree.map(lambda m: jnp.maximum(m, 0), multipliers)
         mean = mean + (where - mean) * (2 / (number + 2))
-        return (slopes, multipliers, weight), memory, jnp.maximum(best, least), mean
+        return (slopes, multipliers, weight, planes), memory, jnp.maximum(best, least), mean
 
     least, where = jax.eval_shape(bound, begin)
     lowest = jnp.full(least.shape, -jnp.inf, least.dtype)
