@@ -129,7 +129,7 @@ def test_bounds_of_steps_hold_wherever_the_lead_is_not_positive():
         logits = np.asarray(classifier(points))
         with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
             search = BranchAndBound(classifier, INF, image, np.array([label], np.int32), np.full(1, radius))
-            for domain in [waiting[-1] for waiting in search.states[0].waiting]:
+            for domain in [lead for waiting in search.states[0].waiting for lead in search._leads(waiting[-1])]:
                 inside = logits[:, label] <= logits[:, domain.other]
                 tasks = [search._target(domain, entry, sign) for entry in range(9) for sign in (1, -1)]
                 for task, found in zip(tasks, search._bound(tasks), strict=True):
@@ -178,7 +178,7 @@ def test_fewer_lanes_when_memory_runs_out(monkeypatch):
     given = (classifier, INF, images, labels.astype(np.int32), radius)
     with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
         search, small = BranchAndBound(*given), BranchAndBound(*given)
-        domain = next(state.waiting[0][-1] for state in search.states if state.waiting)
+        domain = next(search._leads(state.waiting[0][-1])[0] for state in search.states if state.waiting)
         tasks = [search._target(domain, entry, sign) for entry in range(12) for sign in (1, -1)]
         whole = search._bound(tasks), search._pieces(tasks)
 
@@ -242,7 +242,7 @@ def test_lanes_are_by_themselves():
     classifier, images, labels, radius = steep(relu_network, 4)
     with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
         search = BranchAndBound(classifier, INF, images, labels.astype(np.int32), radius)
-        one, other = [state.waiting[0][-1] for state in search.states if state.waiting][:2]
+        one, other = [search._leads(state.waiting[0][-1])[0] for state in search.states if state.waiting][:2]
         tasks = [Task(one), search._target(other, 3, -1), Task(other)]
         together = [found.bound for found in search._bound(tasks)]
         alone = [search._bound([task])[0].bound for task in tasks]

@@ -21,6 +21,7 @@ charged by the same rule. Lines and the region account for their own rounding. C
 error bounds. Underflow is covered by `TINY` and `UNDERFLOWN`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -30,11 +31,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from mnist_jax import unstable
-from mnist_jax.certify import relaxations
+from mnist_jax.certify import planes, relaxations
 from mnist_jax.certify.constants import Constants
+from mnist_jax.certify.planes import Planes, Ramps
 from mnist_jax.certify.region import Region
 from mnist_jax.certify.relaxations import Interval, Lines, Ramp
 from mnist_jax.certify.rounding import TINY, UNDERFLOWN, gamma, unit
+from mnist_jax.geometry import INF
 from mnist_jax.jaxprs import affine, window
 from mnist_jax.jaxprs.program import Equation, Program
 
@@ -368,6 +371,7 @@ class Bounds:
         slopes: Callable[[int], jax.Array | None] = lambda _: None,
         *,
         multipliers: Callable[[int, jax.Array], jax.Array | None] = lambda *_: None,
+        above: Callable[[int], tuple[Ramps, Planes] | None] = lambda _: None,
         whole: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
         """Lower bounds of `constant + sum(coefficients * (values - centers))` over the region.
@@ -377,7 +381,8 @@ class Bounds:
         Returns:
           The bounds `[N]`, and differences to the images `[1, *shape, N]` at which they are nearly attained.
         """
-        a, constant = self.taken_back(place, functions, constant, slopes, multipliers=multipliers, whole=whole)
+        more: dict[str, Any] = {"multipliers": multipliers, "above": above, "whole": whole}
+        a, constant = self.taken_back(place, functions, constant, slopes, **more)
         least, where = self.region.least(a, self.p)
         return self.total(constant, 0, least), where
 
@@ -389,6 +394,7 @@ class Bounds:
         slopes: Callable[[int], jax.Array | None] = lambda _: None,
         *,
         multipliers: Callable[[int, jax.Array], jax.Array | None] = lambda *_: None,
+        above: Callable[[int], tuple[Ramps, Planes] | None] = lambda _: None,
         whole: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
         """Linear functions of the image that lie below `constant + sum(coefficients * (values - centers))`.
@@ -404,6 +410,8 @@ class Bounds:
             is assumed of d, so that the bound holds where the assumption is true (Wang et al., "Beta-CROWN: efficient
             bound propagation with per-neuron split constraints for neural network robustness verification", 2021,
             theorem 3.1).
+          above: gives, for the operation at an index, its ramps and planes above them, which are used instead of the
+            chords where `Ramps.planar`, or None for chords. It may do so for one operation, that of `first_ramps`.
           whole: whether to propagate to the image; else only to the last nonlinear operations, whose intervals are
             used, as in interval arithmetic.
 
@@ -424,7 +432,7 @@ class Bounds:
             a = stored(a) if self.rounded else a
             if whole:
                 less = multipliers(at, a)
-                constant = constant + self._through(self.nodes[at], a, slopes(at), less, functions)
+                constant = constant + self._through(self.nodes[at], a, slopes(at), less, above(at), functions)
             else:
                 reach = (jnp.abs(a) * self.nodes[at].width).reshape(-1, a.shape[-1]).sum(0)
                 constant = constant - reach * (1 + self._lost(a))
@@ -459,16 +467,71 @@ class Bounds:
         for number, a in zip(numbers, affine.transpose(equation, constants, which, shapes, results), strict=True):
             _add(functions, number, a)
 
+    def first_ramps(self) -> tuple[int, Ramps] | None:
+        """The first operation of ramps that planes can be above: the index of its equation, and its ramps.
+
+        Their differences are to constants and affine in the image, the region is a box, and there are at most
+        `planes.MOST` weights. None if there is none.
+        """
+        if self.p != INF:
+            return None
+        width = self.region.width.reshape(-1, self.region.width.shape[-1])
+        for place, node in self.nodes.items():
+            if (ramp := node.ramp) is None or not ramp.fixed or self.values[node.arguments[0]].nonlinear:
+                continue
+            shape = ramp.d.low.shape[:-1]
+            count = math.prod(shape)
+            if count * len(width) <= planes.MOST:
+                each = jnp.eye(count, dtype=width.dtype).reshape(*shape, count)
+                weights = self.affine_back(place, {node.arguments[0]: each}).reshape(-1, count).T
+                return place, Ramps.of(weights, width, ramp.d)
+        return None
+
+    def _above(
+        self, node: Node, down: jax.Array, ramps: Ramps, free: Planes, functions: dict[int, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        """Propagates negative coefficients `down` of ramps to the image by planes, where these are used.
+
+        Returns:
+          the coefficients that remain for the chords, and what is added to the constant `[N]`.
+        """
+        ramp, dtype = node.ramp, down.dtype
+        assert ramp is not None
+        shares = jnp.where(ramps.planar.reshape(down.shape), down, 0)
+        coefficients, sums = planes.summed(ramps, free, shares.reshape(ramps.planar.shape))
+        center = (ramp.argument - ramp.base).reshape(sums.shape)
+        highest = jnp.maximum(sums, center + ramps.reach - sums)
+        # Of the sums over pixels, and of those over ramps for a pixel. That the sums are added to the image's
+        # coefficients is one rounding, of which `EXTRA` has enough as long as one operation does it.
+        lost = 2 * gamma(sum(ramps.weights.shape) + EXTRA, dtype)
+        rounded = lost * (4 * ramps.reach + jnp.abs(center)) + TINY * (1 + ramps.width.sum(0, keepdims=True))
+        highest = (highest + rounded).reshape(down.shape) + ramp.base - ramp.result + ramp.slack
+        lost = self._lost(down)
+        error = node.errors[0] * (1 + 2 * lost)
+        total = shares * (highest + lost * jnp.abs(highest) + error)
+        _add(functions, self.program.image, coefficients.reshape(self.region.width.shape))
+        underflow = UNDERFLOWN * (ramps.width.sum(0) + 1)
+        return down - shares, total.reshape(-1, total.shape[-1]).sum(0) - underflow
+
     def _through(
-        self, node: Node, a: jax.Array, slope: Any, less: jax.Array | None, functions: dict[int, jax.Array]
+        self,
+        node: Node,
+        a: jax.Array,
+        slope: Any,
+        less: jax.Array | None,
+        above: tuple[Ramps, Planes] | None,
+        functions: dict[int, jax.Array],
     ) -> jax.Array:
         """Propagates coefficients `a` of an operation's result to its arguments; gives what is added to the constant.
 
-        `less` are the multipliers of the ramp's difference, as in `taken_back`.
+        `less` are the multipliers of the ramp's difference, and `above` planes, as in `taken_back`.
         """
         lines = node.lines(slope)
         up, down = jnp.maximum(a, 0), jnp.minimum(a, 0)
         lost = self._lost(a)
+        by_planes: jax.Array | float = 0.0
+        if above is not None:
+            down, by_planes = self._above(node, down, *above, functions)
         total = up * (lines.low - lost * jnp.abs(lines.low)) + down * (lines.high + lost * jnp.abs(lines.high))
         shares: list[Any] = [0.0] * len(node.arguments)
         if less is not None and (ramp := node.ramp) is not None:
@@ -476,15 +539,15 @@ class Bounds:
             sizes = jnp.abs(ramp.argument) + jnp.abs(ramp.base)
             slack = 4 * unit(a.dtype) * sizes + TINY + (ramp.spread if ramp.fixed else 0)
             total = total - less * (ramp.argument - ramp.base) - jnp.abs(less) * (slack + lost * sizes)
-        for number, below, above, error, share in zip(
+        for number, below, upper, error, share in zip(
             node.arguments, lines.below, lines.above, node.errors, shares, strict=True
         ):
-            part = up * below + down * above
+            part = up * below + down * upper
             # Errors are charged for each of the two by itself: where the two cancel, their errors do not.
             total = total - (jnp.abs(part) + jnp.abs(share)) * error * (1 + 2 * lost)
             part = part + share
             _add(functions, number, part)
-        return total.reshape(-1, a.shape[-1]).sum(0)
+        return total.reshape(-1, a.shape[-1]).sum(0) + by_planes
 
     def _lost(self, a: jax.Array) -> float:
         """The largest relative error of a sum over an operation's entries and over all operations."""

@@ -15,6 +15,7 @@ import optax
 
 from mnist_jax.certify import driver, linear
 from mnist_jax.certify.bounds import Bounds, stored
+from mnist_jax.certify.planes import Planes, Ramps
 from mnist_jax.certify.relaxations import Interval, Ramp, steepness
 from mnist_jax.classifier import Classifier
 from mnist_jax.jaxprs import program
@@ -22,6 +23,9 @@ from mnist_jax.jaxprs import program
 # Adam's first step lengths for slopes, for multipliers (in units of the largest coefficient of the ramp's result), and
 # for the logarithm of the lead's weight; they fall to a tenth of it. Chosen, not tuned.
 SLOPE, MULTIPLIER, WEIGHT = 0.3, 0.1, 0.5
+# The same for planes. On 64 bounds of the second layer of experiments/questions.py's network `dense2`, of tilts of 0.1,
+# 0.3 and 1, and levels of 0.03, 0.1 and 0.3, these were best after 12 and after 25 steps.
+LEVEL, TILT = 0.1, 0.3
 SOONER = 0.5  # both of Adam's decay rates, as small as in `alpha_crown` because there are few steps
 
 
@@ -95,11 +99,13 @@ class Free(NamedTuple):
     Attributes:
       slopes, multipliers: of the lower lines and of the fixed signs, `[*shape, N]` by the place of the ramp's equation.
       log_weight: the logarithm of the lead's weight, in units of the one that was given, `[N]`.
+      planes: above the first ramps, or None where there are no planes.
     """
 
     slopes: dict[int, jax.Array]
     multipliers: dict[int, jax.Array]
     log_weight: jax.Array
+    planes: Planes | None
 
 
 def platform_for(classifier: Classifier, shape: tuple[int, ...], dtype: Any) -> str:
@@ -117,12 +123,14 @@ class Root(NamedTuple):
       boxes: for each nonlinear operation, in the order of the equations, a dictionary of its equation's place and the
         bounds of its argument, `[1, *shape]`.
       ramps: an array `[1, *shape]` like each ramp's result, by the place of its equation.
+      deeper: `[1]`, for each ramp whether planes above the first ramps may give better bounds of its argument.
     """
 
     result: driver.CertifyResult
     leads: Any
     boxes: list[dict[int, Interval]]
     ramps: dict[int, Any]
+    deeper: dict[int, Any]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -138,8 +146,12 @@ def root(platform: str, norm: float, classifier: Classifier, images, labels, rad
     bounds.forwards(tighten)
     leads, where = linear.leads(bounds, labels, [Bounds.back, partial(linear.with_slopes, "flat")])
     result = driver.judged(classifier, images, labels, *linear.least_of(bounds, leads, where))
-    ramps = {place: ramp.d.low for place, ramp in _ramps(bounds).items()}
-    return Root(result, *jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), (leads, kept, ramps)))
+    ramps, planar = _ramps(bounds), bounds.first_ramps() is not None
+    arguments = {place: [bounds.values[number] for number in bounds.nodes[place].arguments] for place in ramps}
+    deeper = {place: planar and any(value.nonlinear for value in values) for place, values in arguments.items()}
+    sizes = {place: ramp.d.low for place, ramp in ramps.items()}
+    leads, boxes, sizes = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), (leads, kept, sizes))
+    return Root(result, leads, boxes, sizes, {place: jnp.full(1, yes) for place, yes in deeper.items()})
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -177,6 +189,8 @@ def bounded(
     ramps = _ramps(bounds)
     none = {place: jnp.zeros_like(ramp.d.low) for place, ramp in ramps.items()}
 
+    first = bounds.first_ramps()
+
     def bound(free: Free) -> tuple[jax.Array, tuple[jax.Array, dict[int, jax.Array]]]:
         coefficients = dict(none)
 
@@ -186,13 +200,18 @@ def bounded(
             coefficients[place] = a
             return signs[place] * free.multipliers[place]
 
+        def above(place: int) -> tuple[Ramps, Planes] | None:
+            return (first[1], free.planes) if first and place == first[0] and free.planes is not None else None
+
         weight = jnp.where(target.sign == 0, 1, target.weight * jnp.exp(free.log_weight))
+        more: dict[str, Any] = {"multipliers": subtracted, "above": above}
         functions, constant = objective(weight)
-        least, where = bounds.back(end, functions, constant, free.slopes.get, multipliers=subtracted)
+        least, where = bounds.back(end, functions, constant, free.slopes.get, **more)
         return least, (where, coefficients)
 
     slopes = {place: steepness(ramp.d, "adaptive") for place, ramp in ramps.items()}
-    begin = Free(slopes, multipliers, jnp.zeros_like(target.weight))
+    chords = None if first is None else first[1].chords(ramps[first[0]].d)
+    begin = Free(slopes, multipliers, jnp.zeros_like(target.weight), chords)
     best, free, mean, (where, coefficients) = _optimized(bound, begin, steps, (jnp.zeros_like(bounds.region.low), none))
     empty = sum((ramp.d.low > ramp.d.high).any(tuple(range(ramp.d.low.ndim - 1))) for ramp in ramps.values())
     best = jnp.where(jnp.isfinite(best), best, -jnp.inf)
@@ -291,7 +310,7 @@ def _objective(bounds: Bounds, asked: dict[int, dict[int, float]], labels, other
 
 
 def _optimized(bound, begin: Free, steps: jax.Array, none):
-    """Maximizes bounds by Adam over slopes in [0, 1], multipliers of at least 0, and the lead's weight's logarithm.
+    """Maximizes bounds by Adam over slopes in [0, 1], multipliers of at least 0, the lead's weight, and planes.
 
     The point at which a bound is attained jumps from corner to corner of the region. The mean of these points tends to
     the minimizer of the relaxed problem as the multipliers tend to the best ones (Shor, "Minimization methods for
@@ -325,15 +344,17 @@ def _optimized(bound, begin: Free, steps: jax.Array, none):
         gradient = stored(jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), gradient))
         directions, memory = rule.update(gradient, memory)
         directions = directions._replace(multipliers=jax.tree.map(jnp.multiply, directions.multipliers, scales))
+        if (over := directions.planes) is not None:
+            directions = directions._replace(planes=Planes(LEVEL * over.level, TILT * over.tilt))
         shrunk = jnp.where(number < steps, 0.1 ** (number / steps), 0)
-        slopes, multipliers, weight = (
+        slopes, multipliers, weight, planes = (
             jax.tree.map(lambda f, d, length=length: f - (length * shrunk * d).astype(f.dtype), *pair)
-            for length, *pair in zip((SLOPE, MULTIPLIER, WEIGHT), free, directions, strict=True)
+            for length, *pair in zip((SLOPE, MULTIPLIER, WEIGHT, 1.0), free, directions, strict=True)
         )
         slopes = jax.tree.map(lambda s: jnp.clip(s, 0, 1), slopes)
         multipliers = jax.tree.map(lambda m: jnp.maximum(m, 0), multipliers)
         mean = mean + (where - mean) * (2 / (number + 2))
-        return Free(slopes, multipliers, weight), memory, scales, jnp.maximum(best, least), mean, seen
+        return Free(slopes, multipliers, weight, planes), memory, scales, jnp.maximum(best, least), mean, seen
 
     lowest = jnp.full(begin.log_weight.shape, -jnp.inf, begin.log_weight.dtype)
     scales = jax.tree.map(lambda a: jnp.zeros((*[1] * (a.ndim - 1), a.shape[-1]), a.dtype), none[1])

@@ -233,13 +233,21 @@ class Ramp(NamedTuple):
     spread: jax.Array
     fixed: bool
 
+    @property
+    def slack(self) -> jax.Array:
+        """What its lines are moved by for rounding and for the error of a constant base, `[*shape, B]`."""
+        d, u = self.d, unit(self.argument.dtype)
+        sizes = jnp.abs(self.argument) + jnp.abs(self.base) + jnp.abs(self.result) + jnp.abs(d.low) + jnp.abs(d.high)
+        # The error of a constant base changes y by no more than itself; a base that is a value has its own error.
+        return SLACK * u * (sizes + self.spread) + TINY + (self.spread if self.fixed else 0)
+
     def lines(self, slope: jax.Array) -> Lines:
         """Lines of the ramp: the lower one with this slope, in [0, 1], the upper one the chord.
 
         Where d has one sign, the slope is 0 or 1 whatever is given. `slope` may have further axes before the last one:
         `[*shape, ..., B]`.
         """
-        d, u = self.d, unit(self.argument.dtype)
+        d = self.d
         low, high = jnp.minimum(d.low, 0), jnp.maximum(d.high, 0)  # these keep NaN
         wide = high > low
         chord = jnp.where(wide, high / jnp.where(wide, high - low, 1), 0.5)
@@ -248,9 +256,7 @@ class Ramp(NamedTuple):
         center = self.argument - self.base
         at_low = jnp.maximum(d.low, 0) - chord * (d.low - center)
         at_high = jnp.maximum(d.high, 0) - chord * (d.high - center)
-        sizes = jnp.abs(self.argument) + jnp.abs(self.base) + jnp.abs(self.result) + jnp.abs(d.low) + jnp.abs(d.high)
-        # The error of a constant base changes y by no more than itself; a base that is a value has its own error.
-        slack = SLACK * u * (sizes + self.spread) + TINY + (self.spread if self.fixed else 0)
+        slack = self.slack
         high_line = jnp.maximum(at_low, at_high) + self.base - self.result + slack
         between = slope.ndim - d.low.ndim
         low_, high_, center_, slack_, shift = (

@@ -47,6 +47,8 @@ ENOUGH = 0.85  # a round is followed by another if the lead's (negative) bound s
 CHOICES = 8  # entries that are tried for a split; the best is kept
 # The lead's weight starts at this share of the weight that makes the lead's bound as large as the entry's interval.
 SHARE = 0.6
+SURVEYED = 1024  # largest number of a ramp's entries whose bounds are improved for all leads together
+ALL = -1  # the other class of a domain that is not for one lead
 QUEUE = 2**30  # bytes that the waiting domains of all images may take; further domains stay open
 AT_ONCE = 32  # images whose bounds by CROWN are in memory before those that are not needed are dropped
 ROWS = 4096  # largest number of ramps' entries for which a linear program is made
@@ -96,6 +98,7 @@ class ImageState:
 
     Attributes:
       radius: the radius of its region; it falls while the nearest adversarial image is looked for.
+      leads: CROWN's bounds of the leads that are not positive, by the other class.
       waiting: the domains that are not worked on yet: a heap of bound, number and domain, the least bound first.
       running: the number of domains that are being worked on.
       settled: the least bound of the domains that are done.
@@ -105,6 +108,7 @@ class ImageState:
     """
 
     radius: np.floating
+    leads: dict[int, float] = field(default_factory=dict)
     waiting: list[tuple[float, int, Domain]] = field(default_factory=list)
     running: int = 0
     settled: float = np.inf
@@ -132,12 +136,14 @@ class Root(NamedTuple):
       boxes: as those of a domain.
       ramps: the shapes of the ramps, by the place of their equation.
       asked: for each ramp the number of its argument's box.
+      deeper: the numbers of the ramps that planes above the first ramps may give better bounds of.
     """
 
     leads: np.ndarray
     boxes: tuple[Interval, ...]
     ramps: dict[int, tuple[int, ...]]
     asked: list[int]
+    deeper: list[int]
 
 
 def crown_with_roots(
@@ -161,9 +167,10 @@ def crown_with_roots(
         places = [place for known in found.boxes for place in known]
         asked = [places.index(place) for place in found.ramps]
         ramps = {place: ramp.shape[1:] for place, ramp in found.ramps.items()}
+        deeper = [number for number, is_ in enumerate(found.deeper.values()) if is_[0]]
         for i in np.flatnonzero(~found.result.certified):
             boxes = tuple(Interval(*(z[i].copy() for z in box)) for known in found.boxes for box in known.values())
-            roots[start + int(i)] = Root(found.leads[i], boxes, ramps, asked)
+            roots[start + int(i)] = Root(found.leads[i], boxes, ramps, asked, deeper)
     return CertifyResult(*map(jnp.asarray, result)), roots
 
 
@@ -204,18 +211,19 @@ class BranchAndBound:
             _, roots = crown_with_roots(classifier, images, labels, radii, norm=norm)
         self.roots = roots
         known = next(iter(roots.values()), None)
-        self.ramps, self.asked = ({}, []) if known is None else (known.ramps, known.asked)
+        self.ramps, self.asked, self.deeper = ({}, [], []) if known is None else known[2:]
         self.states = [self._begin(i, radius) for i, radius in enumerate(radii)]
 
     def _begin(self, i: int, radius: np.floating) -> ImageState:
-        """The state of an image after CROWN: a domain for each class over which the lead's bound is not positive."""
+        """The state of an image after CROWN: with a domain, the whole region, if some lead's bound is not positive."""
         if (root := self.roots.get(i)) is None:  # CROWN certifies it
             return ImageState(radius)
         signs = tuple(np.zeros(shape, np.int8) for shape in self.ramps.values())
         bounds = np.nan_to_num(root.leads.astype(float), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
         state = ImageState(radius, settled=bounds[bounds > 0].min(initial=np.inf))
-        for other in np.flatnonzero(~(bounds > 0)).tolist():
-            self._wait(state, Domain(float(bounds[other]), i, other, root.boxes, signs))
+        state.leads = {other: float(bounds[other]) for other in np.flatnonzero(~(bounds > 0)).tolist()}
+        if state.leads:
+            self._wait(state, Domain(min(state.leads.values()), i, ALL, root.boxes, signs))
         return state
 
     def _wait(self, state: ImageState, domain: Domain) -> None:
@@ -285,8 +293,9 @@ class BranchAndBound:
         if not able:
             return None
         state = min(able, key=lambda state: state.taken)
-        state.taken += 1
-        return heapq.heappop(state.waiting)[-1]
+        domain = heapq.heappop(state.waiting)[-1]
+        state.taken += domain.other != ALL
+        return domain
 
     def _advance(self, tasks, job: Job, found: list[Bounded] | None) -> None:
         try:
@@ -302,6 +311,9 @@ class BranchAndBound:
     def _settle(self, domain: Domain) -> Settling:
         """Bounds a domain and narrows it as long as that helps; divides it if the bound is still not positive."""
         state = self.states[domain.image]
+        if domain.other == ALL:
+            yield from self._survey(domain)
+            return
         (found,) = yield [Task(domain)]
         domain = _raised(domain, found.bound)
         while domain.bound <= 0:
@@ -321,6 +333,33 @@ class BranchAndBound:
             state.settled = min(state.settled, _proved(domain))
             return
         yield from self._divide(domain, _costly(found.scores, CHOICES))
+
+    def _survey(self, whole: Domain) -> Settling:
+        """Bounds the leads over an image's whole region; has a domain wait for each that is not positive.
+
+        For these, the bounds of arguments of ramps are improved first by planes above the first ramps, once for all
+        leads.
+        """
+        state, leads = self.states[whole.image], self._leads(whole)
+        found = yield [Task(lead) for lead in leads]
+        leads = [_raised(lead, one.bound) for lead, one in zip(leads, found, strict=True)]
+        state.settled = min([state.settled, *(lead.bound for lead in leads if lead.bound > 0)])
+        scores = [one.scores for lead, one in zip(leads, found, strict=True) if not lead.bound > 0]
+        if not scores:
+            return
+        undecided = self._split(np.max(scores, 0) > 0)
+        for ramp in self.deeper:
+            entries = np.flatnonzero(undecided[ramp])
+            if 0 < len(entries) <= SURVEYED:
+                asked = [Task(whole, ramp, entry, sign, 0.0) for entry in entries.tolist() for sign in (1, -1)]
+                whole = self._narrowed(whole, asked, (yield asked))._replace(narrowed=False)
+        for lead in leads:
+            if not lead.bound > 0:
+                self._wait(state, lead._replace(boxes=whole.boxes))
+
+    def _leads(self, whole: Domain) -> list[Domain]:
+        """The whole region as a domain for each lead that CROWN's bound of is not positive."""
+        return [whole._replace(other=o, bound=bound) for o, bound in self.states[whole.image].leads.items()]
 
     def _narrow(self, domain: Domain, costly: np.ndarray) -> Generator[list[Task], list[Bounded], Domain]:
         """The domain with better bounds of some entries; its own bound is inf if they contradict each other."""
