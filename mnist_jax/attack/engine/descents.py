@@ -44,6 +44,7 @@ NONE = -1  # in place of a class: any class
 # The random search, see `windows`.
 QUERIES = 3 * boundary.RUN  # evaluations that take as long as the gradients of a run
 PART = windows.MOST // QUERIES  # runs' worth of evaluations in a part of the search, if the last part was of use
+TRIALS = (4, 64, 256)  # runs after which the search around the best is tried. Chosen
 TRIAL = 2  # runs' worth of evaluations in the first part of a search from stripes, else 1. Chosen
 USEFUL = 1e-3  # relative: the least reduction of the distance for which the search around the best goes on. Chosen
 STRIPES = (16, 48)  # runs after which a search from stripes begins: with fewer, more runs are of more use
@@ -82,6 +83,7 @@ class Descents(NamedTuple):
     walking: jax.Array  # whether the last part of the random search was of use
     walked: jax.Array  # the number of runs' worth of evaluations in the random search
     due: jax.Array  # whether a part of the random search is next; until then the image counts as done
+    paused: jax.Array  # whether the image waits, as done, while others are searched: then all go on in full batches
 
     @property
     def r(self) -> jax.Array:
@@ -116,7 +118,7 @@ def run_all(
     when there are no more classes to start from.
 
     With `walks`, images on which fewer than a quarter of the runs found the same distance are also searched at random
-    (`windows.search`) after 4, 8, 16, ... runs: with masked gradients, each run ends at another distance. As long as
+    (`windows.search`) after `TRIALS` runs: with masked gradients, each run ends at another distance. As long as
     the random search is of use, a longer part of it follows every run; and after `STRIPES` runs it starts from stripes.
     Three of its evaluations count as one gradient of the budget.
 
@@ -150,10 +152,11 @@ def _until_done(classifier, arrays, state: Descents, *, norm: float, budget: int
     def runs_and_walks(state: Descents) -> Descents:
         # Images that are due leave the batch of the runs, and are searched together: no other waits for them.
         state = runs(state._replace(done=state.done | state.due))
-        finished = jnp.logical_not(state.due)
-        state = state._replace(done=finished)
+        finished = ~(state.due | state.paused)
+        state = state._replace(done=~state.due)
         state = until_done(partial(_walks, norm=norm), arrays, state, classifier, at_once=1, most=1)
-        return state._replace(done=finished | (state.runs + state.walked >= state.left))
+        over = finished | (state.runs + state.walked >= state.left)
+        return state._replace(done=over, paused=state.paused & False)
 
     if not walks:
         return runs(state)
@@ -197,6 +200,7 @@ def _begin(classifier, given: Problem, budget, *, norm) -> Descents:
         walking=zero > 0,
         walked=zero,
         due=zero > 0,
+        paused=zero > 0,
     )
 
 
@@ -216,7 +220,8 @@ def _runs(classifier, arrays, state: Descents, count, *, norm, tries_blocks, wal
         state = _after_another(classifier, given, seed, state, norm)
         if walks:
             due = ~state.done & state.best.found & (state.walking | _is_to_try(state))
-            state = state._replace(due=state.due | due, done=state.done | due)
+            paused = ~state.done & _at_a_trial(state)
+            state = state._replace(due=state.due | due, paused=state.paused | paused, done=state.done | due | paused)
         return number + 1, state
 
     return jax.lax.while_loop(more, run, (0, state))[1]
@@ -234,9 +239,12 @@ def _with_blocks(classifier, given: Problem, state: Descents, now, norm) -> Desc
 
 def _is_to_try(state: Descents) -> jax.Array:
     """Whether the random search is tried `[B]`: after some numbers of runs, if fewer than a quarter of them agree."""
-    power_of_two = state.runs & (state.runs - 1) == 0
-    now = power_of_two | jnp.isin(state.runs, jnp.array(STRIPES))
-    return (state.runs >= FIRST) & now & (4 * state.agreeing < state.runs)
+    return _at_a_trial(state) & (4 * state.agreeing < state.runs)
+
+
+def _at_a_trial(state: Descents) -> jax.Array:
+    """Whether the random search is tried after the runs so far, where runs disagree `[B]`."""
+    return jnp.isin(state.runs, jnp.array(TRIALS + STRIPES))
 
 
 @partial(jax.jit, static_argnums=3, static_argnames="norm")
@@ -305,6 +313,7 @@ def _after_another(classifier, given: Problem, seed, state: Descents, norm) -> D
         walking=state.walking,
         walked=state.walked,
         due=state.due,
+        paused=state.paused,
     )
     return given.choose(state.done, state, new)
 
