@@ -129,8 +129,7 @@ def _outside(classifier, images, inner, labels, result: CertifyResult) -> tuple[
     """
     units = Units.of(classifier.bounds, images.dtype)
     found = units.outside(images, result.images - inner)
-    with jax.default_matmul_precision("highest"):
-        fooled = result.fooled & misclassified(classifier, found, labels)
+    fooled = result.fooled & misclassified(classifier, found, labels)
     return fooled, jnp.where(fooled.reshape(-1, *[1] * (images.ndim - 1)), found, images)
 
 

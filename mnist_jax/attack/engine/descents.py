@@ -24,9 +24,7 @@ from mnist_jax.classifier import Classifier
 FIRST = 4  # runs: from the end of the plain path, and from the boundaries of the three nearest classes
 SPARSE = 2  # classes, of the first, that have their turn before the one that is nearest by the 1-norm
 TURN = 6  # runs, of which one opens another class and one starts at the best perturbation itself, without noise
-ACCEPTED = (
-    1.03  # times the best distance: a run goes on where the last one ended if that is no farther, else at the best
-)
+ACCEPTED = 1.03  # times the best distance: a run starts where the last one ended if that is no farther
 PENALTY = 0.02  # relative increase of a class's distance for each run towards it, when the next class is chosen
 AT_ONCE = 2  # runs of one call of the program, after which images that are done leave the batch
 SAME = 5e-4  # relative difference below which two distances count as the same
@@ -243,7 +241,7 @@ def _is_to_try(state: Descents) -> jax.Array:
 
 
 def _at_a_trial(state: Descents) -> jax.Array:
-    """Whether the random search is tried after the runs so far, where runs disagree `[B]`."""
+    """Whether the number of runs so far is one after which the random search may be tried `[B]`."""
     return jnp.isin(state.runs, jnp.array(TRIALS + STRIPES))
 
 
