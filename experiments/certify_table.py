@@ -7,7 +7,7 @@ For each network, norm and method: the largest certified radius of each of the f
 classified correctly; for the method `nearest`, the distance of the adversarial image that it finds. Results are saved
 in experiments/certified.json after every few images, and images that are there are not done again: stopped at any time,
 or by itself after --seconds, the script continues when it is started again. Times exclude compiling, as the first
-images are searched twice; only those of CROWN and alpha-CROWN on the CNNs include it.
+images are searched twice.
 
 With --lirpa FOLDER (a checkout of auto_LiRPA 0.7.1; needs PyTorch), the methods `lirpa-ibp`, `lirpa-crown-ibp`,
 `lirpa-crown` and `lirpa-alpha_crown` are auto_LiRPA's bounds on the same images, with ten bisections of radii up to
@@ -33,7 +33,7 @@ from mnist_jax.storage import checkpoint, files, pytorch
 
 KEPT = Path(__file__).with_name("certified.json")
 PIECE = 100  # number of images between two saves
-SLOWLY = 8  # the same for CROWN and alpha-CROWN on the CNNs, where each image takes seconds
+SLOWLY = 24  # the same for CROWN and alpha-CROWN on the CNNs, where each image takes seconds
 LIRPA = {  # auto_LiRPA's names of its methods
     "lirpa-ibp": "IBP",
     "lirpa-crown-ibp": "CROWN-IBP",
@@ -65,29 +65,18 @@ def ours(method: str, classifier: Classifier, norm: float) -> Search:
     return lambda images, labels: certify.largest_radius(classifier, images, labels, norm=norm, method=bound)
 
 
-def in_pytorch(trained: Any) -> Any:
-    """A trained MLP or CNN as a PyTorch module."""
+def in_pytorch(trained: Any, name: str) -> Any:
+    """A trained network as a PyTorch module."""
     import torch
-    from torch import nn
+    import torch_networks
 
-    weights = {
-        name: torch.tensor(array) for name, array in pytorch.to_state_dict(trained.weights, trained.network).items()
-    }
-    layers: list[Any] = []
-    for name, weight in weights.items():
-        if not name.endswith("weight"):
-            continue
-        bias = weights[name.replace("weight", "bias")]
-        convolution = weight.ndim == 4
-        if not convolution and not any(isinstance(layer, nn.Flatten) for layer in layers):
-            layers.append(nn.Flatten())
-        layer = nn.Conv2d(*weight.shape[1::-1], weight.shape[2]) if convolution else nn.Linear(*weight.shape[::-1])
-        layer.load_state_dict({"weight": weight, "bias": bias})
-        layers += [layer, nn.ReLU(), nn.MaxPool2d(2)] if convolution else [layer, nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    module = torch_networks.network(name)
+    state = pytorch.to_state_dict(trained.weights, trained.network)
+    module.load_state_dict({key: torch.tensor(array) for key, array in state.items()})
+    return module.eval()
 
 
-def theirs(method: str, trained: Any, norm: float, options: argparse.Namespace) -> Search:
+def theirs(method: str, trained: Any, name: str, norm: float, options: argparse.Namespace) -> Search:
     """The search for the largest radii by auto_LiRPA's bounds, by bisections of all images at once."""
     sys.path.insert(0, str(options.lirpa))
     import torch
@@ -95,7 +84,7 @@ def theirs(method: str, trained: Any, norm: float, options: argparse.Namespace) 
 
     height, width, channels = trained.network.shape
     classes = trained.network.classes
-    bounded = BoundedModule(in_pytorch(trained), torch.zeros(1, channels, height, width), device="cpu")
+    bounded = BoundedModule(in_pytorch(trained, name), torch.zeros(1, channels, height, width), device="cpu")
 
     def certified(x: torch.Tensor, radius: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         r = radius.reshape(-1, 1, 1, 1)
@@ -137,8 +126,9 @@ def work(key: dict[str, Any], search: Search, images: np.ndarray, labels: np.nda
         if time.monotonic() > until:
             return
         part = slice(start, start + piece)
-        if not (warm or slow or key["method"].startswith("lirpa")):
-            search(images[part], labels[part])
+        if not (warm or key["method"].startswith("lirpa")):
+            first = slice(start, start + 8) if slow else part
+            search(images[first], labels[first])
             warm = True
         began = time.perf_counter()
         radii = search(images[part], labels[part])
@@ -211,7 +201,7 @@ def main() -> None:
                 for method in options.methods:
                     key = {"network": name, "recipe": recipe, "norm": norm, "method": method}
                     p = float(norm)
-                    search = theirs(method, trained, p, options) if options.lirpa else ours(method, classifier, p)
+                    search = theirs(method, trained, name, p, options) if options.lirpa else ours(method, classifier, p)
                     work(key, search, images, labels, until)
     print(table(), pairs(), sep="\n\n")
 

@@ -17,7 +17,7 @@ from mnist_jax.units import Units
 # First radius tried, by norm: the order of magnitude of certified radii of the shipped MLPs on MNIST.
 FIRST = {INF: 0.01, 2.0: 0.2, 1.0: 1.0}
 TOLERANCE = 3e-4  # the search of an image ends where low and high differ by this share of low; chosen by hand
-MARGIN = 0.1  # share of the range by which a guess keeps away from both its ends; chosen by hand
+BEYOND = 0.1  # how far a guess lies beyond the estimate, as a share of its distance to the nearer end; chosen by hand
 
 
 def largest_radius(
@@ -31,9 +31,9 @@ def largest_radius(
 ) -> np.ndarray:
     """The largest radius that a method certifies for each image, by a search over the radii of all images at once.
 
-    Each round gives the method one radius for each image: where a straight line through the margin's bounds at both
-    ends of the image's range is zero, or halfway. The range shrinks to a relative width of 3e-4, or until `rounds` are
-    over. Every radius returned was certified by the method itself.
+    Each round gives the method one radius for each image: near where a straight line through the margin's bounds at
+    both ends of the image's range is zero, or halfway. The range shrinks to a relative width of 3e-4, or until `rounds`
+    are over. Every radius returned was certified by the method itself.
 
     Args:
       classifier: for images of any shape.
@@ -41,7 +41,7 @@ def largest_radius(
       labels: `[B]`, or None for the classifier's own predictions.
       norm: p, one of 1, 2 and inf.
       method: `crown`, or another function with its arguments.
-      rounds: largest number of radii tried for an image, after radius 0.
+      rounds: largest number of radii tried for an image.
 
     Returns:
       Radii `[B]`, in the norm and in the units of the images; 0 where no positive radius is certified, for instance for
@@ -53,7 +53,7 @@ def largest_radius(
     """
     arguments.counts(rounds=rounds)
     norm = geometry.check_norm(norm, driver.NORMS)
-    x, classes, zeros = driver.checked(classifier, images, labels, 0.0)
+    x, classes, _ = driver.checked(classifier, images, labels, 0.0)
     if classifier.bounds != UNIT and len(x):
         units = Units.of(classifier.bounds, x.dtype)
         u = units.inside(x)
@@ -61,9 +61,7 @@ def largest_radius(
         return np.asarray(units.within(inside, u, norm))
     limit = np.asarray(geometry.largest(x, norm)) if len(x) else np.zeros(0, x.dtype)
     low, high = np.zeros_like(limit), np.full_like(limit, np.inf)
-    at_low = np.array(method(classifier, x, classes, zeros, norm=norm).margin)
-    at_high = np.full_like(limit, -np.inf)
-    high[~(at_low > 0)] = 0
+    at_low, at_high = np.full_like(limit, np.nan), np.full_like(limit, -np.inf)
     for _ in range(rounds):
         left = np.flatnonzero((high - low > TOLERANCE * low) & (low < limit))
         if not len(left):
@@ -80,11 +78,16 @@ def largest_radius(
 def _guess(low: np.ndarray, high: np.ndarray, at_low: np.ndarray, at_high: np.ndarray, norm: float) -> np.ndarray:
     """The next radius to try for each image, `[B]`.
 
-    Between certified `low` and not certified `high` it is where a straight line through the margins `at_low` and
-    `at_high` is zero, or halfway where one of these is not finite; while `high` is inf, it is twice `low`.
+    While `high` is inf, it is the first radius or twice `low`. If the first one is not certified, 0 is next: the margin
+    there is not known yet. Else it is where a straight line through the margins `at_low` and `at_high` is zero, or
+    halfway where one of these is not finite. It is moved a little away from the nearer end, so that the zero is likely
+    to lie between the two, and the range becomes small at once.
     """
     with np.errstate(all="ignore"):
         width = high - low
-        share = np.clip(at_low / (at_low - at_high), MARGIN, 1 - MARGIN)
-        between = low + width * np.where(np.isfinite(share), share, 0.5)
+        share = at_low / (at_low - at_high)
+        share = np.where(np.isfinite(share), share, 0.5)
+        beyond = np.maximum(BEYOND * np.minimum(share, 1 - share), TOLERANCE / 3 * low / width)
+        share = np.where(share < 0.5, np.minimum(share + beyond, 0.5), np.maximum(share - beyond, 0.5))
+        between = np.where(np.isnan(at_low), 0, low + width * share)
     return np.where(np.isfinite(high), between, np.where(low > 0, 2 * low, FIRST[norm]))
