@@ -559,3 +559,17 @@ def test_the_search_finds_the_largest_radius_of_any_method():
         assert not (np.asarray(method(classifier, images, None, farther).certified) & (farther < 1)).any()
     with pytest.raises(ValueError, match="rounds must be at least 1"):
         largest_radius(classifier, images, None, rounds=0)
+
+
+def test_the_search_compiles_one_program_and_tries_few_radii():
+    classifier = Classifier(relu_network, weights(np.random.default_rng(9), 5, 4, 3))
+    images = np.random.default_rng(1).uniform(size=(9, *SHAPE)).astype(np.float32)
+    sizes = []
+
+    def counted(*args, **kwargs):
+        sizes.append(len(args[1]))
+        return certify.crown(*args, **kwargs)
+
+    largest_radius(classifier, images, None, method=counted)
+    assert min(sizes) > 1 and sizes[-1] < 9  # an image alone is another program, and images leave when they are done
+    assert sum(sizes) < 9 * 10
