@@ -31,8 +31,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from mnist_jax import unstable
-from mnist_jax.certify import planes, relaxations
+from mnist_jax.certify import maxima, planes, relaxations
 from mnist_jax.certify.constants import Constants
+from mnist_jax.certify.maxima import Maxima, Slopes
 from mnist_jax.certify.planes import Planes, Ramps
 from mnist_jax.certify.region import Region
 from mnist_jax.certify.relaxations import Interval, Lines, Ramp
@@ -371,7 +372,7 @@ class Bounds:
         slopes: Callable[[int], jax.Array | None] = lambda _: None,
         *,
         multipliers: Callable[[int, jax.Array], jax.Array | None] = lambda *_: None,
-        above: Callable[[int], tuple[Ramps, Planes] | None] = lambda _: None,
+        above: Callable[[int], tuple[Ramps | Maxima, Planes | Slopes] | None] = lambda _: None,
         whole: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
         """Lower bounds of `constant + sum(coefficients * (values - centers))` over the region.
@@ -394,7 +395,7 @@ class Bounds:
         slopes: Callable[[int], jax.Array | None] = lambda _: None,
         *,
         multipliers: Callable[[int, jax.Array], jax.Array | None] = lambda *_: None,
-        above: Callable[[int], tuple[Ramps, Planes] | None] = lambda _: None,
+        above: Callable[[int], tuple[Ramps | Maxima, Planes | Slopes] | None] = lambda _: None,
         whole: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
         """Linear functions of the image that lie below `constant + sum(coefficients * (values - centers))`.
@@ -467,48 +468,129 @@ class Bounds:
         for number, a in zip(numbers, affine.transpose(equation, constants, which, shapes, results), strict=True):
             _add(functions, number, a)
 
-    def first_ramps(self) -> tuple[int, Ramps] | None:
+    def first_ramps(self) -> tuple[int, Ramps | Maxima] | None:
         """The first operation of ramps that planes can be above: the index of its equation, and its ramps.
 
-        Their differences are to constants and affine in the image, the region is a box, and there are at most
-        `planes.MOST` weights. None if there is none.
+        Their differences are affine in the image, or they are maxima of such functions and of constants; the region is
+        a box; and there are at most `maxima.MOST` free slopes, or `planes.MOST` weights. None if there is none.
         """
         if self.p != INF:
             return None
+        functions = {place: self.functions(place) for place, node in self.nodes.items() if node.ramp is not None}
+        for place, parts in sorted(functions.items(), key=lambda item: -len(item[1])):
+            if parts and (top := self._maxima(place, parts)) is not None:
+                return place, top
         width = self.region.width.reshape(-1, self.region.width.shape[-1])
-        for place, node in self.nodes.items():
-            if (ramp := node.ramp) is None or not ramp.fixed or self.values[node.arguments[0]].nonlinear:
+        for place, parts in functions.items():
+            if (ramp := self.nodes[place].ramp) is None or not ramp.fixed or len(parts) != 2:
                 continue
             shape = ramp.d.low.shape[:-1]
             count = math.prod(shape)
             if count * len(width) <= planes.MOST:
                 each = jnp.eye(count, dtype=width.dtype).reshape(*shape, count)
-                weights = self.affine_back(place, {node.arguments[0]: each}).reshape(-1, count).T
+                (number,) = self.nodes[place].arguments
+                weights = self.affine_back(place, {number: each}).reshape(-1, count).T
                 return place, Ramps.of(weights, width, ramp.d)
         return None
 
+    def functions(self, place: int) -> list[tuple[int, jax.Array, jax.Array]]:
+        """The functions that a tree of ramps is the maximum of; none if they are not affine in the image or constant.
+
+        Returns:
+          for each of them its number, its share of the chords' slopes, and whether it may be the largest.
+        """
+        node, made = self.nodes[place], {self.program.equations[at].results[0]: at for at in self.nodes}
+        if (ramp := node.ramp) is None:
+            return []
+        one = node.arguments[0]
+        (other,) = node.arguments[1:] or [n for n in self.program.equations[place].operands if n != one]
+        share = ramp.lines(jnp.zeros_like(ramp.d.low)).above[0]
+        wins = ramp.d.low >= 0
+        found = []
+        for number, part, may in ((one, share, wins | ~(ramp.d.high <= 0)), (other, 1 - share, ~wins)):
+            if number in made:
+                below = self.functions(made[number])
+                if not below:
+                    return []
+                found += [(n, part * of, may & alive) for n, of, alive in below]
+            elif number in self.program.depends and self.values[number].nonlinear:
+                return []
+            else:
+                found.append((number, part, may))
+        return found
+
+    def tree(self, place: int) -> list[int]:
+        """The operations of ramps, with the one at an index first, that compute one maximum of several values."""
+        made = {self.program.equations[at].results[0]: at for at, node in self.nodes.items() if node.ramp is not None}
+        below = [self.tree(made[n]) for n in self.program.equations[place].operands if n in made]
+        return [place, *(at for each in below for at in each)]
+
+    def _maxima(self, place: int, parts: list[tuple[int, jax.Array, jax.Array]]) -> Maxima | None:
+        """The maxima of these functions, as `functions` returns them; None where they see too many pixels."""
+        numbers = [n for n, *_ in parts if n in self.program.depends]
+        shape = self.program.shapes[self.program.equations[place].results[0]].shape
+        fields = window.receptive_fields(self.program, place, numbers)
+        if fields is None or fields[0].size * fields[1].shape[1] > maxima.MOST:
+            return None
+        entries, pixels = fields
+        width = self.region.width.reshape(-1, self.region.width.shape[-1])
+        count, dtype = entries.size, width.dtype
+        each = jnp.eye(len(numbers) * count, dtype=dtype).reshape(len(numbers), *shape, -1)
+        functions: dict[int, jax.Array] = {}
+        for number, one in zip(numbers, each, strict=True):
+            _add(functions, number, one)
+        weights = self.affine_back(place, functions).reshape(len(width), len(numbers), count)
+        weights = weights.at[pixels[:, None], :, entries[:, :, None]].get(mode="fill", fill_value=0)
+        ours, at = iter(jnp.moveaxis(weights, -1, 0)), []
+        for number, _, _ in parts:
+            if number in self.program.depends:
+                value = self.values[number]
+                at.append(value.center + value.error)
+            else:
+                level, error = jnp.asarray(self.constants[number]), self.constants.error(number)
+                at.append((level if error is None else level + error)[..., None])
+        flat = [
+            jnp.stack([jnp.broadcast_to(x, (*shape, width.shape[1])).reshape(count, -1)[entries] for x in each])
+            for each in (at, [may for *_, may in parts], [share for _, share, _ in parts])
+        ]
+        none = jnp.zeros((*entries.shape, pixels.shape[1]), dtype)
+        weights = jnp.stack([next(ours) if n in self.program.depends else none for n, *_ in parts])
+        return Maxima(entries, pixels, *stored((weights, width, *flat)))
+
     def _above(
-        self, node: Node, down: jax.Array, ramps: Ramps, free: Planes, functions: dict[int, jax.Array]
+        self,
+        node: Node,
+        down: jax.Array,
+        ramps: Ramps | Maxima,
+        free: Planes | Slopes,
+        functions: dict[int, jax.Array],
     ) -> tuple[jax.Array, jax.Array]:
         """Propagates negative coefficients `down` of ramps to the image by planes, where these are used.
 
         Returns:
           the coefficients that remain for the chords, and what is added to the constant `[N]`.
         """
-        ramp, dtype = node.ramp, down.dtype
+        ramp, planar = node.ramp, ramps.planar
         assert ramp is not None
-        shares = jnp.where(ramps.planar.reshape(down.shape), down, 0)
-        coefficients, sums = planes.summed(ramps, free, shares.reshape(ramps.planar.shape))
-        center = (ramp.argument - ramp.base).reshape(sums.shape)
-        highest = jnp.maximum(sums, center + ramps.reach - sums)
-        # Of the sums over pixels, and of those over ramps for a pixel. That the sums are added to the image's
-        # coefficients is one rounding, of which `EXTRA` has enough as long as one operation does it.
-        lost = 2 * gamma(sum(ramps.weights.shape) + EXTRA, dtype)
-        rounded = lost * (4 * ramps.reach + jnp.abs(center)) + TINY * (1 + ramps.width.sum(0, keepdims=True))
-        highest = (highest + rounded).reshape(down.shape) + ramp.base - ramp.result + ramp.slack
+        shares = jnp.where(planar.reshape(down.shape), down, 0)
+        if isinstance(ramps, Maxima):
+            assert isinstance(free, Slopes)
+            coefficients, highest = ramps.above(free, shares.reshape(planar.shape))
+            highest = highest.reshape(down.shape) - ramp.result
+            error = jnp.zeros_like(highest)  # it is in the planes
+        else:
+            assert isinstance(free, Planes)
+            coefficients, sums = planes.summed(ramps, free, shares.reshape(planar.shape))
+            center = (ramp.argument - ramp.base).reshape(sums.shape)
+            highest = jnp.maximum(sums, center + ramps.reach - sums)
+            # Of the sums over pixels, and of those over ramps for a pixel. That the sums are added to the image's
+            # coefficients is one rounding, of which `EXTRA` has enough as long as one operation does it.
+            lost = 2 * gamma(sum(ramps.weights.shape) + EXTRA, down.dtype)
+            rounded = lost * (4 * ramps.reach + jnp.abs(center)) + TINY * (1 + ramps.width.sum(0, keepdims=True))
+            highest = (highest + rounded).reshape(down.shape) + ramp.base - ramp.result + ramp.slack
+            error = node.errors[0]
         lost = self._lost(down)
-        error = node.errors[0] * (1 + 2 * lost)
-        total = shares * (highest + lost * jnp.abs(highest) + error)
+        total = shares * (highest + lost * jnp.abs(highest) + error * (1 + 2 * lost))
         _add(functions, self.program.image, coefficients.reshape(self.region.width.shape))
         underflow = UNDERFLOWN * (ramps.width.sum(0) + 1)
         return down - shares, total.reshape(-1, total.shape[-1]).sum(0) - underflow
@@ -519,7 +601,7 @@ class Bounds:
         a: jax.Array,
         slope: Any,
         less: jax.Array | None,
-        above: tuple[Ramps, Planes] | None,
+        above: tuple[Ramps | Maxima, Planes | Slopes] | None,
         functions: dict[int, jax.Array],
     ) -> jax.Array:
         """Propagates coefficients `a` of an operation's result to its arguments; gives what is added to the constant.

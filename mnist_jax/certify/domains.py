@@ -15,6 +15,7 @@ import optax
 
 from mnist_jax.certify import driver, linear
 from mnist_jax.certify.bounds import Bounds, stored
+from mnist_jax.certify.maxima import Maxima, Slopes
 from mnist_jax.certify.planes import Planes, Ramps
 from mnist_jax.certify.relaxations import Interval, Ramp, steepness
 from mnist_jax.classifier import Classifier
@@ -23,9 +24,6 @@ from mnist_jax.jaxprs import program
 # Adam's first step lengths for slopes, for multipliers (in units of the largest coefficient of the ramp's result), and
 # for the logarithm of the lead's weight; they fall to a tenth of it. Chosen, not tuned.
 SLOPE, MULTIPLIER, WEIGHT = 0.3, 0.1, 0.5
-# The same for planes. On 64 bounds of the second layer of experiments/questions.py's network `dense2`, of tilts of 0.1,
-# 0.3 and 1, and levels of 0.03, 0.1 and 0.3, these were best after 12 and after 25 steps.
-LEVEL, TILT = 0.1, 0.3
 SOONER = 0.5  # both of Adam's decay rates, as small as in `alpha_crown` because there are few steps
 
 
@@ -45,6 +43,7 @@ class Domain(NamedTuple):
         that no split made.
       eased: by how much the last round of narrowing, of this domain or of one that it is a part of, raised the bound;
         inf before the first.
+      start: a `Start` of one lane for bounds of functions over the domain; None for CROWN's slopes and chords.
     """
 
     bound: float
@@ -55,6 +54,7 @@ class Domain(NamedTuple):
     narrowed: bool = False
     gain: float = 0.0
     eased: float = np.inf
+    start: Any = None
 
 
 class Target(NamedTuple):
@@ -76,6 +76,21 @@ class Target(NamedTuple):
     weight: Any
 
 
+class Start(NamedTuple):
+    """Where the optimization of bounds starts, with the lanes last.
+
+    Attributes:
+      given: `[N]`, whether slopes and planes are given; else they start at those that CROWN uses, and at the chords.
+      slopes, multipliers: `[*shape, N]` by the place of the ramp's equation, as in `Free`; multipliers always count.
+      planes: as in `Free`.
+    """
+
+    given: Any
+    slopes: dict[int, Any]
+    multipliers: dict[int, Any]
+    planes: Any
+
+
 class Bounded(NamedTuple):
     """Bounds of the targets, one for every lane, and what was found beside them.
 
@@ -85,12 +100,14 @@ class Bounded(NamedTuple):
       fooled: `[N]`, whether these images are adversarial.
       scores: `[R, N]`, for each entry of all ramps the most by which its linear relaxation may lower the bound; 0 where
         its sign is known.
+      start: the variables after the last step, from which the optimization of a similar bound may start.
     """
 
     bound: Any
     candidates: Any
     fooled: Any
     scores: Any
+    start: Any
 
 
 class Free(NamedTuple):
@@ -105,7 +122,7 @@ class Free(NamedTuple):
     slopes: dict[int, jax.Array]
     multipliers: dict[int, jax.Array]
     log_weight: jax.Array
-    planes: Planes | None
+    planes: Planes | Slopes | None
 
 
 def platform_for(classifier: Classifier, shape: tuple[int, ...], dtype: Any) -> str:
@@ -124,6 +141,8 @@ class Root(NamedTuple):
         bounds of its argument, `[1, *shape]`.
       ramps: an array `[1, *shape]` like each ramp's result, by the place of its equation.
       deeper: `[1]`, for each ramp whether planes above the first ramps may give better bounds of its argument.
+      narrowed: `[1]`, for each ramp whether bounds of its argument are to be narrowed.
+      start: where the optimization of bounds starts by itself.
     """
 
     result: driver.CertifyResult
@@ -131,6 +150,8 @@ class Root(NamedTuple):
     boxes: list[dict[int, Interval]]
     ramps: dict[int, Any]
     deeper: dict[int, Any]
+    narrowed: dict[int, Any]
+    start: Start
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -146,12 +167,18 @@ def root(platform: str, norm: float, classifier: Classifier, images, labels, rad
     bounds.forwards(tighten)
     leads, where = linear.leads(bounds, labels, [Bounds.back, partial(linear.with_slopes, "flat")])
     result = driver.judged(classifier, images, labels, *linear.least_of(bounds, leads, where))
-    ramps, planar = _ramps(bounds), bounds.first_ramps() is not None
-    arguments = {place: [bounds.values[number] for number in bounds.nodes[place].arguments] for place in ramps}
-    deeper = {place: planar and any(value.nonlinear for value in values) for place, values in arguments.items()}
+    ramps, first = _ramps(bounds), bounds.first_ramps()
+    planar = first is not None
+    none = {place: jnp.zeros_like(ramp.d.low) for place, ramp in ramps.items()}
+    over = None if first is None else jax.tree.map(jnp.zeros_like, _chords(first[1], ramps[first[0]]))
+    start = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), Start(jnp.zeros(1, bool), none, none, over))
+    deeper = {place: planar and not bounds.functions(place) for place in ramps}
     sizes = {place: ramp.d.low for place, ramp in ramps.items()}
+    # Narrowing finds few signs of a max-pool's differences, and takes longer than to divide by those that matter.
+    narrowed = {place: deeper[place] or first is None or not isinstance(first[1], Maxima) for place in ramps}
     leads, boxes, sizes = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), (leads, kept, sizes))
-    return Root(result, leads, boxes, sizes, {place: jnp.full(1, yes) for place, yes in deeper.items()})
+    deeper, narrowed = jax.tree.map(lambda yes: jnp.full(1, yes), (deeper, narrowed))
+    return Root(result, leads, boxes, sizes, deeper, narrowed, start)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -166,7 +193,7 @@ def bounded(
     boxes: list[Interval],
     signs: dict[int, jax.Array],
     target: Target,
-    multipliers: dict[int, jax.Array],
+    start: Start,
     steps: jax.Array,
 ) -> Bounded:
     """Bounds each target over its domain, with slopes, multipliers and lead's weight optimized by Adam.
@@ -181,7 +208,7 @@ def bounded(
       images, labels, radius, others: `[N, *shape]` and `[N]`, of each lane.
       boxes, signs: as in `Domain`, with the lanes last; signs by the place of the ramp's equation.
       target: the functions to bound.
-      multipliers: by the place of the ramp's equation, `[*shape, N]`, at least 0, where their optimization starts.
+      start: where the optimization starts.
       steps: the number of Adam's steps.
     """
     bounds, asked = _again(platform, norm, classifier, images, radius, boxes, signs)
@@ -200,7 +227,7 @@ def bounded(
             coefficients[place] = a
             return signs[place] * free.multipliers[place]
 
-        def above(place: int) -> tuple[Ramps, Planes] | None:
+        def above(place: int) -> tuple[Ramps | Maxima, Planes | Slopes] | None:
             return (first[1], free.planes) if first and place == first[0] and free.planes is not None else None
 
         weight = jnp.where(target.sign == 0, 1, target.weight * jnp.exp(free.log_weight))
@@ -210,8 +237,11 @@ def bounded(
         return least, (where, coefficients)
 
     slopes = {place: steepness(ramp.d, "adaptive") for place, ramp in ramps.items()}
-    chords = None if first is None else first[1].chords(ramps[first[0]].d)
-    begin = Free(slopes, multipliers, jnp.zeros_like(target.weight), chords)
+    chords = None if first is None else _chords(first[1], ramps[first[0]])
+    slopes, chords = jax.tree.map(
+        lambda given, usual: jnp.where(start.given, given, usual), (start.slopes, start.planes), (slopes, chords)
+    )
+    begin = Free(slopes, start.multipliers, jnp.zeros_like(target.weight), chords)
     best, free, mean, (where, coefficients) = _optimized(bound, begin, steps, (jnp.zeros_like(bounds.region.low), none))
     empty = sum((ramp.d.low > ramp.d.high).any(tuple(range(ramp.d.low.ndim - 1))) for ramp in ramps.values())
     best = jnp.where(jnp.isfinite(best), best, -jnp.inf)
@@ -219,10 +249,14 @@ def bounded(
     tried = jnp.concatenate([bounds.region.at(d) for d in (where, mean)])
     fooled = driver.misclassified(classifier, tried, jnp.concatenate([labels, labels])).reshape(2, -1)
     candidates = jnp.where(fooled[0].reshape(-1, *[1] * (images.ndim - 1)), *jnp.split(tried, 2))
+    if first is not None:  # the planes are above the whole tree of ramps
+        for place in bounds.tree(first[0])[1:]:
+            coefficients[place] = coefficients[place] + jnp.minimum(coefficients[first[0]], 0)
     scores = [
         _score(ramp, coefficients[place], free.slopes[place]).reshape(-1, len(labels)) for place, ramp in ramps.items()
     ]
-    return Bounded(best, candidates, fooled.any(0), jnp.concatenate(scores))
+    last = Start(jnp.ones_like(start.given), free.slopes, free.multipliers, free.planes)
+    return Bounded(best, candidates, fooled.any(0), jnp.concatenate(scores), last)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -344,12 +378,11 @@ def _optimized(bound, begin: Free, steps: jax.Array, none):
         gradient = stored(jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), gradient))
         directions, memory = rule.update(gradient, memory)
         directions = directions._replace(multipliers=jax.tree.map(jnp.multiply, directions.multipliers, scales))
-        if (over := directions.planes) is not None:
-            directions = directions._replace(planes=Planes(LEVEL * over.level, TILT * over.tilt))
         shrunk = jnp.where(number < steps, 0.1 ** (number / steps), 0)
-        slopes, multipliers, weight, planes = (
+        planes = None if free.planes is None else free.planes.moved(directions.planes, shrunk)
+        slopes, multipliers, weight = (
             jax.tree.map(lambda f, d, length=length: f - (length * shrunk * d).astype(f.dtype), *pair)
-            for length, *pair in zip((SLOPE, MULTIPLIER, WEIGHT, 1.0), free, directions, strict=True)
+            for length, *pair in zip((SLOPE, MULTIPLIER, WEIGHT), free[:3], directions[:3], strict=True)
         )
         slopes = jax.tree.map(lambda s: jnp.clip(s, 0, 1), slopes)
         multipliers = jax.tree.map(lambda m: jnp.maximum(m, 0), multipliers)
@@ -361,6 +394,11 @@ def _optimized(bound, begin: Free, steps: jax.Array, none):
     start = (begin, rule.init(begin), scales, lowest, none[0], none)
     free, _, _, best, mean, last = jax.lax.fori_loop(0, steps + 1, step, start)
     return best, free, mean, last
+
+
+def _chords(ramps: Ramps | Maxima, ramp: Ramp) -> Planes | Slopes:
+    """The planes with the slopes of the chords."""
+    return ramps.chords() if isinstance(ramps, Maxima) else ramps.chords(ramp.d)
 
 
 def _largest(a: jax.Array) -> jax.Array:

@@ -68,7 +68,6 @@ class Task:
     entry: int = 0
     sign: int = 0
     weight: float = 1.0
-    multipliers: tuple[np.ndarray, ...] | None = None
     steps: int = STEPS
 
 
@@ -137,6 +136,8 @@ class Root(NamedTuple):
       ramps: the shapes of the ramps, by the place of their equation.
       asked: for each ramp the number of its argument's box.
       deeper: the numbers of the ramps that planes above the first ramps may give better bounds of.
+      narrowed: the numbers of the ramps whose arguments' bounds are to be narrowed.
+      start: where the optimization of bounds starts by itself.
     """
 
     leads: np.ndarray
@@ -144,6 +145,8 @@ class Root(NamedTuple):
     ramps: dict[int, tuple[int, ...]]
     asked: list[int]
     deeper: list[int]
+    narrowed: list[int]
+    start: domains.Start
 
 
 def crown_with_roots(
@@ -167,10 +170,13 @@ def crown_with_roots(
         places = [place for known in found.boxes for place in known]
         asked = [places.index(place) for place in found.ramps]
         ramps = {place: ramp.shape[1:] for place, ramp in found.ramps.items()}
-        deeper = [number for number, is_ in enumerate(found.deeper.values()) if is_[0]]
+        deeper, narrowed = (
+            [number for number, is_ in enumerate(which.values()) if is_[0]] for which in (found.deeper, found.narrowed)
+        )
         for i in np.flatnonzero(~found.result.certified):
             boxes = tuple(Interval(*(z[i].copy() for z in box)) for known in found.boxes for box in known.values())
-            roots[start + int(i)] = Root(found.leads[i], boxes, ramps, asked, deeper)
+            begin = jax.tree.map(lambda x, i=i: x[i], found.start)
+            roots[start + int(i)] = Root(found.leads[i], boxes, ramps, asked, deeper, narrowed, begin)
     return CertifyResult(*map(jnp.asarray, result)), roots
 
 
@@ -211,7 +217,7 @@ class BranchAndBound:
             _, roots = crown_with_roots(classifier, images, labels, radii, norm=norm)
         self.roots = roots
         known = next(iter(roots.values()), None)
-        self.ramps, self.asked, self.deeper = ({}, [], []) if known is None else known[2:]
+        self.ramps, self.asked, self.deeper, self.narrowed = ({}, [], [], []) if known is None else known[2:6]
         self.states = [self._begin(i, radius) for i, radius in enumerate(radii)]
 
     def _begin(self, i: int, radius: np.floating) -> ImageState:
@@ -227,7 +233,7 @@ class BranchAndBound:
         return state
 
     def _wait(self, state: ImageState, domain: Domain) -> None:
-        size = sum(array.nbytes for array in jax.tree.leaves((domain.boxes, domain.signs)))
+        size = sum(array.nbytes for array in jax.tree.leaves((domain.boxes, domain.signs, domain.start)))
         if len(state.waiting) * size * len(self.images) >= QUEUE:
             state.given_up, state.settled = True, min(state.settled, domain.bound)
         else:
@@ -315,9 +321,9 @@ class BranchAndBound:
             yield from self._survey(domain)
             return
         (found,) = yield [Task(domain)]
-        domain = _raised(domain, found.bound)
+        domain = _raised(domain, found.bound)._replace(start=found.start)
         while domain.bound <= 0:
-            costly = _costly(found.scores, _worthwhile(domain))
+            costly = _costly(self._narrowable(found.scores), _worthwhile(domain))
             if not len(costly):
                 break
             before = domain.bound
@@ -325,7 +331,7 @@ class BranchAndBound:
             if domain.bound > 0:
                 break
             (found,) = yield [Task(domain)]
-            domain = _raised(domain, found.bound)
+            domain = _raised(domain, found.bound)._replace(start=found.start)
             domain = domain._replace(eased=domain.bound - before)
             if not domain.bound > ENOUGH * before:
                 break
@@ -333,6 +339,11 @@ class BranchAndBound:
             state.settled = min(state.settled, _proved(domain))
             return
         yield from self._divide(domain, _costly(found.scores, CHOICES))
+
+    def _narrowable(self, scores: np.ndarray) -> np.ndarray:
+        """The scores `[R]` of all ramps' entries, 0 for those whose arguments' bounds are not narrowed."""
+        keep = [np.full(size, number in self.narrowed) for number, size in enumerate(self._sizes())]
+        return np.where(np.concatenate(keep), scores, 0)
 
     def _survey(self, whole: Domain) -> Settling:
         """Bounds the leads over an image's whole region; has a domain wait for each that is not positive.
@@ -397,7 +408,10 @@ class BranchAndBound:
             if self.nearer is None:
                 return
         decided = domain._replace(signs=self._split(signs))
-        (found,) = yield [Task(decided, multipliers=multipliers, steps=LAST_STEPS if multipliers is None else STEPS)]
+        if multipliers is not None:
+            proof = dict(zip(self.ramps, multipliers, strict=True))
+            decided = decided._replace(start=self.roots[domain.image].start._replace(multipliers=proof))
+        (found,) = yield [Task(decided, steps=LAST_STEPS if multipliers is None else STEPS)]
         domain = _raised(domain, found.bound)
         if domain.bound > 0:
             state.settled = min(state.settled, _proved(domain))
@@ -574,11 +588,9 @@ class BranchAndBound:
             np.array([task.sign for task in rows], np.int32),
             np.array([task.weight for task in rows], dtype),
         )
-        multipliers = {place: np.zeros(s.shape, dtype) for place, s in signs.items()}
-        for row, task in enumerate(rows):
-            for into, own in zip(multipliers.values(), task.multipliers or (), strict=False):
-                into[..., row] = own
-        return (self.images[at], self.labels[at], radii, others, boxes, signs, target, multipliers)
+        starts = [task.domain.start or self.roots[task.domain.image].start for task in rows]
+        start = jax.tree.map(lambda *each: np.stack(each, -1), *starts)
+        return (self.images[at], self.labels[at], radii, others, boxes, signs, target, start)
 
     def _in_parts(self, work: Callable[[list[Task]], list[T]], tasks: list[Task]) -> list[T]:
         """What `work` gives for tasks, at most `lanes` of them at a time; that number is halved if memory runs out."""
@@ -602,7 +614,14 @@ class BranchAndBound:
         bounds = np.nan_to_num(out.bound.astype(float), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
         scores = np.nan_to_num(out.scores, nan=0.0, posinf=0.0)
         return [
-            Bounded(float(bounds[n]), out.candidates[n], bool(out.fooled[n]), scores[:, n]) for n in range(len(tasks))
+            Bounded(
+                float(bounds[n]),
+                out.candidates[n],
+                bool(out.fooled[n]),
+                scores[:, n],
+                None if task.sign else jax.tree.map(lambda x, n=n: x[..., n].copy(), out.start),
+            )
+            for n, task in enumerate(tasks)
         ]
 
 

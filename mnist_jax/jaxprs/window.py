@@ -98,6 +98,29 @@ def _changed(shape: Sequence[int], axis: int, length: int) -> tuple[int, ...]:
     return tuple(length if i == axis else n for i, n in enumerate(shape))
 
 
+def receptive_fields(program: Program, place: int, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Which pixels entries of values depend on, for B groups of L entries each; None where it is not known, or is most.
+
+    Arguments are those of `view`.
+
+    Returns:
+      flat indices of the entries `[B, L]`, and of the Q pixels that a group may depend on `[B, Q]`, with the number of
+      all pixels for those outside of the image.
+    """
+    if (field_ := view(program, place, numbers, 1)) is None:
+        return None
+    shape, image = program.shapes[numbers[0]].shape, program.shapes[program.image].shape
+    entries = blocks(shape, field_.block)
+    corners = np.unravel_index(entries[:, 0], shape)
+    pixels, outside = np.zeros((len(entries), 1), int), np.zeros((len(entries), 1), bool)
+    for extent, length in zip(field_.image, image, strict=True):
+        along = extent.start + extent.step * corners[extent.axis][:, None] + np.arange(extent.size)
+        out = (along < 0) | (along >= length)
+        pixels = (pixels[:, :, None] * length + along[:, None]).reshape(len(entries), -1)
+        outside = (outside[:, :, None] | out[:, None]).reshape(len(entries), -1)
+    return entries, np.where(outside, math.prod(image), pixels)
+
+
 def blocks(shape: Sequence[int], block: Sequence[int]) -> np.ndarray:
     """Flat indices `[K, L]` of the L entries of each of K blocks that together cover a value of a shape."""
     starts = [np.minimum(np.arange(0, n, b), n - b) for n, b in zip(shape, block, strict=True)]
