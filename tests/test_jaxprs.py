@@ -159,6 +159,7 @@ FUNCTIONS = {
     "mean": lambda _, x: two(x.mean((1,))),
     "where": lambda _, x: two(jnp.where(jnp.arange(4)[None, :, None, None] > 1, x, 0.25)),
     "gathered": lambda _, x: two(x[:, jnp.array([3, 0, 2])]),
+    "columns first": lambda _, x: two(jax.vmap(lambda x: jnp.ravel(x, order="F"))(x)),
     "rolled and stacked": lambda _, x: two(jnp.stack([jnp.roll(x, 1, 1), x[:, ::-1]], 3)),
     "split and tiled": lambda _, x: two(jnp.tile(jnp.split(x, 2, 1)[1], (1, 2, 1, 1))),
     "padded": lambda _, x: two(jnp.pad(x, ((0, 0), (1, 0), (0, 2), (0, 0)), constant_values=0.7)),
