@@ -133,6 +133,7 @@ def _outside(classifier, images, inner, labels, result: CertifyResult) -> tuple[
     return fooled, jnp.where(fooled.reshape(-1, *[1] * (images.ndim - 1)), found, images)
 
 
+@precisely()
 def checked(
     classifier: Classifier, images: ArrayLike, labels: ArrayLike | None, radius: ArrayLike
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

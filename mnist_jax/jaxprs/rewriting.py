@@ -143,7 +143,7 @@ def _padded(reader: "Reader", operands: list[int], params: dict[str, Any]) -> li
 
 
 def _reshape(reader: "Reader", operands: list[int], params: dict[str, Any]) -> list[int] | None:
-    """A reshape that takes the axes in another order, as of `jnp.ravel(order="F")`: a transposition, then a plain one."""
+    """A reshape that takes the axes in another order, as `jnp.ravel(order="F")`: a transposition and a plain one."""
     order, sizes = params.get("dimensions"), params["new_sizes"]
     return None if order is None else reader.trace(lambda x: lax.reshape(lax.transpose(x, order), sizes), *operands)
 
