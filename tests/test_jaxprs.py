@@ -246,6 +246,15 @@ def test_layers_are_plain_only_inside_the_context():
     assert "reduce_window_max" in plain
 
 
+def test_coefficients_of_padding_that_depends_on_the_image_are_added_up():
+    """The padding is one number, which is in many places of the result; a constant one has no coefficient."""
+    for value, added in ((lambda x: x[0, 0, 0, 0] * 2, 6 * 4 * 2 - 1), (lambda x: 0.5, 0)):
+        got = read(lambda _, x, value=value: two(lax.pad(x, value(x), [(0, 0, 0), (1, 1, 0), (0, 0, 0), (0, 0, 0)])))
+        (pad,) = [e for e in got.equations if e.name == "pad"]
+        assert affine.terms(got, pad)[1] >= added
+        assert bool(affine.terms(got, pad)[1]) == bool(added)
+
+
 def test_a_pool_of_relus_is_read_as_a_relu_of_a_pool():
     """That has a ReLU for each window, and no equation is left of the ReLUs for each pixel."""
     apply = FUNCTIONS["pool of relu, used twice"]
