@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from test_certify import SHAPE, least_margin, max_network, relu_network, weights
 
-from mnist_jax import Classifier, attack, bracket, certify
+from mnist_jax import Classifier, attack, bracket, certify, unstable
 from mnist_jax.certify import driver, linear
+from mnist_jax.certify.branch_and_bound import _searched
 from mnist_jax.certify.domains import _score
 from mnist_jax.certify.relaxations import Interval
 from mnist_jax.certify.search import BranchAndBound, crown_with_roots
@@ -191,6 +192,21 @@ def test_without_a_step_to_divide_it_is_crown():
     results = (method(classifier, images, labels, 0.3) for method in (branch_and_bound, certify.crown))
     for ours, theirs in zip(*results, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_labels_and_found_images_are_judged_at_the_highest_precision():
+    precisions = []
+
+    def noted(params, x):
+        precisions.append(unstable.setting("jax_default_matmul_precision"))
+        return x @ params
+
+    classifier, images = Classifier(noted, np.eye(2, dtype=np.float32)), np.full((1, 2), 0.5, np.float32)
+    with jax.default_matmul_precision("bfloat16"):
+        x, labels, radius = driver.checked(classifier, images, None, 0.1)
+        open_ = driver.CertifyResult(jnp.zeros(1, bool), jnp.zeros(1, bool), jnp.zeros(1), x)
+        _searched(lambda *given, norm: open_, open_, classifier, x, labels, radius, INF)
+    assert set(precisions) == {"highest"}
 
 
 def test_arguments_are_checked():

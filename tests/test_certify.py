@@ -10,12 +10,14 @@ import linear
 import numpy as np
 import pytest
 from jax import lax
-from scipy import optimize
+from scipy import optimize, special
 
 from mnist_jax import Classifier, attack, certify, data, load_classifier
 from mnist_jax.certify import driver, largest_radius
+from mnist_jax.certify.constants import Constants
 from mnist_jax.certify.ibp import kernel as by_intervals
 from mnist_jax.geometry import INF, exact_norm
+from mnist_jax.jaxprs import program
 
 METHODS = {"ibp": certify.ibp, "crown": certify.crown, "alpha_crown": partial(certify.alpha_crown, steps=4)}
 SHAPE = (2, 3, 1)
@@ -322,6 +324,10 @@ ROUNDED = {
     "a sum in a loop": (BIG, beside(0.2, summed_in_a_loop)),
     "a power": (np.float32(0.9954956), beside(0.0049120, lambda p, x: x[:, :1] * lax.integer_pow(p, 1024) / 0.6 * 0.5)),
     "half precision": (BIG, beside(0.2, lambda p, x: x[:, :1] * p.sum().astype(jnp.bfloat16).astype(jnp.float32))),
+    "a cast of a weight that may be left out": (
+        np.float32(1.003),
+        beside(0.601, lambda p, x: x[:, :1] * p.astype(jnp.bfloat16).astype(jnp.float32)),
+    ),
     "a number broadcast to a row, product": (None, beside(30.0, of_one_pixel(jnp.multiply))),
     "a number broadcast to a row, maximum": (None, beside(55.0, of_one_pixel(jnp.maximum))),
     "a number broadcast to a row, quotient": (None, beside(55.0, of_one_pixel(lambda a, b: a / (b / a + 1e-9)))),
@@ -350,16 +356,50 @@ def test_a_classifier_that_changes_precision_is_refused():
 
 
 @pytest.mark.parametrize(
-    "what", ["scatter-add", "reduce_prod", "lgamma"], ids=["scattered", "a product", "not elementary"]
+    "what",
+    ["scatter-add", "reduce_prod", "lgamma", "float16"],
+    ids=["scattered", "a product", "not elementary", "of few exponents"],
 )
 def test_constants_of_unknown_rounding_are_refused(what):
     made = {
+        "float16": lambda p: p[0].astype(jnp.float16).astype(jnp.float32),
         "scatter-add": lambda p: jnp.zeros(1).at[jnp.zeros(3, int)].add(p)[0],
         "reduce_prod": jnp.prod,
         "lgamma": lambda p: lax.lgamma(p)[0],
     }[what]
     with pytest.raises(certify.UnsupportedOperation, match=what):
         certify.ibp(Classifier(lambda p, x: x * made(p), BIG), np.full((1, 2), 0.5, np.float32), [0], 0.1)
+
+
+# Functions of weights, by NumPy or SciPy in double precision and by JAX.
+FUNCTIONS_OF_WEIGHTS = {
+    **{
+        name: (getattr(np, name), getattr(jnp, name)) for name in ("sin", "cos", "tan", "exp", "exp2", "tanh", "arctan")
+    },
+    **{name: (getattr(np, name), getattr(jnp, name)) for name in ("expm1", "cbrt", "sqrt", "log", "log1p", "square")},
+    **{name: (getattr(special, name), getattr(jax.scipy.special, name)) for name in ("erf", "erfc", "expit")},
+    "power": (lambda x: np.power(1.25, x), lambda x: jnp.power(1.25, x)),
+    "reciprocal root": (lambda x: 1 / np.sqrt(x), lax.rsqrt),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS_OF_WEIGHTS)
+def test_functions_of_weights_are_within_their_errors(name):
+    exactly, function = FUNCTIONS_OF_WEIGHTS[name]
+    weights = np.concatenate([s * np.geomspace(1e-6, most, 4000) for s in (-1, 1) for most in (9, 127)])
+    weights = weights.astype(np.float32)
+    read = program.read(Classifier(lambda p, x: x * function(p)[None], weights), weights.shape, jnp.float32, "cpu")
+    constants = Constants(read, [weights])
+    for equation in read.equations:
+        if not read.depends.issuperset(equation.results):
+            constants.work_out(equation)
+    (last,) = [n for e in read.equations for n in e.operands if n in constants.errors and read.depends & {*e.results}]
+    with np.errstate(all="ignore"):
+        true = exactly(weights.astype(float))
+    true, value, error = (np.ravel(np.asarray(x, float)) for x in (true, constants[last], constants.error(last)))
+    inside = np.isfinite(true) & (np.abs(true) < np.finfo(np.float32).max / 2)
+    assert inside.mean() > 0.4
+    assert (np.abs(value - true) <= error)[inside].all()
 
 
 def normalized(p, x):

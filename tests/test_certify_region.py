@@ -35,7 +35,7 @@ def least(a, x, radius, p):
 
 
 def problem(seed):
-    """Coefficients and images `[LANES, *SHAPE]`, some of them 0 or 1, and radii `[LANES]` from 0 to 10."""
+    """Coefficients and images `[LANES, *SHAPE]`, some of them 0 or 1, and radii `[LANES]` from 0 to 10, two huge."""
     rng = np.random.default_rng(seed)
     x = rng.uniform(size=(LANES, *SHAPE)).astype(np.float32)
     x[rng.uniform(size=x.shape) < 0.3] = 0
@@ -43,7 +43,7 @@ def problem(seed):
     radius = (10.0 ** rng.uniform(-4, 1, LANES)).astype(np.float32)
     a = rng.normal(size=(LANES, *SHAPE)) * 10.0 ** rng.integers(-3, 4, (LANES, 1, 1, 1))
     a[rng.uniform(size=a.shape) < 0.1] = 0
-    a[0], radius[1] = 0, 0
+    a[0], radius[:3] = 0, (1e25, 0, 1e25)
     return a.astype(np.float32), x, radius
 
 

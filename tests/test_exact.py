@@ -6,11 +6,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax import lax
 from test_branch_and_bound import steep
 from test_certify import SHAPE, relu_network, weights
 
 from mnist_jax import Classifier, attack, bracket, certify
-from mnist_jax.certify import domains, pattern
+from mnist_jax.certify import domains, driver, pattern
 from mnist_jax.certify.domains import Domain
 from mnist_jax.certify.search import NARROWED, BranchAndBound, Task, _worthwhile, lanes_for
 from mnist_jax.geometry import INF, exact_norm
@@ -223,6 +224,17 @@ def test_ends_for_exact_arithmetic_get_closer_where_the_distance_is_small():
     assert 0.999 * least < float(same.lower[0]) <= least
     kept = certify.exact(classifier, image, [0], domains=50, near=device.images, close=5e-4, device=True)
     assert float(kept.lower[0]) < 0.99 * least
+
+
+def test_bounds_are_of_the_branch_that_runs_whatever_the_backend_is_called(monkeypatch):
+    """JAX's backend "gpu" runs the branch for "cuda"."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+    def apply(_, x):
+        return lax.platform_dependent(x, cpu=lambda x: x, tpu=lambda x: x * 3, default=lambda x: x * 2)
+
+    assert domains.platform_for(Classifier(apply, None), (2,), np.float32) == "cpu"
+    assert domains.platform_for(Classifier(lambda _, x: x, None), (2,), np.float32) == driver.OTHERS
 
 
 def test_bounds_are_improved_for_as_many_domains_as_are_expected():

@@ -159,6 +159,7 @@ FUNCTIONS = {
     "mean": lambda _, x: two(x.mean((1,))),
     "where": lambda _, x: two(jnp.where(jnp.arange(4)[None, :, None, None] > 1, x, 0.25)),
     "gathered": lambda _, x: two(x[:, jnp.array([3, 0, 2])]),
+    "columns first": lambda _, x: two(jax.vmap(lambda x: jnp.ravel(x, order="F"))(x)),
     "rolled and stacked": lambda _, x: two(jnp.stack([jnp.roll(x, 1, 1), x[:, ::-1]], 3)),
     "split and tiled": lambda _, x: two(jnp.tile(jnp.split(x, 2, 1)[1], (1, 2, 1, 1))),
     "padded": lambda _, x: two(jnp.pad(x, ((0, 0), (1, 0), (0, 2), (0, 0)), constant_values=0.7)),
@@ -243,6 +244,15 @@ def test_layers_are_plain_only_inside_the_context():
     assert "platform_index" in usual
     assert "platform_index" not in plain
     assert "reduce_window_max" in plain
+
+
+def test_coefficients_of_padding_that_depends_on_the_image_are_added_up():
+    """The padding is one number, which is in many places of the result; a constant one has no coefficient."""
+    for value, added in ((lambda x: x[0, 0, 0, 0] * 2, 6 * 4 * 2 - 1), (lambda x: 0.5, 0)):
+        got = read(lambda _, x, value=value: two(lax.pad(x, value(x), [(0, 0, 0), (1, 1, 0), (0, 0, 0), (0, 0, 0)])))
+        (pad,) = [e for e in got.equations if e.name == "pad"]
+        assert affine.terms(got, pad)[1] >= added
+        assert bool(affine.terms(got, pad)[1]) == bool(added)
 
 
 def test_a_pool_of_relus_is_read_as_a_relu_of_a_pool():

@@ -9,6 +9,7 @@ from linear import apply, classifier, nearest, random_problem
 
 from mnist_jax import Classifier, Preprocess, attack, bracket, certify
 from mnist_jax.evaluation import predict
+from mnist_jax.geometry import exact_norm
 from mnist_jax.robustness import breaks
 from mnist_jax.units import Units
 
@@ -80,11 +81,14 @@ def test_certificates_hold_in_the_callers_units(problem):
 
 def test_brackets_are_in_the_callers_units(problem):
     _, own, images, given, labels, (w, b) = problem
-    exact = distances(w, b, images[:2], labels[:2], np.inf)
-    lower, upper, shown = bracket(own, given[:2], labels[:2], domains=1)
+    images, given, labels = images[:8], given[:8], labels[:8]
+    exact = distances(w, b, images, labels, 2)
+    lower, upper, shown = (np.asarray(part, float) for part in bracket(own, given, labels, norm=2, domains=1))
     assert (lower <= exact * (1 + 1e-5)).all()
     np.testing.assert_allclose(upper, exact, rtol=1e-3)
-    np.testing.assert_allclose(np.abs(np.asarray(shown) - given[:2]).reshape(2, -1).max(1), upper, rtol=1e-5)
+    distance = exact_norm(shown - np.asarray(given, float), 2)
+    assert (distance <= upper).all()
+    np.testing.assert_allclose(distance, upper, rtol=1e-6)
 
 
 def test_other_functions_of_images_respect_the_bounds(problem):

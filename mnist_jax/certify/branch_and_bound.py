@@ -98,6 +98,7 @@ def _open(result: CertifyResult) -> np.ndarray:
     return np.flatnonzero(~np.asarray(result.certified | result.fooled))
 
 
+@precisely()
 def _searched(search, result, classifier, x, classes, radii, norm) -> CertifyResult:
     """The result with adversarial images that an attack finds of the open ones."""
     if not len(open_ := _open(result)):

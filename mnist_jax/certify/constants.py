@@ -16,7 +16,7 @@ from mnist_jax.jaxprs.program import Equation, Program
 MONOTONE = {"sqrt", "rsqrt", "exp", "expm1", "log", "log1p", "tanh", "logistic", "erf", "erfc", "cbrt", "exp2"}
 # Functions whose results are taken to be within `ELEMENTARY` units of half the last place, for exact operands.
 ELEMENTARY_FUNCTIONS = MONOTONE | {"sin", "cos", "tan", "pow", "integer_pow", "square", "asin", "acos", "atan", "atan2"}
-ABSOLUTE = {"sin", "cos", "tan", "log", "log1p", "expm1"}  # those whose error near 0 is absolute, not relative
+ABSOLUTE = {"sin", "cos", "tan", "log", "log1p", "expm1", "erfc"}  # those whose error near 0 is absolute, not relative
 # Sums of products, whose error is that of rounding each term.
 SUMS = {"add", "add_any", "sub", "mul", "div", "dot_general", "conv_general_dilated", "reduce_sum", "cumsum"}
 SUMS |= {"reduce_window_sum"}
@@ -71,10 +71,14 @@ class Constants:
         results = equation.bind(*operands)
         self.values |= dict(zip(equation.results, results, strict=True))
         errors = [self.errors.get(n) for n in equation.operands]
-        exact = all(e is None for e in errors)
-        if not any(jnp.issubdtype(r.dtype, jnp.inexact) for r in results):
+        floating = [r.dtype for r in results if jnp.issubdtype(r.dtype, jnp.inexact)]
+        # A cast to fewer bits rounds, and a compiler may leave it out where a cast back follows.
+        exact = all(e is None for e in errors) and not (floating and _narrows(equation, operands))
+        if not floating:
             if not exact:
                 raise equation.refused("it makes integers or booleans of rounded numbers")
+        elif not (exact and equation.name in MOVES | EXACT) and any(jnp.finfo(kind).tiny > TINY for kind in floating):
+            raise equation.refused(f"it rounds to {floating[0]}, in which more underflows than bounds allow for")
         elif equation.name in SUMS:
             self.errors[equation.results[0]] = self._sum(equation, operands, errors)
         elif equation.name in ELEMENTARY_FUNCTIONS:
@@ -107,6 +111,8 @@ class Constants:
     def _elementary(self, equation: Equation, operands: list[Any], errors: list[Any], result: Any) -> jax.Array:
         """The error bound of an elementary function: from the error of its operand, and from its own rounding."""
         units = power_units(equation.params["y"]) if equation.name == "integer_pow" else ELEMENTARY
+        if equation.name == "exp2":  # XLA computes exp(x log(2)), with the rounding of a product of up to 89
+            units = 4 * ELEMENTARY
         own = 2 * error(jnp.asarray(result), equation.name in ABSOLUTE, units)
         if all(e is None for e in errors):
             return own
@@ -136,7 +142,8 @@ class Constants:
         if equation.name == "convert_element_type":
             kind = equation.params["new_dtype"]
             x = jnp.abs(operands[0]).astype(jnp.result_type(operands[0], kind))
-            return [((offs[0] + x * 2 * unit(kind)) * (1 + 1e-3) + TINY).astype(kind)]
+            lost = 2 * unit(kind)
+            return [((offs[0] + x * lost) * (1 + 1e-3 + 2 * lost) + TINY).astype(kind)]
         if equation.name not in affine.LINEAR:
             raise equation.refused("its error for rounded operands is not known")
         places = affine.LINEAR[equation.name](len(operands))
@@ -144,6 +151,13 @@ class Constants:
             raise equation.refused("rounded numbers select or place others")
         given = [e if i in places else x for i, (x, e) in enumerate(zip(operands, offs, strict=True))]
         return affine.by_sizes(equation, added=False).bind(*given)
+
+
+def _narrows(equation: Equation, operands: list[Any]) -> bool:
+    """Whether the equation casts floating-point numbers to a type with a shorter significand."""
+    if equation.name != "convert_element_type" or not jnp.issubdtype(operands[0].dtype, jnp.floating):
+        return False
+    return jnp.finfo(equation.params["new_dtype"]).nmant < jnp.finfo(operands[0].dtype).nmant
 
 
 def _subnormal(x: Any) -> jax.Array:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from mnist_jax.certify import driver, linear
 from mnist_jax.certify.bounds import Bounds, stored
@@ -126,9 +127,16 @@ class Free(NamedTuple):
 
 
 def platform_for(classifier: Classifier, shape: tuple[int, ...], dtype: Any) -> str:
-    """The name of the platform in use, as `program.read` takes it."""
-    usual, here = program.read(classifier, shape, dtype, driver.OTHERS), jax.default_backend()
-    return here if here in usual.platforms else driver.OTHERS
+    """The name of the platform whose branches of the classifier are run, as `program.read` takes it.
+
+    A compiled program finds it, since JAX's backends have other names than the branches: "gpu" runs those of "cuda".
+    """
+    names = sorted(program.read(classifier, shape, dtype, driver.OTHERS).platforms)
+    if not names:
+        return driver.OTHERS
+    branches = {name: partial(jnp.int32, n) for n, name in enumerate(names)}
+    taken = jax.jit(lambda: lax.platform_dependent(default=partial(jnp.int32, len(names)), **branches))()
+    return [*names, driver.OTHERS][int(taken)]
 
 
 class Root(NamedTuple):

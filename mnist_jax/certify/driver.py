@@ -133,6 +133,7 @@ def _outside(classifier, images, inner, labels, result: CertifyResult) -> tuple[
     return fooled, jnp.where(fooled.reshape(-1, *[1] * (images.ndim - 1)), found, images)
 
 
+@precisely()
 def checked(
     classifier: Classifier, images: ArrayLike, labels: ArrayLike | None, radius: ArrayLike
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -152,10 +153,13 @@ def _not_below(asked: ArrayLike, radii: jax.Array) -> jax.Array:
     """The radii, or the next larger number of their type where a radius that was asked for was rounded down."""
     if unstable.traced(asked):
         return radii
-    exact = np.asarray(asked, np.float64)
-    given = exact.astype(radii.dtype)
-    above = np.where(given < exact, np.nextafter(given, given.dtype.type(np.inf)), given)
-    return jnp.broadcast_to(jnp.asarray(above, radii.dtype), radii.shape)
+    return jnp.broadcast_to(jnp.asarray(rounded_up(np.asarray(asked, np.float64), radii.dtype)), radii.shape)
+
+
+def rounded_up(numbers: np.ndarray, dtype: Any) -> np.ndarray:
+    """Numbers in double precision as the least numbers of a type that are not below them."""
+    given = numbers.astype(dtype)
+    return np.where(given < numbers, np.nextafter(given, given.dtype.type(np.inf)), given)
 
 
 @jax.jit

@@ -119,10 +119,7 @@ def exact(
     ends.approach(FIRST * seconds, domains)
     for turn in range(HALVINGS):
         ends.halve((1 - FIRST) / HALVINGS * seconds, domains, 1 - close * SLACKER ** (turn + 1))
-    lower = ends.lower.astype(x.dtype)
-    lower = np.where(lower > ends.lower, np.nextafter(lower, lower.dtype.type(0)), lower)
-    upper = ends.upper.astype(x.dtype)
-    upper = np.where(upper < ends.upper, np.nextafter(upper, upper.dtype.type(np.inf)), upper)
+    lower, upper = -driver.rounded_up(-ends.lower, x.dtype), driver.rounded_up(ends.upper, x.dtype)
     return Bracket(*(jnp.asarray(part, x.dtype) for part in (lower, upper, ends.shown)))
 
 
@@ -136,7 +133,7 @@ def _in_units(
     inside = exact(classifier.in_unit_box, u, labels, norm=norm, near=begin, **how)
     shown = units.outside(images, inside.images - u)
     distances = geometry.exact_norm(np.asarray(shown, float) - np.asarray(images, float), norm)
-    upper = np.where(np.isfinite(inside.upper), distances, np.inf).astype(images.dtype)
+    upper = driver.rounded_up(np.where(np.isfinite(inside.upper), distances, np.inf), images.dtype)
     return Bracket(units.within(inside.lower, u, norm), jnp.asarray(upper), shown)
 
 

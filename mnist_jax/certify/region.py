@@ -110,7 +110,7 @@ def _least_2(a, low, high, radius):
     Gives the value, the sum of its terms' absolute values, and d scaled into the ball.
     """
     tiny = jnp.finfo(a.dtype).tiny
-    squared = radius**2
+    squared = jnp.minimum(radius, a[..., 0].size) ** 2  # a ball of that radius has all of the box; no overflow
     multiplier = jnp.sqrt(_sum(a**2)) / jnp.maximum(radius, SMALL)
 
     def inside(multiplier):

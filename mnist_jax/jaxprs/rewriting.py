@@ -142,6 +142,12 @@ def _padded(reader: "Reader", operands: list[int], params: dict[str, Any]) -> li
     )
 
 
+def _reshape(reader: "Reader", operands: list[int], params: dict[str, Any]) -> list[int] | None:
+    """A reshape that takes the axes in another order, as `jnp.ravel(order="F")`: a transposition and a plain one."""
+    order, sizes = params.get("dimensions"), params["new_sizes"]
+    return None if order is None else reader.trace(lambda x: lax.reshape(lax.transpose(x, order), sizes), *operands)
+
+
 # By the name of the primitive: a function of the reader, the operands and the parameters that writes the equations to
 # replace it by and gives the numbers of their results, or gives None to keep it.
 RULES: dict[str, Callable[["Reader", list[int], dict[str, Any]], list[int] | None]] = {
@@ -161,6 +167,7 @@ RULES: dict[str, Callable[["Reader", list[int], dict[str, Any]], list[int] | Non
     "mul": _mul,
     "div": _div,
     "convert_element_type": _same_type,
+    "reshape": _reshape,
 }
 
 
