@@ -100,6 +100,11 @@ def test_nearest_searches_at_random_where_gradients_mislead(p):
     assert (standard.forwards[clear] > 300).mean() > 0.5
     before, after = (np.median(np.asarray(result.distance)[clear] / exact[clear]) for result in (fast, standard))
     assert after - 1 < 0.5 * (before - 1), (before, after)
-    # The documented budget: a gradient takes as long as three evaluations.
+    striped = standard.forwards > windows.LENGTH
+    if p == np.inf:
+        assert striped.mean() > 0.5
+        assert after < 1.02
+    # The documented budget: a gradient takes as long as three evaluations, and a search from stripes begins with 120.
     runs = 6 * 15 + 7 * 5  # evaluations along lines, which the budget does not count
-    assert (standard.gradients + (standard.forwards - runs) / 3 <= 350 + 1).all()
+    besides = np.where(striped, windows.LENGTH - 120, 0)
+    assert (standard.gradients + (standard.forwards - runs - besides) / 3 <= 350 + 1).all()

@@ -42,10 +42,12 @@ NONE = -1  # in place of a class: any class
 # The random search, see `windows`.
 QUERIES = 3 * boundary.RUN  # evaluations that take as long as the gradients of a run
 PART = windows.MOST // QUERIES  # runs' worth of evaluations in a part of the search, if the last part was of use
-TRIALS = (4, 64, 256)  # runs after which the search around the best is tried. Chosen
+TRIALS = (4, 16, 48, 64, 256)  # runs after which the search around the best is tried. Chosen
 TRIAL = 2  # runs' worth of evaluations in the first part of a search from stripes, else 1. Chosen
 USEFUL = 1e-3  # relative: the least reduction of the distance for which the search around the best goes on. Chosen
-STRIPES = (16, 48)  # runs after which a search from stripes begins: with fewer, more runs are of more use
+# Runs after which a search from stripes begins, for p = inf. The first is early enough for the standard effort, whose
+# runs and evaluations around the best follow it; after 4 runs it found fewer images that attacks at a radius break.
+STRIPES = (5, 48)
 
 
 class Plan(NamedTuple):
@@ -79,7 +81,7 @@ class Descents(NamedTuple):
     blocks: jax.Array  # `[B, BLOCKS]`, see `blocks.best`, when they have been evaluated
     walk: windows.Walk  # the state of the random search
     walking: jax.Array  # whether the last part of the random search was of use
-    walked: jax.Array  # the number of runs' worth of evaluations in the random search
+    walked: jax.Array  # the number of runs' worth of evaluations in the random search that the budget pays for
     due: jax.Array  # whether a part of the random search is next; until then the image counts as done
     paused: jax.Array  # whether the image waits, as done, while others are searched: then all go on in full batches
 
@@ -117,8 +119,9 @@ def run_all(
 
     With `walks`, images on which fewer than a quarter of the runs found the same distance are also searched at random
     (`windows.search`) after `TRIALS` runs: with masked gradients, each run ends at another distance. As long as
-    the random search is of use, a longer part of it follows every run; and after `STRIPES` runs it starts from stripes.
-    Three of its evaluations count as one gradient of the budget.
+    the random search is of use, a longer part of it follows every run. For p = inf it starts from stripes after
+    `STRIPES` runs, and if this is promising, goes on for up to `windows.LENGTH` evaluations beyond the budget. Of the
+    others, three count as one gradient of the budget.
 
     Which run is made does not depend on the budget. So a larger budget never gives a farther image.
     """
@@ -153,7 +156,7 @@ def _until_done(classifier, arrays, state: Descents, *, norm: float, budget: int
         finished = ~(state.due | state.paused)
         state = state._replace(done=~state.due)
         state = until_done(partial(_walks, norm=norm), arrays, state, classifier, at_once=1, most=1)
-        over = finished | (state.runs + state.walked >= state.left)
+        over = finished | ~state.due & (state.runs + state.walked >= state.left)
         return state._replace(done=over, paused=state.paused & False)
 
     if not walks:
@@ -217,8 +220,10 @@ def _runs(classifier, arrays, state: Descents, count, *, norm, tries_blocks, wal
             state = jax.lax.cond(now.any(), lambda s: _with_blocks(classifier, given, s, now, norm), lambda s: s, state)
         state = _after_another(classifier, given, seed, state, norm)
         if walks:
-            due = ~state.done & state.best.found & (state.walking | _is_to_try(state))
-            paused = ~state.done & _at_a_trial(state)
+            trial = _at_a_trial(state, norm)
+            # With fewer than a quarter of the runs agreeing, gradients may be masked.
+            due = ~state.done & state.best.found & (state.walking | (trial & (4 * state.agreeing < state.runs)))
+            paused = ~state.done & trial
             state = state._replace(due=state.due | due, paused=state.paused | paused, done=state.done | due | paused)
         return number + 1, state
 
@@ -235,14 +240,9 @@ def _with_blocks(classifier, given: Problem, state: Descents, now, norm) -> Desc
     )
 
 
-def _is_to_try(state: Descents) -> jax.Array:
-    """Whether the random search is tried `[B]`: after some numbers of runs, if fewer than a quarter of them agree."""
-    return _at_a_trial(state) & (4 * state.agreeing < state.runs)
-
-
-def _at_a_trial(state: Descents) -> jax.Array:
+def _at_a_trial(state: Descents, norm: float) -> jax.Array:
     """Whether the number of runs so far is one after which the random search may be tried `[B]`."""
-    return jnp.isin(state.runs, jnp.array(TRIALS + STRIPES))
+    return jnp.isin(state.runs, jnp.array(TRIALS + (STRIPES if norm == geometry.INF else ())))
 
 
 @partial(jax.jit, static_argnums=3, static_argnames="norm")
@@ -256,10 +256,12 @@ def _walks(classifier, arrays, state: Descents, count, *, norm) -> Descents:
     usual = jnp.where(state.walking, PART, 1)
     usual = jnp.where(walk.striped, jnp.where(walk.asked > 0, PART, TRIAL), usual)
     left = state.left - state.runs - state.walked
-    parts = jnp.where(state.due, jnp.minimum(usual, left), 0)
+    parts = jnp.where(state.due, jnp.where(walk.striped, usual, jnp.minimum(usual, left)), 0)
+    # The budget pays for the beginning of a search from stripes only: where it is promising, it goes on in any case.
+    unpaid = walk.striped & (walk.asked > 0)
     # Keys that no other part has.
     keys = jax.vmap(lambda seed, n: jax.random.fold_in(jax.random.key(~seed), n))(seed, state.runs)
-    keys = jax.vmap(jax.random.fold_in)(keys, state.walked)
+    keys = jax.vmap(jax.random.fold_in)(keys, state.walked + walk.asked % windows.LENGTH)
     best, walk = windows.search(classifier, given, keys, state.best, walk, QUERIES * parts, norm)
     return state._replace(
         best=best,
@@ -269,9 +271,9 @@ def _walks(classifier, arrays, state: Descents, count, *, norm) -> Descents:
         forwards=state.forwards + QUERIES * parts,
         walk=walk,
         walking=jnp.where(state.due, best.value < (1 - USEFUL) * state.best.value, state.walking),
-        walked=state.walked + parts,
+        walked=state.walked + jnp.where(unpaid, 0, parts),
         # From stripes, one part follows another: their windows shrink by a schedule, which runs would interrupt.
-        due=state.due & walk.striped & (parts < left),
+        due=state.due & walk.striped,
     )
 
 

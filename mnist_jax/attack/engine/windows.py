@@ -27,7 +27,10 @@ FIRST_SHARE = 0.8
 
 # The search from stripes, for p = inf.
 LENGTH = 3000  # queries; 5000 found little more, on a network trained by TRADES
-INSIDE = 0.01  # relative: how much nearer than the best its perturbations are. Chosen
+# Relative: how much nearer than the best its perturbations are. Of 98 images that attacks at a radius break, many of
+# them hard, on two networks by TRADES and MTL-IBP, standard effort finds 14 farther away; with 0.003, 0.005, 0.01 and
+# 0.02 it is 21, 26, 34 and 38.
+INSIDE = 0.0015
 # The search is given up where the objective is still above a share of what it is at the image. Measured at 0.99 of the
 # distance that `nearest` finds (Linf): on networks where LENGTH queries succeed, nine in ten images are below 0.49
 # after 100 queries and below 0.26 after 300; on CNN-best, where they never do, above 0.52 and 0.40.

@@ -53,15 +53,16 @@ def nearest(
     line through the last perturbation. More runs follow from other starting points (`descents.run_all`). Where the runs
     of an image disagree, as where gradients are masked, a random search of square windows, as in `square`, takes a
     share of the effort (`windows.search`), unless it finds nothing nearer: of windows of the best perturbation, and for
-    p = inf, after 16 runs, also from stripes. More effort never gives a farther image.
+    p = inf, after 5 and 48 runs, also from stripes. More effort never gives a farther image.
     For small networks `mnist_jax.bracket` starts at the image found here and looks for nearer ones exactly.
 
     Args:
       classifier, images, labels: see `fixed_norm`.
       norm: p, in [1, inf].
       effort: `"fast"`, `"standard"`, `"thorough"` (at most 100, 350, 4000 gradients for each image; for p = 1 200, 600,
-        8000), or the largest number of gradients. Three evaluations of the random search count as one gradient. The
-        first steps and one run, 59 gradients for ten classes, are always taken.
+        8000), or the largest number of gradients. Three evaluations of the random search count as one gradient; those
+        of a search from stripes that begins well, up to 3,000 each, are taken besides. The first steps and one run, 59
+        gradients for ten classes, are always taken.
       key: a `jax.random` key for what is random, or one for each image; None means a fixed one.
       targets: `[B]`, the classes to reach; None means any but the label.
 
