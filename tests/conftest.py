@@ -32,13 +32,15 @@ from mnist_jax.unstable import IN_ONE_PIECE, QUICKLY_COMPILED, compile_quickly
 
 USERS_FLAGS = os.environ.get("XLA_FLAGS", "").replace(f"{QUICKLY_COMPILED} {IN_ONE_PIECE}", "").strip()
 compile_quickly(IN_ONE_PIECE)
-gc.set_threshold(
-    50_000
-)  # rarer than Python's default, as searching traced programs for garbage took a tenth of the time
+# Rarer than Python's default, as searching traced programs for garbage took a tenth of the time.
+gc.set_threshold(50_000)
 # The commands that tests run get only the user's XLA flags, without those that `compile_quickly` adds to this process.
 ENVIRONMENT = os.environ | {"XLA_FLAGS": USERS_FLAGS}
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job; the commands would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "seed_networks"
 MOST_KEPT = 2**30  # bytes of compiled programs in pytest's cache; a run of the suite makes less than half of that
