@@ -460,12 +460,12 @@ class BranchAndBound:
         return domain._replace(boxes=tuple(boxes), narrowed=True)
 
     def _half(self, domain: Domain, entry: int, sign: int) -> Domain:
-        """The part of a domain where an entry has a sign. Its bounds start anew, which brings brackets closer."""
+        """The part of a domain where an entry has a sign."""
         ramp, place = self._place(entry)
         signs = list(domain.signs)
         signs[ramp] = signs[ramp].copy()
         signs[ramp].reshape(-1)[place] = sign
-        return domain._replace(signs=tuple(signs), start=None)
+        return domain._replace(signs=tuple(signs))
 
     # Linear programs
 
