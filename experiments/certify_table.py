@@ -27,6 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mnist_jax import NETWORKS, attack, certify, data
+from mnist_jax.certify.crown import AT_ONCE
 from mnist_jax.classifier import Classifier
 from mnist_jax.networks import ORIGINALS
 from mnist_jax.storage import checkpoint, files, pytorch
@@ -127,7 +128,7 @@ def work(key: dict[str, Any], search: Search, images: np.ndarray, labels: np.nda
             return
         part = slice(start, start + piece)
         if not (warm or key["method"].startswith("lirpa")):
-            first = slice(start, start + 8) if slow else part
+            first = slice(start, start + AT_ONCE) if slow else part
             search(images[first], labels[first])
             warm = True
         began = time.perf_counter()
