@@ -40,8 +40,8 @@ class Domain(NamedTuple):
       boxes: `[*shape]` each, bounds of the arguments of the nonlinear operations, in the order of the equations.
       signs: `[*shape]` int8 for each ramp: the sign that its difference has in the domain, 0 where it is not fixed.
       narrowed: whether `boxes` hold only for those images of the domain whose lead is not positive.
-      gain: by how much the split that made the domain raised the bound, as the mean of both halves; 0 for a domain
-        that no split made.
+      gain: by how much the split that made the domain raised the bound, as the mean of both halves when they were
+        compared with others; if it did not, the gain of the split before; 0 for a domain that no split made.
       eased: by how much the last round of narrowing, of this domain or of one that it is a part of, raised the bound;
         inf before the first.
       start: a `Start` of one lane for bounds of functions over the domain; None for CROWN's slopes and chords.
