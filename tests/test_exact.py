@@ -13,7 +13,7 @@ from test_certify import SHAPE, relu_network, weights
 from mnist_jax import Classifier, attack, bracket, certify
 from mnist_jax.certify import domains, driver, pattern
 from mnist_jax.certify.domains import Domain
-from mnist_jax.certify.search import NARROWED, BranchAndBound, Task, _worthwhile, lanes_for
+from mnist_jax.certify.search import NARROWED, STEPS, TRIED, BranchAndBound, Task, _worthwhile, lanes_for
 from mnist_jax.geometry import INF, exact_norm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
@@ -259,3 +259,19 @@ def test_lanes_are_by_themselves():
         together = [found.bound for found in search._bound(tasks)]
         alone = [search._bound([task])[0].bound for task in tasks]
     np.testing.assert_allclose(together, alone, rtol=1e-5)
+
+
+def test_functions_that_are_bounded_together_take_as_many_steps(monkeypatch):
+    """Otherwise bounds would depend on which other functions share the lanes."""
+    classifier, images, labels, radius = steep(relu_network, 4)
+    bound, steps = BranchAndBound._bound, []
+
+    def counted(search, tasks):
+        steps.append({task.steps for task in tasks})
+        return bound(search, tasks)
+
+    monkeypatch.setattr(BranchAndBound, "_bound", counted)
+    with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
+        BranchAndBound(classifier, INF, images, labels.astype(np.int32), radius).run(np.inf, 30)
+    assert all(len(each) == 1 for each in steps)
+    assert {STEPS, TRIED} <= set().union(*steps)
