@@ -38,6 +38,8 @@ STEPS = 12  # Adam's steps for a bound; chosen, not tuned
 # Adam's steps for a half that is only compared with others. Of 2 and 12, on five images of MLP-original whose brackets
 # had stayed open (30 to 40 s each, exact arithmetic), 2 closed three, 12 none.
 TRIED = 2
+# Entries that are tried for a split; the best is kept. Of 8 and 12, 12 closed one of those images that 8 left open.
+CHOICES = 12
 LAST_STEPS = 400  # Adam's steps in a domain that can't be divided and has no linear program; chosen, not tuned
 # Entries whose bounds are improved in a round, for each domain that splits are expected to make of this one. Of 1, 8
 # and no limit, 8 needed half the lanes of 1 on two questions of experiments/questions.py's network `dense2`, as many as
@@ -49,8 +51,6 @@ NARROWED = 256  # largest number of entries whose bounds are improved in a round
 # lanes, even if there is only one domain to work on.
 GROUP = 32
 ENOUGH = 0.85  # a round is followed by another if the lead's (negative) bound shrank to less than this share
-# Entries that are tried for a split; the best is kept. Of 8 and 12, 12 closed one more of those five images.
-CHOICES = 12
 # The lead's weight starts at this share of the weight that makes the lead's bound as large as the entry's interval.
 SHARE = 0.6
 SURVEYED = 1024  # largest number of a ramp's entries whose bounds are improved for all leads together
@@ -622,11 +622,11 @@ class BranchAndBound:
         return done
 
     def _bound(self, tasks: list[Task]) -> list[Bounded]:
-        """Bounds the target of every task."""
+        """Bounds the target of every task; they take the same number of steps."""
         return self._in_parts(self._bound_together, tasks)
 
     def _bound_together(self, tasks: list[Task]) -> list[Bounded]:
-        steps = max(task.steps for task in tasks)
+        (steps,) = {task.steps for task in tasks}
         out = jax.tree.map(np.asarray, domains.bounded(*self.how, *self._lanes(tasks), jnp.int32(steps)))
         bounds = np.nan_to_num(out.bound.astype(float), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
         scores = np.nan_to_num(out.scores, nan=0.0, posinf=0.0)
